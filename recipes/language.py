@@ -1,41 +1,66 @@
 """Methods and rules on one recipe for a language model: run each, and write one table.
 
-    python recipes/language.py recipes/language/standard_order1.yaml --folder FOLDER --orders order1
+    python recipes/language.py recipes/language/standard_order1.yaml --folder FOLDER
 
-Every method has the recipe's own settings: nothing is tuned. Adapters of `isolated` are then
-combined by several rules, which need no training. Runs that are there already under `runs` are
-taken up, and rules that were measured are not measured again.
+The recipe's learning rate holds for all methods but those that have one of their own below; they
+were chosen alike, on the validation examples of the first two tasks of order 1. Adapters of
+`isolated` are then combined by several rules, which need no training. Runs that exist already
+under `runs` are continued, and rules that were measured are not measured again.
 The table goes to recipes/results/language_<recipe>.csv: a row for each method, rule and order,
-after the last task. Means over the orders go to the terminal.
+after the last task. Means over the orders and the reduction of the gap go to the terminal.
 """
 
 import argparse
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from common import measure_all, write
 
 from perdure import Recipe, Run
 from perdure.evaluation import metrics
 from perdure.evaluation.score import TASK_IDS
 
-METHODS = {
-    "sequential": "sequential",
-    "inc_lora": "inc_lora",
-    "o_lora": "o_lora",
-    "n_lora": "n_lora",
-    "sd_lora": "sd_lora",
-    "ewc": "ewc",
-    "lwf": "lwf",
-    "replay": "{name: replay, method: sequential, per_class: 1}",
-    "inflora": "{name: inflora, tasks: 4}",
-    "isolated, fresh": "isolated",
-    "isolated, previous": "{name: isolated, start: previous}",
-    "joint": "joint",
+Row = dict[str, str]
+
+# Each method's settings, as for `--set`.
+METHODS: dict[str, list[str]] = {
+    "isolated, fresh": ["method=isolated"],
+    "sequential": ["method=sequential"],
+    "inflora": ["method={name: inflora, tasks: 4}", "training.learning_rate=3.0e-3"],
+    "o_lora": ["method=o_lora"],
+    "isolated, previous": ["method={name: isolated, start: previous}"],
+    "inc_lora": ["method=inc_lora"],
+    "joint": ["method=joint", "evaluation.steps=last"],
+    "sequential, low rate": ["method=sequential", "training.learning_rate=1.0e-3"],
+    "ewc": ["method=ewc"],
+    "lwf": ["method=lwf"],
+    "replay": ["method={name: replay, method: sequential, per_class: 1}"],
+    "n_lora": ["method=n_lora"],
+    "sd_lora": ["method=sd_lora"],
+    # Before anything is learned: 15 examples of each task are trained on afterwards, to no use.
+    "zero-shot": [
+        "method=sequential",
+        "stream.train=15",
+        "evaluation.future=true",
+        "evaluation.steps=none",
+    ],
 }
-# Beside the recipe's own rule, on the adapters of `isolated`.
-RULES = ("tsv", "ties", "opcm", "knots", "magmax", "routed", "smile")
+# Beside the recipe's own rule, on the adapters of `isolated`. λ is searched on validation examples.
+SEARCHED = ("task_arithmetic", ["scale=search"])
+RULES: dict[str, list[tuple[str, list[str]]]] = {
+    "isolated, fresh": [
+        ("oracle", []),
+        SEARCHED,
+        *[(name, []) for name in ("ties", "tsv", "knots", "opcm", "magmax", "routed", "smile")],
+    ],
+    "isolated, previous": [("oracle", []), SEARCHED, ("slao", [])],
+}
+# Methods that keep no examples, which parameter isolation and combination is compared with.
+OTHERS = ("sequential", "sequential, low rate", "inc_lora", "o_lora", "n_lora", "sd_lora", "ewc")
+OTHERS += ("lwf", "inflora")
 
 
 def main() -> None:
@@ -43,14 +68,14 @@ def main() -> None:
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--folder", help="The data's folder; by default they come from the hub.")
     parser.add_argument("--orders", nargs="+", default=["order1", "order2", "order3"])
-    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--runs", type=Path, default=Path("runs/language"))
     parser.add_argument("--table-only", action="store_true", help="Run nothing.")
     arguments = parser.parse_args()
     rows = []
     for order in arguments.orders:
         for name in arguments.methods:
-            folder = arguments.runs / f"{order}-{name.replace(', ', '-')}"
+            folder = arguments.runs / f"{order}-{name.replace(', ', '-').replace(' ', '-')}"
             if not arguments.table_only:
                 learn(arguments, folder, name, order)
             if (folder / "scores.csv").is_file():
@@ -58,49 +83,108 @@ def main() -> None:
     results = Path(__file__).parent / "results" / f"language_{arguments.recipe.stem}.csv"
     write(results, rows)
     show(rows)
+    show_gaps(rows)
 
 
 def learn(arguments: argparse.Namespace, folder: Path, name: str, order: str) -> None:
     """Learn a stream by a method; for `isolated` measure the other rules as well."""
-    settings = [f"method={METHODS[name]}", f"stream.order={order}", f"name={name}, {order}"]
+    settings = [f"stream.order={order}", f"name={name}, {order}", *METHODS[name]]
     if arguments.folder:
         settings.append(f"stream.folder={arguments.folder}")
     started = time.process_time()
     Recipe.read(arguments.recipe, settings).run(folder)
     print(f"{order} {name}: {time.process_time() - started:.0f} s of CPU time", flush=True)
-    if name.startswith("isolated"):
-        measure_all(Run(folder), [(rule, []) for rule in RULES])
+    if name in RULES:
+        measure_all(Run(folder), RULES[name])
 
 
-def table(folder: Path, name: str, order: str) -> list[dict[str, str]]:
-    """Return a row for each rule of a run: average accuracies, forgetting, and sizes."""
+def table(folder: Path, name: str, order: str) -> list[Row]:
+    """Return a row for each rule of a run: average accuracies, forgetting, sizes, costs."""
     run = Run(folder)
-    tasks = [event for event in run.events() if event["event"] == "task"]
-    if len(run.tasks) < 2:
+    if name == "zero-shot":
+        return [{"method": name, "rule": "", "order": order} | before_learning(run)]
+    if len(run.tasks) < 2:  # the run was stopped
         return []
+    tasks = [event for event in run.events() if event["event"] == "task"]
+    general = [row for row in run.scores() if row["metric"] == "cross_entropy"]
     rows = []
     for rule in dict.fromkeys(row["rule"] for row in run.scores()):
         row = {"method": name, "rule": rule, "order": order}
         for task_id in TASK_IDS:
             matrix = run.matrix(rule, task_id)
-            row[task_id] = f"{100 * metrics.average_accuracy(matrix):.2f}"
-            row[f"forgetting, {task_id}"] = f"{100 * metrics.forgetting(matrix):.2f}"
+            row[task_id] = percent(metrics.average_accuracy(matrix))
+            row[f"forgetting, {task_id}"] = percent(metrics.forgetting(matrix))
+        values = [score["value"] for score in general if score["rule"] == rule and score["step"]]
+        row["cross_entropy"] = f"{values[-1]:.4f}" if values else ""
+        row["learned"] = percent(float(np.diag(run.matrix(rule, "given")).mean()))
         row["trained"] = str(max(task["trained"] for task in tasks))
+        row["state_bytes"] = str(max(task["state_bytes"] for task in tasks))
         row["seconds"] = f"{sum(task['seconds'] for task in tasks):.0f}"
         rows.append(row)
     return rows
 
 
-def show(rows: list[dict[str, str]]) -> None:
+def before_learning(run: Run) -> Row:
+    """Return the averages over tasks before the first one is learned."""
+    before = [score for score in run.scores() if score["step"] == 0]
+    row = {}
+    for task_id in TASK_IDS:
+        values = []
+        for score in before:
+            if score["task_id"] == task_id and metrics.is_score(score):
+                values.append(score["value"])
+        row[task_id] = percent(statistics.mean(values)) if values else ""
+    text = [score["value"] for score in before if score["metric"] == "cross_entropy"]
+    return row | {"cross_entropy": f"{text[0]:.4f}"}
+
+
+def percent(value: float) -> str:
+    return "" if np.isnan(value) else f"{100 * value:.2f}"
+
+
+def show(rows: Sequence[Row]) -> None:
     """Print the mean over orders of each method and rule, with the deviation."""
+    columns = (*TASK_IDS, "forgetting, given", "forgetting, none", "cross_entropy")
     for key in dict.fromkeys((row["method"], row["rule"]) for row in rows):
         own = [row for row in rows if (row["method"], row["rule"]) == key]
         cells = []
-        for task_id in TASK_IDS:
-            values = [float(row[task_id]) for row in own]
-            spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            cells.append(f"{task_id} {statistics.mean(values):.1f} ± {spread:.1f}")
+        for column in columns:
+            values = [float(row[column]) for row in own if row.get(column)]
+            if values:
+                cells.append(f"{column} {spread(values)}")
         print(*key, *cells, f"({len(own)} orders)", sep="  ")
+
+
+def spread(values: Sequence[float]) -> str:
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.1f} ± {deviation:.1f}"
+
+
+def show_gaps(rows: Sequence[Row]) -> None:
+    """Print how much of the gap to an upper bound each combination of adapters closes.
+
+    The accuracies are those without the way to know the task; the bounds are joint training, and
+    each task's own adapter with the task given.
+    """
+    for bound, column in ((("joint", "last"), "none"), (("isolated, fresh", "oracle"), "given")):
+        reductions: dict[tuple[str, str], list[float]] = {}
+        for order in dict.fromkeys(row["order"] for row in rows):
+            of_order = [row for row in rows if row["order"] == order]
+            by_key = {(row["method"], row["rule"]): row for row in of_order}
+            others = [row for row in of_order if row["method"] in OTHERS]
+            if bound not in by_key or not others:
+                continue
+            best = max(others, key=lambda row: float(row["none"]))
+            upper = float(by_key[bound][column])
+            for key, row in by_key.items():
+                if key[0].startswith("isolated") and row["none"] and key[1] != "oracle":
+                    reduction = metrics.gap_reduction(
+                        float(row["none"]), float(best["none"]), upper
+                    )
+                    reductions.setdefault(key, []).append(100 * reduction)
+            print(f"{order}: best other {best['method']} {best['none']}, bound {upper}")
+        for key, values in reductions.items():
+            print("reduction of the gap to", *bound, "by", *key, spread(values), values)
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def test_a_path_to_a_file(toy_method):
         find("method", str(toy_method))
     toy_method.write_text("x = 1")
     with pytest.raises(
-        InputError, match="must hold one class derived from `perdure.Method`; it holds 0"
+        InputError, match="must define one class derived from `perdure.Method`; it defines 0"
     ):
         find("method", str(toy_method))
 
@@ -83,7 +83,7 @@ def test_a_path_to_a_file(toy_method):
 def test_wrong_names():
     with pytest.raises(UnknownName, match="No method named `Isolated`. Did you mean `isolated`?"):
         find("method", "Isolated")
-    with pytest.raises(UnknownName, match="No rule named `zzz`. There are: "):
+    with pytest.raises(UnknownName, match="No rule named `zzz`. Available: "):
         find("rule", "zzz")
 
 

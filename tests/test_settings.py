@@ -76,7 +76,7 @@ def test_every_setting_takes_a_wrong_value_or_says_what_is_right(name):
         (
             "isolated",
             {"rank": True},
-            "`it`: `rank` must be a number, got True, which YAML also makes of `yes` and `no`.",
+            "`it`: `rank` must be a number, got True (YAML reads `yes` and `no` as booleans, too).",
         ),
         (
             "isolated",
@@ -113,7 +113,7 @@ def test_every_setting_takes_a_wrong_value_or_says_what_is_right(name):
             f"`seed` must be a whole number from 0 to {SEEDS - 1}, got {SEEDS}.",
         ),
         ("dare", {"seed": -1}, "`seed` must be a whole number from 0"),
-        ("demo", {"train": 10**30}, "`train` must be a finite number of a size to compute with"),
+        ("demo", {"train": 10**30}, "`train` must be a finite number small enough to compute with"),
         ("training", {"alignment": 5}, "`alignment` is 5, but must be a mapping, or nothing."),
         (
             "training",
@@ -220,7 +220,7 @@ def test_a_rule_is_given_in_three_ways():
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        (5, "`rule` must be a name, or a mapping of `name` and settings, got 5"),
+        (5, "`rule` must be a name, or a mapping with `name` and settings, got 5"),
         (["ties"], "`rule` must be a name"),
         ({}, "`rule` needs `name`"),
         ({"name": 5}, "`rule`: `name` must be a text, got 5"),
@@ -233,7 +233,7 @@ def test_a_rule_is_given_in_three_ways():
         ({"name": "ties", "self": 1}, "No setting of rule `ties` named `self`"),
         ({"name": "ties", "options": {"density": 1}}, "No setting of rule `ties` named `options`"),
         ({"name": "ties", "space": "x"}, "`space` is 'x', but must be `delta` or `factor`"),
-        ({"name": "ties", "search": {}}, "defines how a scale is searched"),
+        ({"name": "ties", "search": {}}, "defines how to search for a scale"),
         ({"name": "sum", "scale": "search"}, "No setting of rule `sum` named `scale`"),
     ],
 )

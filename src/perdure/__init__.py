@@ -110,7 +110,7 @@ __all__ = [
 
 # Where each name is defined. The module is imported when the name is first used, because
 # transformers and peft take 250 MB of memory and four seconds, and merging two folders on disk
-# needs neither. The imports above are for type checkers only; a test compares both lists.
+# needs neither. The imports above are for type checkers only; a test compares the two lists.
 _HOMES = {
     "analysis.diagnose": ["diagnose"],
     "checkpoints.card": ["Merged"],
@@ -164,11 +164,11 @@ def __getattr__(name: str) -> object:
     for home, names in _HOMES.items():
         if name in names:
             value = getattr(importlib.import_module(f"perdure.{home}"), name)
-            globals()[name] = value  # the next time Python finds it without asking here
+            globals()[name] = value  # the next access does not call `__getattr__`
             return value
     raise AttributeError(f"module `perdure` has no attribute `{name}`")
 
 
 def __dir__() -> list[str]:
-    # completion in a notebook also shows the names that are not imported yet
+    # so that completion in a notebook also shows the names that are not imported yet
     return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""The command line as `python -m perdure`, which `accelerate launch -m perdure` needs."""
+"""The entry point for `python -m perdure`, which `accelerate launch -m perdure` needs."""
 
 from perdure.cli.app import main
 

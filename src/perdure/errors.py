@@ -2,24 +2,25 @@
 
 PerdureError
 ├── InputError        a setting, a name or a file given by the user cannot be used
-│   ├── UnknownName   no method, rule, benchmark or task has that name
+│   ├── UnknownName   no method, rule, benchmark, task or setting has the given name
 │   └── DataError     the examples of a task cannot be used
-├── BackboneError     the pre-trained model lacks the parts that are needed
-├── TrainingError     training went wrong: the loss is not a number
-├── CheckFailed       a method or a rule does not keep what all of them promise
+├── BackboneError     the pre-trained model lacks a required part
+├── TrainingError     training failed because the loss or a feature is not a finite number
+├── CheckFailed       a method or a rule fails one of the checks of `perdure check`
 ├── RunError          a run folder is missing, incomplete, damaged, or locked by another process
-│   └── NotFinite     a combined model answers with numbers that are infinite or undefined
-├── Stopped           the run was asked to stop (Ctrl-C, SIGTERM, …): what was learned is kept
-├── CheckpointError   the files of a model or an adapter are damaged, foreign, or cannot be merged
+│   └── NotFinite     a combined model outputs infinite or undefined numbers
+├── Stopped           the run was asked to stop (Ctrl-C, SIGTERM, …); its progress is saved
+├── CheckpointError   the files of a model or an adapter are damaged, have an unknown format, or
+│                     cannot be merged
 ├── OutputError       a result cannot be written: it already exists, the disk is full, or writing
 │                     is not allowed
-└── FetchError        a package with a model or data could not be fetched
-    └── NotHere       something would have to be downloaded, where nothing may be
+└── FetchError        a package with a model or data could not be downloaded or read
+    └── NotHere       a file would have to be downloaded, but downloads are not allowed
 
 PerdureWarning        a request can be fulfilled only in part (a UserWarning)
 
-Each message says what is wrong, what was given, what is allowed, and what to do. The
-command line prints it as one sentence and exits with status 1.
+Each message says what is wrong, what was given, what is allowed, and what to do. The command line
+prints the message and exits with status 1.
 """
 
 import difflib
@@ -27,23 +28,23 @@ import unicodedata
 from collections.abc import Iterable
 
 JOINERS = "\u200c\u200d"
-"""These join Persian letters and emoji: harmless, although in Unicode's category Cf."""
+"""Characters that join Persian letters and emoji; harmless, although in Unicode's category Cf."""
 UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
-"""Unicode's categories of controls, formats, half pairs and separators."""
-LONGEST_NAME = 100  # characters of an unknown name that its message quotes
+"""The Unicode categories of control, format, surrogate and separator characters."""
+LONGEST_NAME = 100  # an error message quotes at most this many characters of an unknown name
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    r"""Escape every character of a text that a terminal would interpret, or cannot write.
+    r"""Escape every character of a text that a terminal would interpret or cannot display.
 
-    Names in a stranger's folder may hold escape sequences (colours, links, the clipboard), line
-    breaks that fake another message, or marks that turn the rest of a line around. Letters, accents
-    and emoji stay.
+    Names in an untrusted folder may contain escape sequences (colours, links, clipboard access),
+    line breaks that imitate a second message, or marks that reverse the direction of the text.
+    Letters, accents and emoji are not escaped.
 
     Parameters
     ----------
     keep
-        Characters to leave alone, such as the line ends of a text with several lines.
+        Characters that are not escaped, such as the line breaks of a text with several lines.
 
     Examples
     --------
@@ -63,7 +64,10 @@ def printable(text: str, *, keep: str = "") -> str:
 
 
 class PerdureError(Exception):
-    """The base of all errors that perdure raises. Its text is one line that is safe to print."""
+    """The base class of all errors that perdure raises.
+
+    The message is a single line that is safe to print.
+    """
 
     def __str__(self) -> str:
         return printable(super().__str__())
@@ -74,7 +78,10 @@ class InputError(PerdureError, ValueError):
 
 
 class UnknownName(InputError):
-    """No `kind` (a method, a rule, …) is called `name`."""
+    """No method, rule, benchmark, task or setting has the given name.
+
+    The message suggests the most similar of the `known` names, and lists all of them.
+    """
 
     def __init__(self, kind: str, name: str, known: Iterable[str]):
         known = sorted(known)
@@ -92,7 +99,7 @@ class UnknownName(InputError):
         if similar:
             message += f" Did you mean `{similar[0]}`?"
         names = ", ".join(known) or "none"
-        super().__init__(f"{message} There are: {names}.")
+        super().__init__(f"{message} Available: {names}.")
 
 
 class DataError(InputError):
@@ -100,15 +107,15 @@ class DataError(InputError):
 
 
 class BackboneError(PerdureError):
-    """The pre-trained model lacks the parts that are needed."""
+    """The pre-trained model lacks a required part."""
 
 
 class TrainingError(PerdureError):
-    """Training went wrong: the loss is not a number."""
+    """Training failed because the loss or a feature is not a finite number."""
 
 
 class CheckFailed(PerdureError):
-    """A method or a rule does not keep what all of them promise."""
+    """A method or a rule fails one of the checks of `perdure check`."""
 
 
 class RunError(PerdureError):
@@ -116,14 +123,14 @@ class RunError(PerdureError):
 
 
 class NotFinite(RunError):
-    """A combined model answers with numbers that are infinite or undefined."""
+    """A combined model outputs infinite or undefined numbers."""
 
 
 class Stopped(BaseException):
-    """The run was asked to stop, by the signal of that number: what was learned is kept.
+    """A request to stop the run, by the signal with the number `signal`; its progress is saved.
 
-    Like `KeyboardInterrupt` it is not an `Exception`: no `except Exception` on the way takes
-    it for something that went wrong.
+    Like `KeyboardInterrupt`, it is not an `Exception`, so that `except Exception` does not catch
+    it as if something had gone wrong.
     """
 
     def __init__(self, message: str, *, signal: int):
@@ -132,19 +139,19 @@ class Stopped(BaseException):
 
 
 class CheckpointError(PerdureError):
-    """The files of a model or an adapter are damaged, foreign, or cannot be merged."""
+    """The files of a model or an adapter are damaged, have an unknown format, or do not merge."""
 
 
 class OutputError(PerdureError):
-    """A result cannot be written: it already exists, or the system refuses."""
+    """A result cannot be written, because it already exists or the system refuses."""
 
 
 class FetchError(PerdureError):
-    """A package with a model or data could not be fetched."""
+    """A package with a model or data could not be downloaded or read."""
 
 
 class NotHere(FetchError):
-    """Something is not on this machine, where nothing may be downloaded."""
+    """A model or data set is not on this machine, and downloads are not allowed."""
 
 
 class PerdureWarning(UserWarning):

@@ -1,13 +1,13 @@
-"""The file name is the registry: methods, rules, benchmarks, scores and models are not listed.
+"""Look-up of methods, rules, benchmarks, scores and models by name, without a central list.
 
-A name is looked up as a file of `perdure/methods`, `perdure/rules`, `perdure/benchmarks`,
-`perdure/evaluation/scores` or `perdure/bundled`, as an entry point of the group
-`perdure.methods` (`perdure.rules`, …) of another package, or as a path to a Python file
-(`./mine.py`), which is run if it is trusted.
+A name refers to a file in `perdure/methods`, `perdure/rules`, `perdure/benchmarks`,
+`perdure/evaluation/scores` or `perdure/bundled`, to an entry point that another package declares
+in the group `perdure.methods` (`perdure.rules`, …), or to a Python file by its path
+(`./mine.py`), which is run only if it is trusted.
 
-A run folder may come from a stranger, and may name such a file as well. Code that reads names from
-a run folder must register them (`named_by_run`): a file that only a run folder names is not run
-before the user says `trust`.
+A run folder may come from a stranger and may also name a Python file. Code that reads names from a
+run folder must therefore register them with `named_by_run`: a file that is named only by a run
+folder is not run until the user trusts it.
 """
 
 import contextlib
@@ -39,17 +39,17 @@ PACKAGES: dict[Kind, str] = {
     "text": "perdure.bundled.texts",
 }
 SHOWN: tuple[Kind, ...] = ("method", "rule", "benchmark", "score")
-"""The kinds that are listed and explained; bundled models and texts have no settings."""
+"""The kinds that users can list and look up; bundled models and texts have no settings."""
 DIAGNOSTICS = "perdure.report.diagnostics"
 RULES_BEFORE = "perdure.merging"
-"""An older name of the rules' group of entry points; packages that still use it are found, too."""
+"""The former name of the entry-point group for rules; packages may still use it."""
 
 Thing = Callable[..., Any]
-"""A method's class, or the function of a rule or a benchmark."""
+"""A method class, or the function of a rule or a benchmark."""
 
 
 class About(TypedDict):
-    """The answer of `about`, as the command line prints it."""
+    """The return value of `about`, as the command line prints it."""
 
     kind: Kind
     name: str
@@ -58,21 +58,21 @@ class About(TypedDict):
 
 
 def names(kind: Kind) -> list[str]:
-    """Return the names of all methods, rules, benchmarks or models that are installed."""
+    """Return the sorted names of all methods (or rules, benchmarks, …) that are installed."""
     package = importlib.import_module(PACKAGES[kind])
     others = {point.name for point in _of_others(kind)}
     return sorted(_files(package) | others)
 
 
 def _files(package: ModuleType) -> set[str]:
-    """Return the names of a package's files, without the packages in it, such as `parts`."""
+    """Return the names of a package's modules, without subpackages such as `parts`."""
     return {module.name for module in pkgutil.iter_modules(package.__path__) if not module.ispkg}
 
 
-# Cached: reading the metadata of all installed packages takes as long as some steps of training.
+# Cached: reading the metadata of all installed packages takes as long as some training steps.
 @functools.cache
 def _of_others(kind: Kind) -> tuple[EntryPoint, ...]:
-    """Return the entry points of other packages."""
+    """Return the entry points that other packages declare for a kind."""
     points = entry_points(group=PACKAGES[kind])
     if kind == "rule":
         points = (*points, *entry_points(group=RULES_BEFORE))
@@ -80,23 +80,24 @@ def _of_others(kind: Kind) -> tuple[EntryPoint, ...]:
 
 
 def find(kind: Kind, name: str) -> Thing:
-    """Return the method's class, or the rule's or benchmark's function, called `name`.
+    """Return the class of the method, or the function of the rule or benchmark, called `name`.
 
     Raises
     ------
     UnknownName
-        Nothing has that name; the message names the most similar one.
+        Nothing has that name; the message suggests the most similar one.
     InputError
-        The file has no method, or several; or it fails when it is run.
+        The Python file does not exist, raises an error, or does not define exactly one method (or
+        a function with the name of the file).
     RunError
-        A run folder names the file, and it is not trusted.
+        The Python file was named by a run folder and is not trusted.
     """
     if name.endswith(".py"):
         return _take(kind, _load(name), Path(name).stem)
     known = names(kind)
     if name not in known:
         raise UnknownName(kind, name, known)
-    # entry points come first, so that a package can replace one of ours by another of its name
+    # entry points come first, so that a package can replace one of ours under the same name
     for point in _of_others(kind):
         if point.name == name:
             _warn_of_replacement(kind, point)
@@ -104,26 +105,26 @@ def find(kind: Kind, name: str) -> Thing:
     return _take(kind, importlib.import_module(f"{PACKAGES[kind]}.{name}"), name)
 
 
-# Cached, so that it warns once in a process: a name is looked up again and again.
+# Cached, to warn only once per process: the same name is looked up many times.
 @functools.cache
 def _warn_of_replacement(kind: Kind, point: EntryPoint) -> None:
-    """Warn if another package's entry point replaces something of ours."""
+    """Warn if an entry point of another package has the same name as one of perdure's files."""
     package = importlib.import_module(PACKAGES[kind])
     if point.name in _files(package):
         other = point.dist.name if point.dist else point.value
         warnings.warn(
-            f"The {kind} `{point.name}` is that of the package `{other}`, which replaces perdure's "
-            "own. Uninstall the package, or rename its entry point, if that is not meant.",
+            f"The {kind} `{point.name}` comes from the package `{other}`, which replaces perdure's "
+            "own. If this is not intended, uninstall the package or rename its entry point.",
             PerdureWarning,
             stacklevel=3,
         )
 
 
 def _take(kind: Kind, module: ModuleType, name: str) -> Thing:
-    """Return the thing that a file defines.
+    """Return the method, rule or benchmark that a file defines.
 
-    A method is the only class in its file that has the hooks; a rule or a benchmark is the
-    function that is named as the file.
+    A method is the only class in its file that has a hook `begin`; a rule or a benchmark is the
+    function with the same name as the file.
     """
     things: list[Thing] = []
     for value in vars(module).values():
@@ -138,16 +139,16 @@ def _take(kind: Kind, module: ModuleType, name: str) -> Thing:
     if len(things) != 1:
         is_method = kind == "method"
         needed = "one class derived from `perdure.Method`" if is_method else f"a function `{name}`"
-        raise InputError(f"`{module.__file__}` must hold {needed}; it holds {len(things)}.")
+        raise InputError(f"`{module.__file__}` must define {needed}; it defines {len(things)}.")
     return things[0]
 
 
 def diagnostics() -> dict[str, Any]:
-    """Return each diagnostic's declaration, by name, in display order.
+    """Return the declaration of each diagnostic by name, in display order.
 
-    A diagnostic is found like a method or a rule: by a file of `perdure/report/diagnostics`,
-    and the file of the same name in `perdure/analysis` that computes it. Recipes do not name
-    diagnostics, so they are not among `names`.
+    Like a method or a rule, a diagnostic is found by its file: the one in
+    `perdure/report/diagnostics` declares it, and the one of the same name in `perdure/analysis`
+    computes it. Recipes do not name diagnostics, so `names` does not list them.
     """
     package = importlib.import_module(DIAGNOSTICS)
     declared = {}
@@ -160,9 +161,9 @@ def diagnostics() -> dict[str, Any]:
 def options(thing: Callable[..., object]) -> dict[str, inspect.Parameter]:
     """Return the settings of a method, rule or benchmark, with their types and defaults.
 
-    They are its keyword-only parameters.
+    The settings are the keyword-only parameters of the class or function.
     """
-    # annotations may be texts (`from __future__ import annotations`), which `eval_str` makes types
+    # with `from __future__ import annotations`, annotations are strings; `eval_str` evaluates them
     signature = inspect.signature(thing, eval_str=True)
     keyword_only = {}
     for name, parameter in signature.parameters.items():
@@ -172,14 +173,14 @@ def options(thing: Callable[..., object]) -> dict[str, inspect.Parameter]:
 
 
 def summary(thing: Callable[..., object]) -> str:
-    """Return the first paragraph of a docstring, on one line."""
+    """Return the first paragraph of an object's docstring, joined into one line."""
     docstring = inspect.getdoc(thing) or ""
     paragraph, *_ = docstring.split("\n\n")
     return paragraph.replace("\n", " ")
 
 
 def about(name: str) -> About:
-    """Describe a method, rule, benchmark or score, and its settings with their defaults."""
+    """Describe a method, rule, benchmark or score, including its settings and their defaults."""
     kinds: list[Kind] = []
     known: set[str] = set()
     for kind in SHOWN:
@@ -189,7 +190,7 @@ def about(name: str) -> About:
             kinds.append(kind)
     if not kinds:
         raise UnknownName("method, rule, benchmark or score", name, known)
-    thing, kind = _first(kinds, name)  # a name may be that of a method and of a rule
+    thing, kind = _first(kinds, name)  # a method and a rule may share a name
     settings = {}
     for key, parameter in options(thing).items():
         default = parameter.default
@@ -199,7 +200,7 @@ def about(name: str) -> About:
     nature = getattr(thing, "nature", None)  # only rules declare one
     if nature:
         order = nature.order.capitalize()
-        text += f"\n\n{order}. Kept for the next task: {nature.state}."
+        text += f"\n\n{order}. Stored for the next task: {nature.state}."
     return {
         "kind": kind,
         "name": name,
@@ -209,7 +210,10 @@ def about(name: str) -> About:
 
 
 def _first(kinds: list[Kind], name: str) -> tuple[Thing, Kind]:
-    """Return the thing in a file, which may be of any kind; if no kind fits, the last one fails."""
+    """Return what `name` refers to, with the first of the kinds that fits.
+
+    If no kind fits, the error of the last one is raised.
+    """
     for kind in kinds[:-1]:
         with contextlib.suppress(InputError):
             return find(kind, name), kind
@@ -219,27 +223,27 @@ def _first(kinds: list[Kind], name: str) -> tuple[Thing, Kind]:
 # -- the user's own Python files
 
 _named_by_runs: dict[str, Path] = {}
-"""The Python files that run folders name, as they name them, each with the first such folder."""
+"""The Python files named by run folders, as written there, each with the first of the folders."""
 _trusted: set[str] = set()
 """The absolute paths of the Python files that the user named, or trusted with `trust`."""
 _loaded: dict[str, str] = {}
-"""The Python files that were run: the name as given, by the path that tracebacks show."""
+"""The Python files that were run: for the path shown in tracebacks, the name as it was given."""
 
 
 def named_by_run(values: object, folder: Path) -> None:
-    """Remember the Python files that a run folder names, which are not run until trusted."""
+    """Register the Python files that a run folder names; they are not run until trusted."""
     for name in python_files(values):
         _named_by_runs.setdefault(name, folder)
 
 
 def trust(values: object) -> None:
-    """Allow the Python files that these settings name to be run."""
-    # absolute paths: trust in `./mine.py` is not trust in a file of that name in another folder
+    """Allow the Python files named in these settings to be run."""
+    # absolute paths: trusting `./mine.py` does not extend to a file of that name elsewhere
     _trusted.update(os.path.abspath(name) for name in python_files(values))
 
 
 def python_files(values: object) -> Iterator[str]:
-    """Yield every text in nested mappings and lists that `find` would take for a Python file."""
+    """Yield every string in nested mappings and lists that `find` would treat as a Python file."""
     if isinstance(values, str) and values.endswith(".py"):
         yield values
     elif isinstance(values, Mapping):
@@ -256,18 +260,18 @@ def _load(name: str) -> ModuleType:
     Raises
     ------
     InputError
-        The file does not exist, or fails.
+        The file does not exist, or raises an error.
     RunError
-        A run folder names it, and nobody said that it is trusted.
+        The file was named by a run folder and is not trusted.
     """
     path = os.path.abspath(name)
     if name in _named_by_runs and path not in _trusted:
         raise RunError(
             f"`{_named_by_runs[name]}` names the Python file `{name}`, which would be run with all "
-            "your rights. If you trust whoever wrote the folder and the file, give `--trust` (in "
-            "Python `trust=True`)."
+            "your permissions. If you trust whoever wrote the folder and the file, give `--trust` "
+            "(in Python, `trust=True`)."
         )
-    # The user named it. It stays trusted if the user then opens a run that names it, too.
+    # The user named it. It stays trusted if the user then opens a run that also names it.
     _trusted.add(path)
     if not os.path.isfile(path):
         raise InputError(f"There is no file `{name}`.")
@@ -275,10 +279,10 @@ def _load(name: str) -> ModuleType:
     return _run_file(path, name, status.st_mtime_ns, status.st_size)
 
 
-# Cached, because a rule is looked up at each of its calls; a changed `version` runs the file again.
+# Cached, because a rule is looked up each time it is called; a new `version` reruns the file.
 @functools.cache
 def _run_file(path: str, name: str, *version: int) -> ModuleType:
-    # no other module has this name: a file `torch.py` leaves `import torch` alone
+    # a name that no other module has: a file `torch.py` must not shadow `import torch`
     number = zlib.crc32(os.fsencode(path))
     private = f"perdure_file_{number:08x}.{Path(name).stem}"
     spec = importlib.util.spec_from_file_location(private, path)
@@ -290,17 +294,16 @@ def _run_file(path: str, name: str, *version: int) -> ModuleType:
         spec.loader.exec_module(module)
     except SyntaxError as error:
         raise InputError(f"`{name}` is not Python: {error}.") from error
-    except (Exception, SystemExit) as error:  # a file that ends the process would end a run
+    except (Exception, SystemExit) as error:  # `sys.exit` in the file must not end a run
         reason = fault(error) or f"`{name}` cannot be run: {_said(error)}."
         raise InputError(reason) from error
     return module
 
 
 def fault(error: BaseException) -> str | None:
-    """Return where in a user's own Python file an error was raised; None if it was raised
-    elsewhere.
+    """Describe where in a user's Python file an error was raised; return None if it was elsewhere.
 
-    If an import or a hook fails, that is the last line reached in such a file.
+    If the file called code outside it, which failed, the line is that of the call.
     """
     frames = traceback.extract_tb(error.__traceback__)
     users = [frame for frame in frames if frame.filename in _loaded]
@@ -312,5 +315,5 @@ def fault(error: BaseException) -> str | None:
 
 
 def _said(error: BaseException) -> str:
-    """Return an error's type and text on one line."""
+    """Return the type and the message of an error on one line."""
     return " ".join(traceback.format_exception_only(error)[-1].split())

@@ -1,7 +1,7 @@
-"""Seeds for random numbers that depend only on their purpose, not on earlier draws.
+"""Random seeds that depend only on their purpose, not on earlier draws.
 
-So a resumed run draws the same numbers as one that was never stopped, and relearning a task, or
-measuring it twice, does not shift the numbers of the next.
+A resumed run therefore draws the same numbers as one that was never stopped, and learning or
+evaluating a task twice does not change the numbers drawn for the next task.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import torch
 
 
 def derived(seed: int, *purpose: str | int) -> int:
-    """Return the seed for a purpose: always the same, and different for each purpose.
+    """Return a seed for a purpose: always the same one, but a different one for each purpose.
 
     Examples
     --------
@@ -22,12 +22,12 @@ def derived(seed: int, *purpose: str | int) -> int:
     # not Python's `hash`, which differs from process to process
     text = repr((seed, *purpose))
     digest = hashlib.sha256(text.encode()).digest()
-    # four bytes: NumPy takes no larger seeds
+    # four bytes: NumPy does not accept larger seeds
     return int.from_bytes(digest[:4], "big")
 
 
 def plant(seed: int) -> None:
-    """Seed all generators of random numbers: those of Python, NumPy, torch and its devices."""
+    """Seed the random number generators of Python, NumPy and torch, on all devices."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)

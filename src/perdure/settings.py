@@ -1,4 +1,4 @@
-"""Settings as a user writes them: put into mappings, and checked against a signature."""
+"""Parsing of settings as users write them, and validation against a signature."""
 
 import dataclasses
 import inspect
@@ -18,18 +18,18 @@ from perdure.errors import CheckpointError, InputError, UnknownName
 from perdure.storage import files
 
 Section = str | dict[str, Any]
-"""A part of a recipe: a name, or a mapping of the name and settings."""
-SEEDS = 2**32  # NumPy and scikit-learn take no larger seeds; torch and Python would
-LARGEST = 2**63  # torch keeps whole numbers in 64 bits
+"""A section of a recipe: a name, or a mapping with a name and settings."""
+SEEDS = 2**32  # NumPy and scikit-learn accept only smaller seeds; torch and Python accept larger
+LARGEST = 2**63  # torch stores integers in 64 bits
 UNLIMITED = "`max_grad_norm`"  # the one setting where infinity makes sense: no limit
-SHORT = 100  # characters of a value that a message quotes
-# pydantic's names for two kinds of complaint; each has one for models and one for functions
+SHORT = 100  # an error message quotes at most this many characters of a value
+# pydantic's names for two kinds of error; each has one for models and one for functions
 MISSING = ("missing", "missing_argument")
 UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 
 
 def section(name: str, settings: Sequence[str]) -> dict[str, object]:
-    """Return the section for a name and `key=value` texts.
+    """Build a recipe section from a name and settings in the form `key=value`.
 
     Examples
     --------
@@ -43,18 +43,18 @@ def section(name: str, settings: Sequence[str]) -> dict[str, object]:
 
 
 def named(section: object, where: str, key: str = "name") -> tuple[str, dict[str, Any]]:
-    """Return a section's name, and its settings.
+    """Split a recipe section into its name and its settings.
 
     Raises
     ------
     InputError
-        The section is neither a name nor a mapping with one.
+        The section is neither a name nor a mapping that contains one.
     """
     if isinstance(section, str):
         return section, {}
     if not isinstance(section, Mapping):
         raise InputError(
-            f"`{where}` must be a name, or a mapping of `{key}` and settings, "
+            f"`{where}` must be a name, or a mapping with `{key}` and settings, "
             f"got {_short(section)}."
         )
     options = dict(section)
@@ -75,14 +75,14 @@ def checked(
     *,
     given: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Return the options, converted to the types of the keyword parameters of `thing`.
+    """Return the options, converted to the types of the keyword-only parameters of `thing`.
 
     Parameters
     ----------
     options
         The settings that the user gave. Only these are returned: defaults are not filled in.
     given
-        Parameters that the caller passes itself, so they are not required here.
+        Parameters that the caller passes to `thing` itself, so they are not required here.
     """
     fields: dict[str, tuple[object, object]] = {}
     for name, parameter in registry.options(thing).items():
@@ -90,7 +90,7 @@ def checked(
             continue
         default = parameter.default
         if default is inspect.Parameter.empty:
-            default = ...  # pydantic's sign for a field that is needed
+            default = ...  # pydantic's marker for a required field
         fields[name] = (parameter.annotation, default)
     return validated(fields, options, where)
 
@@ -98,7 +98,7 @@ def checked(
 def validated(
     fields: Mapping[str, Any], options: Mapping[str, object], where: str
 ) -> dict[str, Any]:
-    """Return the options, converted to the types of their fields; only those that were given.
+    """Return the given options, converted to the types of their fields, without any defaults.
 
     Parameters
     ----------
@@ -108,12 +108,12 @@ def validated(
     Raises
     ------
     InputError
-        An option is unknown, missing, or not of its type.
+        An option is unknown, missing, or of the wrong type.
     """
     kinds = {name: kind for name, (kind, _) in fields.items()}
     config = ConfigDict(extra="forbid")
     model = create_model("settings", __config__=config, **fields)
-    # YAML allows keys that are numbers; pydantic takes texts only
+    # YAML allows numbers as keys; pydantic accepts only strings
     named_options = {str(name): value for name, value in options.items()}
     try:
         converted = model.model_validate(named_options)
@@ -128,23 +128,23 @@ def validated(
 
 
 def kinds_of(model: type[BaseModel]) -> dict[str, object]:
-    """Return the type of each field of a model, with its bounds."""
+    """Return the type of each field of a pydantic model, including its bounds."""
     kinds: dict[str, object] = {}
     for name, field in model.model_fields.items():
-        # pydantic takes `Annotated` apart; `allowed` reads the bounds from an `Annotated` type.
-        # The trailing None is no bound: `Annotated` wants at least one entry.
+        # pydantic splits `Annotated` types, but `allowed` reads the bounds from such a type.
+        # The trailing None is not a bound: `Annotated` requires at least one entry.
         kinds[name] = Annotated[field.annotation, *field.metadata, None]
     return kinds
 
 
 def check_numbers(given: object, value: object, name: str) -> None:
-    """Check the numbers in a setting, as it was `given` and as the `value` that was made from it.
+    """Check the numbers in a setting, which was `given` and then converted to `value`.
 
     Raises
     ------
     InputError
-        A truth value was given for a number, a number is not finite or too large to compute with,
-        or a seed is not one that all generators of random numbers take.
+        A boolean was given for a number, a number is infinite, undefined or too large to compute
+        with, or a seed is not accepted by all random number generators.
     """
     if is_dataclass(value):
         value = vars(value)
@@ -166,7 +166,7 @@ def _check_number(given: object, value: float, name: str) -> None:
     # pydantic converts True to 1, so the value alone does not show it
     if isinstance(given, bool):
         raise InputError(
-            f"{name} must be a number, got {given}, which YAML also makes of `yes` and `no`."
+            f"{name} must be a number, got {given} (YAML reads `yes` and `no` as booleans, too)."
         )
     if isinstance(value, int):
         usable = abs(value) < LARGEST
@@ -175,21 +175,21 @@ def _check_number(given: object, value: float, name: str) -> None:
         usable = math.isfinite(value) or unlimited
     if not usable:
         raise InputError(
-            f"{name} must be a finite number of a size to compute with, got {_short(given)}."
+            f"{name} must be a finite number small enough to compute with, got {_short(given)}."
         )
     if name.endswith("seed`"):
         check_seed(value, name)
 
 
 def check_seed(seed: object, name: str = "`seed`") -> None:
-    """Check that a seed is one that Python, NumPy, torch and scikit-learn take.
+    """Check that Python, NumPy, torch and scikit-learn all accept a seed.
 
     Raises
     ------
     InputError
         The seed is negative, too large, or not a whole number.
     """
-    # True is an int for Python
+    # in Python, True is an int
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < SEEDS:
         raise InputError(
             f"{name} must be a whole number from 0 to {SEEDS - 1}, got {_short(seed)}."
@@ -202,7 +202,7 @@ def sentence(
     kinds: Mapping[str, object],
     values: Mapping[str, object],
 ) -> InputError:
-    """Return pydantic's complaint about `values` as one of our own errors, in one sentence.
+    """Turn pydantic's error about `values` into an `InputError` with a one-sentence message.
 
     Parameters
     ----------
@@ -219,10 +219,10 @@ def sentence(
         _, around = _path(keys[:-1], kinds, values)
         return _unknown(path, where, kinds, around)
     given = _short(complaint["input"])
-    if not path:  # a key that is not a text: pydantic cannot say where it stands
+    if not path:  # a key that is not a string: pydantic cannot say where it is
         return InputError(f"{where} has {given} as a name, which is not a text.")
     name = ".".join(path)
-    if reason == "value_error":  # raised by a validator of ours, whose own words are better
+    if reason == "value_error":  # raised by one of our validators, whose message is better
         words = str(complaint.get("ctx", {}).get("error"))
         return InputError(f"{where}: `{name}`: {words.rstrip('.')}.")
     return InputError(f"{where}: `{name}` is {given}, but must be {allowed(kind)}.")
@@ -231,10 +231,10 @@ def sentence(
 def _deepest(
     error: ValidationError, kinds: Mapping[str, object], values: Mapping[str, object]
 ) -> ErrorDetails:
-    """Return the complaint with the longest path; of several the first.
+    """Return the first of pydantic's errors with the longest path.
 
-    For a union pydantic complains about every member that it tried. The complaint that goes
-    deepest is about the member that the user meant.
+    For a union, pydantic reports an error for every member that it tried. The one with the longest
+    path is about the member that the user meant.
     """
     complaints = error.errors()
     depths = []
@@ -257,15 +257,15 @@ def _unknown(
 def _path(
     keys: Sequence[int | str], kinds: Mapping[str, object], values: Mapping[str, object]
 ) -> tuple[list[str], object]:
-    """Return a complaint's location, in terms of the user's own keys, and the type expected there.
+    """Return where a pydantic error is, as a path of the user's keys, and the type expected there.
 
-    pydantic's own path also names the members of a union that it tried, which users do not know.
+    pydantic's path also names the members of a union that it tried, which users do not know.
     """
     path: list[str] = []
     kind: object = None
     value: Any = values
     for key in keys:
-        if not _has(value, key):  # the name of a union's member, not a key
+        if not _has(value, key):  # the name of a union member, not a key
             continue
         kind = inside(kind, key) if path else kinds.get(str(key))
         value = value[key]
@@ -274,7 +274,7 @@ def _path(
 
 
 def _has(value: object, key: int | str) -> bool:
-    """Return whether a mapping or a list has an entry."""
+    """Return True if a mapping or a list has an entry `key`."""
     if isinstance(value, Mapping):
         return key in value
     if isinstance(value, list | tuple) and isinstance(key, int):
@@ -283,13 +283,13 @@ def _has(value: object, key: int | str) -> bool:
 
 
 def _short(value: object) -> str:
-    """Return a value's Python representation, truncated after `SHORT` characters."""
+    """Return the `repr` of a value, truncated to `SHORT` characters."""
     text = repr(value)
     return text if len(text) <= SHORT else f"{text[:SHORT]}…"
 
 
 def put(values: dict[str, Any], setting: str) -> None:
-    """Put `a.b=value` into nested mappings, as the user gave it. The value is read as YAML."""
+    """Apply a setting `a.b=value` to nested mappings, in place. The value is parsed as YAML."""
     path, equals, value = setting.partition("=")
     if not equals:
         raise InputError(f"`--set {setting}` must be `key=value`, such as `method.rank=4`.")
@@ -297,7 +297,7 @@ def put(values: dict[str, Any], setting: str) -> None:
     for key in above:
         inner = values.setdefault(key, {})
         if isinstance(inner, str):
-            # a name alone, such as `method: isolated`, becomes a section with room for settings
+            # a bare name, such as `method: isolated`, becomes a section that can have settings
             name_key = "model" if key == "backbone" else "name"
             inner = values[key] = {name_key: inner}
         if not isinstance(inner, dict):
@@ -311,7 +311,7 @@ def put(values: dict[str, Any], setting: str) -> None:
     registry.trust(values[last])
 
 
-# -- a type, in the words with which a sentence says what a setting may be
+# -- descriptions of types, for messages that say what a setting may be
 
 WORDS: dict[object, str] = {
     bool: "true or false",
@@ -333,14 +333,14 @@ BOUNDS: dict[type, tuple[str, str]] = {
     Le: ("le", "at most"),
     Lt: ("lt", "less than"),
 }
-"""For each kind of bound, the attribute that contains the number, and its wording."""
+"""For each kind of bound, the attribute with the number, and the words for it in a message."""
 UNIONS = (typing.Union, types.UnionType)  # `Optional[X]` and `X | None` are two different types
 LISTS = (list, tuple, Sequence)
 MAPPINGS = (dict, Mapping)
 
 
 def allowed(kind: object) -> str:
-    """Return the values of a type in words.
+    """Describe in words which values a type allows.
 
     Examples
     --------
@@ -367,7 +367,7 @@ def allowed(kind: object) -> str:
 
 
 def _limits(metadata: Sequence[object]) -> str:
-    """Return the bounds of an `Annotated` type in words, such as ` of at least 1 and at most 9`."""
+    """Describe the bounds of an `Annotated` type, as in ` of at least 1 and at most 9`."""
     limits = []
     for bound in metadata:
         if type(bound) in BOUNDS:
@@ -377,7 +377,7 @@ def _limits(metadata: Sequence[object]) -> str:
 
 
 def _choice(words: list[str]) -> str:
-    """Return several words as a choice; `nothing` comes last, after a comma."""
+    """Join the descriptions of alternatives with `or`; `nothing` comes last, after a comma."""
     words = list(dict.fromkeys(words))
     rest = [word for word in words if word != "nothing"]
     if not rest:
@@ -390,7 +390,7 @@ def _choice(words: list[str]) -> str:
 
 
 def inside(kind: object, key: int | str) -> object:
-    """Return the type of the entry `key` in a value of type `kind`; None if it has no entries."""
+    """Return the type of the entry `key` in a value of type `kind`; None if there is none."""
     origin = typing.get_origin(kind)
     arguments = typing.get_args(kind)
     if origin is typing.Annotated:
@@ -414,7 +414,10 @@ def inside(kind: object, key: int | str) -> object:
 
 
 def entries(kind: object) -> list[str]:
-    """Return the names of the settings in a mapping of some type; empty if any name will do."""
+    """Return the names of a dataclass's fields, or of the fields of all dataclasses in a union.
+
+    The list is empty for other types, such as mappings that allow any name.
+    """
     names: list[str] = []
     if typing.get_origin(kind) in UNIONS:
         for argument in typing.get_args(kind):

@@ -93,7 +93,7 @@ def test_cka_of_the_same_and_of_independent_features():
 
 
 def test_cka_refuses_what_it_cannot_compare():
-    with pytest.raises(InputError, match="four examples or more, got \\[3\\]"):
+    with pytest.raises(InputError, match=r"at least four examples.* got \[3\]"):
         cka(random(3, 2), random(3, 2))
     with pytest.raises(InputError, match="got 8 and 9 rows"):
         cka(random(8, 2), random(9, 2))
@@ -361,8 +361,8 @@ def test_methods_without_task_vectors(made):
     found = diagnose(made("lda"))
     assert list(found["parts"]) == ["probe", "posterior"]
     assert (
-        "trains nothing" in found["left_out"]["zones"]
-        and "those of before" in found["left_out"]["cka"]
+        "does not train" in found["left_out"]["zones"]
+        and "stay the same" in found["left_out"]["cka"]
     )
     assert found["parts"]["probe"]["plasticity"] == [0, 0]
     found = diagnose(made("bottleneck"), only=["interference", "cka"])
@@ -427,7 +427,7 @@ def test_one_task_and_a_task_that_is_taken_out(tmp_path, pico):
     forget(run.folder, "colour")
     assert not (run.folder / "diagnostics.json").exists()  # it told of the task
     found = diagnose(run.folder, only=["interference", "zones"])
-    assert "one task only" in found["left_out"]["interference"] and found["tasks"] == ["fruit"]
+    assert "only one task" in found["left_out"]["interference"] and found["tasks"] == ["fruit"]
     screen = Console(file=io.StringIO(), width=80)
     diagnostics_terminal.show(found, screen)
     out = screen.file.getvalue()

@@ -179,7 +179,7 @@ def test_a_tasks_examples_do_not_depend_on_the_order(texts):
 def test_standard_cl_refuses(texts, tmp_path):
     with pytest.raises(UnknownName, match="No order named `order7`. Did you mean `order"):
         standard_cl(folder=str(texts), order="order7")
-    with pytest.raises(UnknownName, match="No task named `d`. There are: a, b, c"):
+    with pytest.raises(UnknownName, match="No task named `d`. Available: a, b, c"):
         standard_cl(folder=str(texts), order=["a", "d"])
     with pytest.raises(InputError, match="two tasks named `a`"):
         standard_cl(folder=str(texts), order=["a", "a"])
@@ -204,7 +204,7 @@ def test_standard_cl_refuses(texts, tmp_path):
     [
         ({"text": ["x"], "label": [0]}, "has no column `split`"),
         ({"text": ["x"], "split": ["train"]}, "has no column `label`"),
-        ({"text": ["x"], "label": [0], "split": ["train"]}, "has no row of the split `test`"),
+        ({"text": ["x"], "label": [0], "split": ["train"]}, "has no rows in split `test`"),
         (
             {"text": ["x", "y", "z"], "label": [0, 1, 0], "split": ["train"] * 2 + ["test"]},
             "single training",

@@ -7,11 +7,11 @@ import pytest
 from conftest import SHARED
 from datasets import Dataset
 
-from perdure.benchmarks.parts.text_prompts import QUESTIONS, prompt
+from perdure.benchmarks.parts.text_prompts import PAIRS, QUESTIONS, pair, prompt
 from perdure.benchmarks.standard_cl import CARDS, ORDERS, standard_cl
 from perdure.benchmarks.super_ni import ORDERS as NI_ORDERS
 from perdure.benchmarks.super_ni import TASKS, super_ni
-from perdure.errors import DataError, UnknownName
+from perdure.errors import DataError, InputError, UnknownName
 
 
 def test_every_task_has_a_question():
@@ -63,6 +63,66 @@ def test_a_task_without_a_question(tmp_path):
     folder = text_folder(tmp_path / "texts", ["mine"])
     with pytest.raises(UnknownName, match="No task named `mine`"):
         standard_cl(folder=folder, order=["mine"], prompts="options")
+
+
+@pytest.mark.parametrize(
+    "task, text, first, second",
+    [
+        ("mnli", "sentence 1: a \nsentence 2: b", "a", "b"),
+        ("cb", "sentence 1: a\nb\nsentence 2: c", "a\nb", "c"),
+        ("qqp", "first sentence: a\nsecond sentence: b", "a", "b"),
+        ("boolq", "question: a\npassage: b\nc", "a", "b\nc"),
+        ("wic", "word: a\nb\nc", "a\nb", "c"),
+        (
+            "multirc",
+            "paragraph: a\nquestion: b\ncandidate answer: c",
+            "a",
+            "question: b\ncandidate answer: c",
+        ),
+        ("copa", "a?\nA: b\nB: c", "a?", "A: b\nB: c"),
+    ],
+)
+def test_texts_in_pairs(task, text, first, second):
+    assert pair(task, text) == (first, second)
+
+
+def test_pairs_of_a_folder(tmp_path):
+    """A task of pairs has two columns, another one its text as before; the labels stay."""
+    folder = text_folder(tmp_path / "texts", ["sst2", "wic"])
+    rows = {"text": ["word: a\nb\nc"] * 8, "label": [0, 1] * 4, "split": ["train", "test"] * 4}
+    Dataset.from_dict(rows).to_parquet(tmp_path / "texts" / "wic.parquet")
+    sst2, wic = standard_cl(folder=folder, order=["sst2", "wic"], prompts="pairs")
+    assert sst2.train.column_names == ["text", "label"]
+    assert wic.test[:] == {"text": ["a\nb"] * 4, "text_pair": ["c"] * 4, "label": [1] * 4}
+
+
+def test_a_text_that_is_no_pair(tmp_path):
+    folder = text_folder(tmp_path / "texts", ["rte"])
+    with pytest.raises(DataError, match="`rte` is not in the form of a pair.*`prompts: plain`"):
+        standard_cl(folder=folder, order=["rte"], prompts="pairs")
+
+
+def test_every_real_pair_can_be_taken_apart(shared):
+    stream = standard_cl(folder=str(shared / "text15"), order=list(PAIRS), prompts="pairs")
+    for task in stream:
+        assert all(task.train["text_pair"]) and all(task.test["text"])
+
+
+@pytest.mark.parametrize("benchmark", [standard_cl, super_ni])
+@pytest.mark.parametrize(
+    "order, message", [(["sst2", "sst2"], "names task `sst2` twice"), (["sst2", 3], "by strings")]
+)
+def test_orders_that_are_refused(benchmark, order, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        benchmark(folder=str(tmp_path), order=order)
+
+
+def test_a_task_without_test_rows(tmp_path):
+    folder = text_folder(tmp_path / "texts", ["sst2", "wic"])
+    rows = {"text": list("abcd"), "label": [0, 1] * 2, "split": ["train"] * 4}
+    Dataset.from_dict(rows).to_parquet(tmp_path / "texts" / "wic.parquet")
+    with pytest.raises(DataError, match="wic.parquet` has no rows in split `test`"):
+        standard_cl(folder=folder, order=["sst2", "wic"])
 
 
 # -- Super-NaturalInstructions

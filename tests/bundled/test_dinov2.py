@@ -78,7 +78,7 @@ def test_another_file(pico, tmp_path):
     weights = weights_of(pico("dinov2"))
     write_onnx(tmp_path / "pico.onnx", weights)
     with pytest.raises(
-        FetchError, match="`pico.onnx` does not hold the DINOv2 ViT-S/14 that was expected"
+        FetchError, match="`pico.onnx` does not contain the DINOv2 ViT-S/14 that was expected"
     ):
         dinov2.write(tmp_path / "pico.onnx", tmp_path / "model")
     assert not (tmp_path / "model").exists()

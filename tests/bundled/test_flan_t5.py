@@ -102,7 +102,7 @@ def test_the_output_layer_is_not_the_embedding(source, tmp_path):
 def test_other_files(source, tmp_path, monkeypatch):
     folder, _ = source
     monkeypatch.setattr(flan_t5, "CONFIG", flan_t5.CONFIG | {"num_layers": 3})
-    with pytest.raises(FetchError, match="`span` does not hold the T5 that was expected"):
+    with pytest.raises(FetchError, match="`span` does not contain the T5 that was expected"):
         flan_t5.write(folder, tmp_path / "model")
     assert not (tmp_path / "model").exists()
 

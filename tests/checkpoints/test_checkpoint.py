@@ -392,7 +392,7 @@ KEYS += [
 
 
 @FUZZ
-@pytest.mark.filterwarnings("ignore:.*is not known here:perdure.PerdureWarning")
+@pytest.mark.filterwarnings("ignore:.*is an unknown setting:perdure.PerdureWarning")
 @given(changes=st.dictionaries(st.sampled_from(KEYS), json_values, max_size=3))
 def test_fuzz_of_adapter_configurations(changes, made, tmp_path):
     config = json.loads((made[2] / "adapter_config.json").read_text()) | changes

@@ -399,7 +399,7 @@ def test_statistics_of_inputs_reach_the_rule(tmp_path):
     seen = registry.find("rule", str(tmp_path / "seen.py")).value["task"]
     assert seen[f"{names[1]}.k_proj"][0, 0] == 2 and len(seen) == 4
     save_file({key: value[:3] for key, value in kept.items()}, place.parent / "inputs.safetensors")
-    with pytest.raises(PerdureError, match=r"finite matrix \(16, 16\)"):
+    with pytest.raises(PerdureError, match=r"finite matrix of shape \(16, 16\)"):
         call()
 
 
@@ -447,7 +447,7 @@ def test_dry_run_card_and_command_line(tmp_path, monkeypatch, capsys):
         (("-o", tmp_path / "new", "--set", "scale=search"), "needs the tasks' validation data"),
         (
             ("-o", tmp_path / "new", "--set", "space=factor"),
-            "`space` is only for the rules of a run",
+            "`space` is only for rules in a run",
         ),
         (("-o", tmp_path / "new", "--saved-modules", "frist"), "Did you mean `first`?"),
     ]:
@@ -595,5 +595,5 @@ def test_a_run_or_an_adapter_is_no_base(run, tmp_path):
     one = adapter(folder, tmp_path / "one", seed=1)
     with pytest.raises(PerdureError, match="is an adapter, not a model"):
         merge_checkpoint(one, [one], SUM, tmp_path / "out")
-    with pytest.raises(PerdureError, match="is a run: give it alone"):
+    with pytest.raises(PerdureError, match="is a run: give only its folder"):
         merge_checkpoint(run.folder, [one], SUM, tmp_path / "out")

@@ -66,7 +66,7 @@ def fails(folder, place, message: str, **more) -> None:
         ({"init_lora_weights": "lora_ga"}, "Convert the adapter"),
         ({"init_lora_weights": ["x"]}, "Convert the adapter"),
         ({"layer_replication": [[0, 1], [0, 1]]}, "copies layers"),
-        ({"trainable_token_indices": [1]}, "single rows"),
+        ({"trainable_token_indices": [1]}, "individual rows"),
         ({"target_parameters": "experts.up"}, "`target_parameters` is"),
         ({"target_modules": [3]}, "`target_modules` is"),
         ({"exclude_modules": {"a": 1}}, "`exclude_modules` is"),
@@ -96,7 +96,7 @@ def test_gaussian_and_converted_starts_are_taken(copy):
     configure(copy[1], base_model_name_or_path="org/other-model")
     assert merge_checkpoint(copy[0], [copy[1]], "sum", dry_run=True, any_base=True).layers == 4
     configure(copy[1], base_model_name_or_path="org/llama", something_new=True)
-    with pytest.warns(PerdureWarning, match="`something_new` is not known here"):
+    with pytest.warns(PerdureWarning, match="`something_new` is an unknown setting"):
         merge_checkpoint(copy[0], [copy[1]], "sum", dry_run=True)
 
 
@@ -125,7 +125,7 @@ def put(name: str, value):
         ),
         (put(f"{Q}B.weight", torch.full((16, 4), 1e300, dtype=torch.float64)), "not finite"),
         (put(f"{Q}A.weight", torch.ones(4, 16, dtype=torch.int8)), "has the type I8"),
-        (put(f"{Q}A.weight", torch.ones(4, 17)), r"by a matrix of the shape \(16, 17\)"),
+        (put(f"{Q}A.weight", torch.ones(4, 17)), r"by a matrix of shape \(16, 17\)"),
         (put(f"{Q}A.weight", torch.ones(3, 16)), "do not match"),
         (put(f"{Q}A.weight", torch.ones(4)), "do not match"),
         (put(f"{Q}A.other.weight", torch.ones(4, 16)), "has two adapters"),
@@ -316,14 +316,14 @@ def test_a_vast_factor_is_compared_with_the_base_before_it_is_read(copy):
     with (copy[1] / WEIGHTS).open("wb") as file:
         file.write(start)
         file.truncate(max(place.stop for place in places.values()))
-    fails(*copy, r"by a matrix of the shape \(16, 100000000000\)")
+    fails(*copy, r"by a matrix of shape \(16, 100000000000\)")
 
 
 def test_quantized_and_infinite_bases(made, tmp_path):
     folder, one = made
     for name, value, message in (
         ("int", torch.ones(16, 16, dtype=torch.int8), "the base is quantized"),
-        ("inf", torch.full((16, 16), float("inf")), "own values are not"),
+        ("inf", torch.full((16, 16), float("inf")), "values of the base model are not"),
         ("great", torch.full((16, 16), 65504.0, dtype=torch.float16), "the change is too large"),
     ):
         place = Path(shutil.copytree(folder, tmp_path / name / "llama"))

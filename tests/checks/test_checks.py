@@ -31,7 +31,7 @@ METHODS = {
     "no_hook": (
         "    update = 3",
         method.hooks_take_what_the_loop_gives,
-        "has `update` as a int, but it is a hook",
+        "has a hook `update` of type `int`: make it a method",
     ),
     "many_losses": (
         "    def loss(self, backbone, batch):\n"
@@ -54,7 +54,7 @@ METHODS = {
         "    def update(self, backbone, step):\n        step()\n"
         "        next(backbone.model.parameters()).data.mul_(1.01)",
         method.only_its_parameters_change,
-        r"changed `model\.embeddings\..*` while it learned `fruit`: name it in `parameters`",
+        r"changed `model\.embeddings\..*` while it learned `fruit`: return it from `parameters`",
     ),
     "trains_the_frozen_factor": (
         "    def parameters(self, backbone):\n"
@@ -68,7 +68,7 @@ METHODS = {
     "trains_nothing": (
         "    def parameters(self, backbone):\n        return []",
         method.training_lowers_the_loss,
-        "left its module as it was",
+        "did not change its module",
     ),
     "never_lower": (
         "    def loss(self, backbone, batch):\n"
@@ -80,20 +80,20 @@ METHODS = {
         "    @property\n    def isolates(self):\n        return True\n"
         "    def begin(self, backbone, task):\n        self.go_on(backbone)",
         method.what_it_isolates_is_learned_alone,
-        "says that it `isolates`, but an earlier task changed",
+        "declares `isolates`, but an earlier task changed",
     ),
     "keeps_data": (
         "    def examples(self, seen):\n"
         "        return [row for task in seen for row in task.rows('train')]",
         method.it_does_without_old_examples,
-        "asks for the examples of an earlier task: let `keeps_all` be True",
+        "reads the examples of an earlier task: return True from `keeps_all`",
     ),
     "other_randomness": (
         "    def begin(self, backbone, task):\n        super().begin(backbone, task)\n"
         "        for value in self.parameters(backbone):\n"
         "            value.data += 0.1 * random.SystemRandom().random()",
         method.equal_seeds_give_equal_runs,
-        r"gave a different run with the same seed: .* `scores.csv` differs",
+        r"produced a different run with the same seed: .* `scores.csv` differs",
     ),
     "looks_ahead": (
         "    count = 0\n    def begin(self, backbone, task):\n"
@@ -110,7 +110,7 @@ METHODS = {
         "        return (1 + self.learned) * super().loss(backbone, batch)\n"
         "    def end(self, *arguments):\n        self.learned += 1",
         method.a_run_goes_on_between_tasks,
-        "was stopped between two tasks and did not end with the same bytes: keep in `state`",
+        "was stopped between two tasks and did not produce the same bytes: store in `state`",
     ),
     "forgets_inside": (
         "    def begin(self, backbone, task):\n        super().begin(backbone, task)\n"
@@ -118,7 +118,7 @@ METHODS = {
         "    def loss(self, backbone, batch):\n        self.steps += 1\n"
         "        return super().loss(backbone, batch) / self.steps",
         method.a_run_goes_on_inside_a_task,
-        "was stopped inside a task and did not end with the same bytes: keep in `state`",
+        "was stopped in the middle of a task and did not produce the same bytes: store in `state`",
     ),
     "goes_stale": (
         "    def __post_init__(self):\n        super().__post_init__()\n        self.learned = 0\n"
@@ -126,19 +126,19 @@ METHODS = {
         "        return (1 + self.learned) * super().loss(backbone, batch)\n"
         "    def end(self, *arguments):\n        self.learned += 1",
         method.what_was_used_is_as_good_as_new,
-        "gave a different run when it was used again",
+        "produced a different run when it was reused",
     ),
     "says_that_it_is_frozen": (
         "    @property\n    def trains(self):\n        return False",
         method.computed_heads_know_the_classes,
-        "says by `trains` that it trains nothing, but it has parameters or examples",
+        "declares by `trains` that it trains nothing, but has parameters or examples",
     ),
 }
 RULES = {
     "positional": (
         "@nature('order-free', state='n task vectors')\ndef positional(vectors, scale=1.0): ...",
         rule.it_takes_vectors_and_settings,
-        "has a setting `scale` that is not by keyword only",
+        "has a setting `scale` that is not keyword-only",
     ),
     "nameless": (
         "def nameless(vectors): return vectors",
@@ -148,13 +148,13 @@ RULES = {
     "stateless": (
         "@nature('sequential', state='')\ndef stateless(vectors): ...",
         rule.it_declares_what_it_is,
-        "does not say what has to be kept for the next task",
+        "does not say what has to be stored for the next task",
     ),
     "unknown": (
         "@nature('sequential', state='nothing')\ndef unknown(vectors): ...\n"
         "object.__setattr__(unknown.nature, 'order', 'random')",
         rule.it_declares_what_it_is,
-        "says that it is `random`: order-free, sequential, routed are known",
+        "says that it is `random`, but must be one of order-free, sequential, routed",
     ),
     "several": (
         "@nature('sequential', state='nothing')\ndef several(vectors): return vectors",
@@ -190,7 +190,7 @@ RULES = {
         "1.0)) "
         "if len(vectors) > 1 else float('nan'))",
         rule.shapes_and_dtypes_are_kept,
-        "returned numbers that are infinite or not defined for `",
+        "returned numbers that are infinite or undefined for `",
     ),
     "invents": (
         "@nature('sequential', state='one')\n"
@@ -210,14 +210,14 @@ RULES = {
         "@nature('sequential', state='one')\n"
         "def dice(vectors): return sum_of(vectors) * float(torch.rand(()))",
         rule.the_same_again,
-        "made a different `w` when it was called again: seed its random numbers",
+        "computed a different `w` when it was called again: seed its random numbers",
     ),
     "of_factors": (
         "@nature('sequential', state='one')\n"
         "def of_factors(vectors):\n"
         "    return sum_of(vectors) * (2.0 if isinstance(vectors['a']['w'], LowRank) else 1.0)",
         rule.factors_and_full_tensors_give_the_same,
-        "made a different `w` of layers in full than of factors",
+        "computed a different `w` for full layers than factors",
     ),
     "broadcasts": (
         "@nature('order-free', state='sums')\n"
@@ -231,13 +231,13 @@ RULES = {
         "@nature('order-free', state='one')\n"
         "def first(vectors): return next(iter(vectors.values()))",
         rule.order_does_not_matter_if_it_says_so,
-        "says that it is order-free, but made a different `.` of the tasks in another order",
+        "says that it is order-free, but computed a different `.` for the tasks in another order",
     ),
     "by_number": (
         "@nature('order-free', state='n', layerwise=True)\n"
         "def by_number(vectors): return sum_of(vectors) * (1 / len(sum_of(vectors).entries))",
         rule.a_layer_depends_on_itself_if_it_says_so,
-        "says that it is layerwise, but made a different `.` without the other layers",
+        "says that it is layerwise, but computed a different `.` without the other layers",
     ),
 }
 RULE_HEAD = """
@@ -301,7 +301,7 @@ def test_every_check_finds_something():
         ),
         (
             "class Lone: ...",
-            "must hold one class derived from `perdure.Method`, or a function `broken`",
+            "must define one class derived from `perdure.Method`, or a function `broken`",
         ),
         (f"{HEAD}    strength: float", "method `{path}` needs `strength`."),
         (
@@ -341,7 +341,8 @@ def test_a_rule_of_a_file_and_debug(tmp_path, perdure):
     status, out, err = perdure("check", path)
     assert status == 1 and err == f"Error: `{path}` fails 2 of {1 + len(rule.CHECKS)} checks.\n"
     assert out.count("passed  ") == len(rule.CHECKS) - 1 and "Traceback" not in out
-    assert f"failed  {rule.the_same_again.__doc__}\n        `{path}` made a different `w`" in out
+    failure = f"failed  {rule.the_same_again.__doc__}\n        `{path}` computed a different `w`"
+    assert failure in out
     _, _, err = perdure("check", path, "--debug")
     assert (
         err.count("CheckFailed: ") == 3

@@ -149,7 +149,7 @@ def test_a_failed_attempt_leaves_nothing_in_the_way(pico, tmp_path, monkeypatch,
     assert perdure("learn", "mine", "--data", table, *columns, *task)[0] == 0
     assert Run("mine").tasks == ["other", "mail", "chart"]
     status, _, err = perdure("learn", "mine", "--data", table, "--backbone", "minilm")
-    assert status == 1 and "it cannot go on with `minilm`" in err
+    assert status == 1 and "it cannot continue with `minilm`" in err
 
 
 def test_a_recipe_in_five_lines(pico, tmp_path, monkeypatch, perdure):

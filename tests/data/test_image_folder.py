@@ -65,11 +65,11 @@ def test_links_without_end_are_a_sentence(tmp_path):
     pets(tmp_path / "a")
     (tmp_path / "a" / "cat" / "up").symlink_to(tmp_path / "a")
     with pytest.raises(
-        DataError, match=r"a/cat/up` is a link to a folder that it lies in, without end. Remove it"
+        DataError, match=r"a/cat/up` is a link to a folder that contains it, without end. Remove it"
     ):
         read_image_folder(tmp_path / "a")
     fill(tmp_path / "b", "/".join(["x"] * 12) + "/1.png")
-    with pytest.raises(DataError, match="lies too deep: at most 8 folders inside each other"):
+    with pytest.raises(DataError, match="is nested too deeply: at most 8 levels of folders"):
         read_image_folder(tmp_path / "b")
     (tmp_path / "c").symlink_to(tmp_path / "c")
     with pytest.raises(DataError):
@@ -125,14 +125,14 @@ def test_splits_are_folders(tmp_path):
     [
         (
             ["cat/1.png", "cat/more/1.png", "dog/1.png"],
-            "do not lie equally deep: `dog/1.png` and `cat/more/1.png`",
+            "are not all at the same depth: `dog/1.png` and `cat/more/1.png`",
         ),
-        (["1.png", "2.png"], "The images lie directly in `.*`. Put them into one folder per class"),
-        (["train/1.png", "test/1.png"], r"have the names of splits: \['test', 'train'\]"),
-        (["cat/train/1.png", "cat/test/1.png", "dog/train/1.png"], "have the names of splits"),
+        (["1.png", "2.png"], "The images are directly in `.*`. Put them into one folder per class"),
+        (["train/1.png", "test/1.png"], r"are named like splits: \['test', 'train'\]"),
+        (["cat/train/1.png", "cat/test/1.png", "dog/train/1.png"], "are named like splits"),
         (
             ["train/cat/1.png", "test/cat/1.png", "extra/cat/1.png"],
-            "`test`, which is named like a split, beside `extra`",
+            "`test`, which is named like a split, next to `extra`",
         ),
     ],
 )
@@ -160,16 +160,16 @@ def test_other_files_are_left_out_and_named(tmp_path):
     (tmp_path / "a" / "dog" / "7.heic").write_bytes(b"none")
     with pytest.warns(
         PerdureWarning,
-        match="not images by their ending, and are left out: 1, such as `dog/7.heic`",
+        match="files without an image extension, which are skipped: 1, such as `dog/7.heic`",
     ):
         assert content(tmp_path / "a") == {"train": RIGHT}
 
 
 def test_folders_without_images(tmp_path):
     (tmp_path / "cat").mkdir()
-    with pytest.raises(DataError, match="holds no images, such as `.jpg` or `.png`"):
+    with pytest.raises(DataError, match="contains no images, such as `.jpg` or `.png`"):
         read_tasks(str(tmp_path))
-    with pytest.raises(DataError, match="names the folder .* and others. Give one folder"):
+    with pytest.raises(DataError, match="names the folder .* and other paths. Give one folder"):
         read_tasks({"train": str(tmp_path), "test": str(tmp_path)}, name="pets")
     (task_folder := tmp_path / "one").mkdir()
     fill(task_folder, "cat/1.png", "cat/2.png", "cat/3.png")
@@ -183,7 +183,7 @@ def test_folders_without_images(tmp_path):
 def test_names_that_are_not_utf8(tmp_path):
     pets(tmp_path)
     shutil.copy(tmp_path / "cat/0.png", os.fsencode(tmp_path / "cat") + b"/\xff.png")
-    with pytest.raises(DataError, match=r"holds a name that is not UTF-8: b'\\xff.png'"):
+    with pytest.raises(DataError, match=r"contains a name that is not UTF-8: b'\\xff.png'"):
         read_image_folder(tmp_path)
 
 

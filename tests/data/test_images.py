@@ -128,20 +128,20 @@ def test_floats_between_0_and_1_are_scaled():
     [
         (
             np.array([[0.0, 1.01]], dtype=np.float32),
-            r"The image holds floats that are not all in \[0, 1\]",
+            r"The image contains floats that are not all in \[0, 1\]",
         ),
-        (np.array([[-0.1, 1]], dtype=np.float32), "holds floats that are not all in"),
-        (np.array([[0, np.nan]], dtype=np.float32), "holds floats that are not all in"),
-        (np.array([[0, np.inf]], dtype=np.float32), "holds floats that are not all in"),
-        (np.array([[0, 255]], dtype=np.int32), "holds 32-bit integers, whose range is not known"),
+        (np.array([[-0.1, 1]], dtype=np.float32), "contains floats that are not all in"),
+        (np.array([[0, np.nan]], dtype=np.float32), "contains floats that are not all in"),
+        (np.array([[0, np.inf]], dtype=np.float32), "contains floats that are not all in"),
+        (np.array([[0, 255]], dtype=np.int32), "32-bit integers, whose range is not known"),
         (
             np.zeros((2, 2, 2, 3), dtype=np.uint8),
             r"is an array of uint8 in the shape \(2, 2, 2, 3\)",
         ),
         (np.zeros((2, 2), dtype=np.int64), "is an array of int64"),
         (np.zeros((0, 2, 3), dtype=np.uint8), "."),
-        (3, "is not an image, a path or an array, but of the type `int`"),
-        (None, "of the type `NoneType`"),
+        (3, "is not an image, a path or an array, but has the type `int`"),
+        (None, "has the type `NoneType`"),
     ],
 )
 def test_what_has_no_known_range_is_refused(values, message):
@@ -205,10 +205,10 @@ def photo(size=60):
     [
         (b"", "`.*x.jpg` is empty"),
         (b"text,label\na,b\n", "`.*x.jpg` is not an image that Pillow can read"),
-        (photo()[:1000], "`.*x.jpg` is damaged or cut short"),
+        (photo()[:1000], "`.*x.jpg` is damaged or truncated"),
         (
             encoded(Image.fromarray(noise(60, 60)), "PNG")[:2000],
-            "`.*x.jpg` is damaged or cut short",
+            "`.*x.jpg` is damaged or truncated",
         ),
         (
             b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n{ } loop\n",
@@ -248,7 +248,7 @@ def test_what_is_no_file(tmp_path, monkeypatch):
             (tmp_path / "circle.png", "circle.png` cannot be opened"),
             ("a" * 300, "cannot be opened"),
             ("a\0b", "is not a path"),
-            ("https://example.org/a.png", "is an address. Fetch the image"),
+            ("https://example.org/a.png", "is a URL. Download the image"),
         ):
             with pytest.raises(DataError, match=message):
                 read_image(path)
@@ -289,7 +289,7 @@ def test_a_column_of_images_names_its_rows():
     with pytest.raises(DataError, match="`t.csv`: row 2 has no image in column `photo`"):
         image_column(Dataset.from_dict({"photo": ["a.png", None]}), "photo", "t.csv")
     with pytest.raises(
-        DataError, match="`t.csv`: column `photo` holds `int64`, but should hold images or paths"
+        DataError, match="`t.csv`: column `photo` contains `int64`, but should contain images"
     ):
         image_column(Dataset.from_dict({"photo": [1, 2]}), "photo", "t.csv")
 
@@ -333,9 +333,9 @@ def test_all_images_are_looked_at_before_anything_is_trained(pico, tmp_path):
         perdure.run(stream, Backbone.load(pico("vit")), LDA(), output=tmp_path / "run")
     message = str(error.value)
     assert message.startswith(
-        "12 images cannot be read; replace or remove what is named. `a.parquet, "
+        "12 images cannot be read and must be replaced or removed. `a.parquet, "
         "row 3` is not an image that Pillow "
-        "can read. `a.parquet, row 7` is damaged or cut short ("
+        "can read. `a.parquet, row 7` is damaged or truncated ("
     )
     assert message.count("a.parquet") == 10 and message.endswith(" And 2 more.")
     assert not list((tmp_path / "run").glob("tasks/*"))

@@ -239,7 +239,7 @@ def with_row(rows, number, **cells):
         (
             [{"text": "a", "reply": "b"}],
             {},
-            "no column `label`. .* the class as `label`, or that with a free answer as `answer`",
+            "no column `label`. .* `label`, or the column with a free-text answer as `answer`",
         ),
         (with_row(COMPLETIONS, 2, prompt=...), {}, "row 2 .*has nothing in column `prompt`"),
         (with_row(COMPLETIONS, 3, prompt=7), {}, "row 3 .*the number `7` in column `prompt`"),
@@ -250,8 +250,8 @@ def with_row(rows, number, **cells):
             r"`\{premis\}`, .* Did you mean `\{premise\}`\? Its columns",
         ),
         (PAIRS, {"prompt": "{}"}, r"the placeholder `\{\}`, but"),
-        (PAIRS, {"prompt": "{premise"}, "has a `{` that belongs to no placeholder: .*Write `{{`"),
-        (PAIRS, {"prompt": "premise}"}, "has a `}` that belongs to no placeholder"),
+        (PAIRS, {"prompt": "{premise"}, "a `{` that is not part of a placeholder: .*Write `{{`"),
+        (PAIRS, {"prompt": "premise}"}, "has a `}` that is not part of a placeholder"),
         (PAIRS, {"prompt": "{{premise}}"}, r"the same for all rows. Name .* `\{premise\}`"),
         (PAIRS, {"prompt": "{premise.__class__}"}, "has the placeholder `{premise.__class__}`"),
         (
@@ -270,7 +270,7 @@ def with_row(rows, number, **cells):
         (
             with_row(COMPLETIONS, 2, completion=" "),
             {},
-            "row 2 .*white space in column `completion`",
+            "row 2 .*whitespace in column `completion`",
         ),
         (with_row(ALPACA, 3, output=[]), {}, "row 3 .*an empty list in column `output`"),
         (
@@ -301,18 +301,18 @@ def with_row(rows, number, **cells):
             {},
             "row 2 .*an empty answer in column `messages`",
         ),
-        (with_row(CHAT, 2, messages=[turn("assistant", "a")]), {}, "row 2 .*of a single turn"),
+        (with_row(CHAT, 2, messages=[turn("assistant", "a")]), {}, "row 2 .*with a single turn"),
         (with_row(CHAT, 2, messages=[]), {}, "row 2 .*has nothing in column `messages`"),
         (
             with_row(CHAT, 2, messages="hi"),
             {},
             "row 2 .*has a text in .*a list of turns is expected",
         ),
-        (with_row(CHAT, 2, messages=["hi"]), {}, "row 2 .*turn 1 .*is no object with `role`"),
+        (with_row(CHAT, 2, messages=["hi"]), {}, "row 2 .*turn 1 .*is not an object with `role`"),
         # options that do not go together
         (PAIRS, {"answer": "label", "label": "label"}, "Give either `answer` or `label`"),
-        (PAIRS, {"prompt": "premise", "text": "premise"}, "Give either `prompt` or `text`"),
-        (PAIRS, {"prompt": "premise", "image": "premise"}, "Give either `prompt` or `text`"),
+        (PAIRS, {"prompt": "premise", "text": "premise"}, "Give either `prompt`, or `text`"),
+        (PAIRS, {"prompt": "premise", "image": "premise"}, "Give either `prompt`, or `text`"),
         (PAIRS, {"text": ["premise", "hypothesis"], "answer": "label"}, "is a pair of texts"),
         (PAIRS, {"image": "premise", "answer": "label"}, "but the input is an image"),
         # too few, or no classes

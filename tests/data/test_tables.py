@@ -160,13 +160,13 @@ BROKEN = [
         "the row that begins on line 4, is not CSV: unexpected end of data",
     ),
     ("t.csv", CSV + '"a" b,x\n', "the row that begins on line 2, is not CSV"),
-    ("t.csv", "text,text,label\na,b,x\n", "several columns of the name `text`"),
+    ("t.csv", "text,text,label\na,b,x\n", "several columns named `text`"),
     ("t.csv", "text,label,,\na,x,,\n", "several columns without a name"),
     ("t.csv", CSV, "has no rows"),
     ("t.csv", "", "is empty. Its first line must name the columns"),
-    ("t.csv", CSV + "a\0,x\n", "line 2, holds a NUL character"),
+    ("t.csv", CSV + "a\0,x\n", "line 2, contains a NUL character"),
     ("t.csv", CSV + ",x\n", r"row 1 \(line 2\), has nothing in column `text`"),
-    ("t.csv", CSV + "   ,x\n", "nothing but white space in column `text`"),
+    ("t.csv", CSV + "   ,x\n", "nothing but whitespace in column `text`"),
     ("t.csv", CSV + "a,\n", "has nothing in column `label`"),
     ("t.csv", b"\x1f\x8b\x08\x00", "is compressed with gzip"),
     ("t.csv", b"PK\x03\x04rest", "is a ZIP archive or an Excel workbook"),
@@ -223,15 +223,15 @@ BROKEN = [
         '{"text": "a", "label": ' + "9" * 5000 + "}",
         "line 1, is not JSON: Exceeds the limit",
     ),
-    ("t.json", "[]", "holds an empty list"),
+    ("t.json", "[]", "contains an empty list"),
     ("t.json", '[{"text": "a", "label": "x"}, 3]', "row 2, is not an object"),
     (
         "t.json",
         '[{"text": "a", "label": "x"} {"text": "b"}]',
-        "after row 1: the list of objects breaks off",
+        "after row 1: the list of objects is incomplete",
     ),
-    ("t.json", '[{"text": "a", "label": "x"}', "after row 1: the list of objects breaks off"),
-    ("t.json", '[{"text": "a", "label": "x"}] 3', "goes on after its list of 1 objects"),
+    ("t.json", '[{"text": "a", "label": "x"}', "after row 1: the list of objects is incomplete"),
+    ("t.json", '[{"text": "a", "label": "x"}] 3', "continues after its list of 1 objects"),
     ("t.json", '[{"text": "a", "label": "x"}, {"text": "b", "lab', "row 2, is not JSON"),
     ("t.json", json.dumps({"text": ["a"], "label": ["x"]}), "has a list in column `text`"),
 ]
@@ -349,7 +349,7 @@ def test_a_vast_file_is_not_read_whole(tmp_path):
         with (tmp_path / name).open("wb") as file:
             file.write(b"{")
             file.truncate(50_000_000_000)  # sparse: it takes no room on the disk
-        with pytest.raises(DataError, match="holds a NUL character|cannot be read as Parquet"):
+        with pytest.raises(DataError, match="contains a NUL character|cannot be read as Parquet"):
             read_tasks(str(tmp_path / name))
     (tmp_path / "b.csv").write_text("text,label\n" + "x" * 10_000_001)
     with pytest.raises(DataError, match="line 2, has more than 10,000,000 characters"):
@@ -394,7 +394,7 @@ def test_a_folder_of_tables(tmp_path):
     for name in names[:2]:
         (tmp_path / name).unlink()
     with pytest.raises(
-        DataError, match=r"holds the tables \['dev.jsonl', 'test.csv'\]. Name one of them"
+        DataError, match=r"contains the tables \['dev.jsonl', 'test.csv'\]. Give one of them"
     ):
         read_tasks(str(tmp_path))
 

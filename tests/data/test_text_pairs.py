@@ -199,7 +199,7 @@ def test_pairs_that_are_damaged(tmp_path):
     kept.add(task, [0, 1])
     for damaged in (b"{", b"3", b'["one"]', b"[" * 100_000):
         kept.inputs["nli"][0] = damaged
-        with pytest.raises(RunError, match="An example that the run keeps is damaged"):
+        with pytest.raises(RunError, match="An example stored in the run is damaged"):
             kept.rows({"nli": task.classes})
 
 
@@ -255,7 +255,7 @@ def test_a_text_without_tokens_is_answered_by_the_prior(pooling, without_special
 def test_statistics_are_of_finite_features(broken):
     features = torch.tensor([[1.0], [broken], [2.0]])
     with pytest.raises(
-        TrainingError, match="of 1 of 3 examples are not finite numbers, first those of example 2"
+        TrainingError, match="of 1 of 3 examples are not finite numbers. The first is example 2"
     ):
         Statistics.of(features, torch.tensor([0, 1, 0]), count=2)
     posterior = TaskPosterior({"a": Statistics.of(features[[0, 2]], torch.tensor([0, 1]), count=2)})

@@ -244,6 +244,22 @@ def test_tasks_that_are_never_trained(rule, way, text, tmp_path):
     assert "never (accuracy), never trained" in " ".join(sentences(summary))
 
 
+def test_a_score_of_prompts_that_are_never_trained(tmp_path):
+    """Though each example is answered by a model of its own, all are scored with their prompts."""
+    (tmp_path / "asked.py").write_text(
+        "def asked(answers, references, sources):\n"
+        "    return sum(source.startswith('say never') for source in sources) / len(answers)\n"
+    )
+    task = free("never", str(tmp_path / "asked.py"))
+    backbone = language_model("llama")
+    stream = TaskStream("s", (free("news"), free("views")))
+    arguments = {"training": TRAINING, "output": tmp_path / "run"}
+    results = run(stream, backbone, Isolated(rank=2), "routed", **arguments)
+    system = restored(results.state, backbone, Rule(name="routed"), stream)
+    with system.loaded():
+        assert general.never_trained(system, task) == 1
+
+
 def test_an_encoder_says_so(toy, bert, tmp_path):
     evaluation = Evaluation(general=True)
     with pytest.raises(InputError, match="is for language models"):

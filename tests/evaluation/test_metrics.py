@@ -20,6 +20,20 @@ def test_by_hand():
     )
 
 
+def test_transfer_to_new_tasks_by_hand():
+    """Beside models that learned one task alone; the first task does not count."""
+    alone = np.array([0.0, 0.7, 0.8])
+    assert metrics.transfer_to_new(R, alone) == pytest.approx(((0.6 - 0.7) + (1.0 - 0.8)) / 2)
+    assert math.isnan(metrics.transfer_to_new(np.array([[0.7]]), np.array([0.5])))
+
+
+def test_reduction_of_the_gap():
+    assert metrics.gap_reduction(78.0, 72.0, 80.0) == pytest.approx(0.75)
+    assert metrics.gap_reduction(70.0, 72.0, 80.0) == pytest.approx(-0.25)  # worse than the other
+    assert metrics.gap_reduction(81.0, 72.0, 80.0) == pytest.approx(9 / 8)  # better than the bound
+    assert math.isnan(metrics.gap_reduction(79.0, 80.0, 80.0))
+
+
 def test_scores_before_learning_are_not_needed():
     lower = np.where(np.tril(np.ones_like(R)) > 0, R, np.nan)
     assert metrics.summary(lower) == metrics.summary(R)

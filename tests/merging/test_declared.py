@@ -42,7 +42,7 @@ def test_what_is_not_declared_has_a_default(mine):
         ),
         (
             "@nature('routed', state='', needs=['x'])\ndef mine(vectors, x):\n    ...\n",
-            r"A rule can need \['inputs'\]",
+            r"The available statistics are \['inputs'\]",
         ),
         (
             "@nature('routed', state='', needs=['inputs'])\ndef mine(vectors):\n    ...\n",
@@ -157,7 +157,7 @@ def test_what_was_kept_is_given_to_what_needs_it(mine):
     rule = mine(f"{code}    mine.given = inputs\n    return TaskVector({{}})\n")
     with pytest.raises(
         InputError,
-        match="needs statistics of the layers' inputs, which were not kept: .*keep_inputs",
+        match="needs statistics of the layers' inputs, which were not saved: .*keep_inputs",
     ):
         rule({"a": TaskVector({})})
     kept = {"inputs": {"a": {"layer": torch.eye(2)}}}
@@ -178,7 +178,7 @@ def test_every_rule_is_declared_and_fits_lora(name):
 )
 def test_what_takes_low_rank_changes_refuses_others(name, module, space):
     with pytest.raises(
-        InputError, match=f"The rule `{name}` combines low-rank changes, .* are not low-rank"
+        InputError, match=f"The rule `{name}` combines low-rank changes only, .* are not low-rank"
     ):
         check_fits(Rule(name, space=space), module)
     check_fits(Rule("sum", space=space), module)

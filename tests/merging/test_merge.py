@@ -183,7 +183,7 @@ def test_errors(two, bert, toy, pico):
         combine(two, Rule(name="task_arithmetics"))
     with pytest.raises(BackboneError, match="combine it with `space: factor`"):
         combine(learned(bert, toy, "bottleneck"), Rule())
-    with pytest.raises(InputError, match="different spaces"):
+    with pytest.raises(InputError, match="different models or spaces"):
         _ = TaskVector({"w": tensor([1.0])}) + TaskVector(
             {"w": LowRank(torch.ones(1, 1), torch.ones(1, 1))}
         )

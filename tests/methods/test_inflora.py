@@ -325,7 +325,9 @@ def test_the_examples_looked_at_are_of_all_classes(bert, toy, monkeypatch):
 
 
 def test_what_it_cannot_do(bert, toy):
-    with pytest.raises(InputError, match="`inflora` designs a half of LoRA: it needs `peft: lora`"):
+    with pytest.raises(
+        InputError, match="`inflora` designs one half of LoRA: it needs `peft: lora`"
+    ):
         InfLoRA(peft="bottleneck")
     method = InfLoRA(rank=2)
     learn(bert, toy.until(1).tasks, method, FEW)

@@ -330,7 +330,7 @@ def test_what_cannot_be_packed_is_refused(kind, why):
 
 
 def test_heads_cannot_be_packed(bert, toy, tmp_path):
-    with pytest.raises(InputError, match="`packing` puts several examples .* by heads"):
+    with pytest.raises(InputError, match="`packing` puts several examples .* with heads"):
         run(toy, bert, Isolated(), training=replace(FEW, packing=True), output=tmp_path / "r")
     assert not (tmp_path / "r" / "tasks").exists()
 

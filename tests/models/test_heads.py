@@ -162,7 +162,7 @@ def test_stopped_and_gone_on_with(pico, tmp_path):
             "training.epochs=1",
         ],
     )
-    with pytest.raises(InputError, match="the heads of a run that has begun stay as they are"):
+    with pytest.raises(InputError, match="the heads cannot change once a run has begun"):
         learn_more(tmp_path / "part", entries[1], settings=["training.heads=per_task"])
     learned = learn_more(tmp_path / "part", entries[1])
     assert learned.recipe["training"]["heads"] == "shared" and learned.tasks == ["mail", "chat"]
@@ -188,7 +188,7 @@ def test_what_cannot_share_a_head(domains, bert, toy, tmp_path):
 
     refused("is for `scenario: domain`.*the scenario is `class`", toy)
     for name in FROZEN:
-        refused(f"the method `{name}` computes a head per task", method=name)
+        refused(f"the method `{name}` computes a separate head for each task", method=name)
     from perdure import Alignment
 
     refused("`alignment` aligns the heads of tasks with each other", alignment=Alignment())

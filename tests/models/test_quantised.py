@@ -150,9 +150,7 @@ def test_predicted_and_exported_as_an_adapter(stream, checkpoint, tmp_path):
         "up",
         "down",
     }
-    with pytest.raises(
-        RunError, match=r"nothing can be merged into weights in 4 bits.*`--as adapter`"
-    ):
+    with pytest.raises(RunError, match=r"nothing can be merged into 4-bit weights.*`--as adapter`"):
         model.export(tmp_path / "out")
     assert not (tmp_path / "out").exists()
     model.export(tmp_path / "adapter", form="adapter")
@@ -164,7 +162,7 @@ def test_predicted_and_exported_as_an_adapter(stream, checkpoint, tmp_path):
 @pytest.mark.parametrize("kind", ["bottleneck", "full"])
 def test_lora_alone(kind, stream, checkpoint, tmp_path):
     backbone = Backbone.load(checkpoint, dtype="nf4")
-    with pytest.raises(BackboneError, match=f"`peft: {kind}` does not go with `dtype: nf4`"):
+    with pytest.raises(BackboneError, match=f"`peft: {kind}` does not work with `dtype: nf4`"):
         learn_all(stream, backbone, Isolated(peft=kind), output=tmp_path / "run")
 
 

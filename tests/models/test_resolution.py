@@ -71,7 +71,7 @@ def test_models_that_cannot(pico, tmp_path):
     transformers.AutoModelForImageClassification.from_config(config).save_pretrained(tmp_path)
     transformers.ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(tmp_path)
     with pytest.raises(
-        BackboneError, match="`SwinForImageClassification` reads images of its own size only"
+        BackboneError, match="`SwinForImageClassification` reads only images of its original size"
     ):
         Backbone.load(tmp_path, image_size=8)
     with pytest.raises(BackboneError, match="`image_size` is for images, and"):
@@ -80,7 +80,7 @@ def test_models_that_cannot(pico, tmp_path):
 
 def test_sizes_that_cannot_be(pico, tmp_path):
     with pytest.raises(
-        BackboneError, match="`image_size=10` must be a multiple of the model's patches of 4 pixels"
+        BackboneError, match="`image_size=10` must be a multiple of the model's patch size, 4"
     ):
         Backbone.load(pico("vit"), image_size=10)
     config = transformers.ResNetConfig(

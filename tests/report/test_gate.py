@@ -34,7 +34,7 @@ def test_what_is_compared_is_said(tmp_path):
     run = make_run(tmp_path / "run", rows(R, "ab") + given)
     assert gate(run).task_id == "posterior" and not gate(run).passes
     assert gate(run, task_id="given").passes
-    with pytest.raises(InputError, match="It was with: given, posterior"):
+    with pytest.raises(InputError, match="It was measured with: given, posterior"):
         gate(run, task_id="none")
 
 

@@ -631,7 +631,7 @@ def test_a_task_whose_folder_is_gone_is_named(tmp_path):
     (run / "tasks" / "01-b" / "manifest.json").unlink()
     (found,) = summarise([run])["runs"]
     assert found["problems"] == [
-        f"`{run / 'tasks'}` has no complete folder of task `b`, which was learned."
+        f"`{run / 'tasks'}` has no complete folder for the learned task `b`."
     ]
     assert (
         found["results"][0]["matrix"] == R and found["tasks"][1]["bytes"] is None

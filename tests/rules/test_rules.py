@@ -270,7 +270,7 @@ def test_regmean_needs_statistics_of_every_task():
         rule(vectors, inputs)
     with pytest.raises(InputError, match="no input statistics"):
         rule(vectors, {})
-    with pytest.raises(InputError, match=r"`w` for `a` need \(4, 4\), got \(3, 3\)"):
+    with pytest.raises(InputError, match=r"`w` for `a` must have the shape \(4, 4\), not \(3, 3\)"):
         rule(vectors, inputs | {"a": {"w": torch.eye(3)}})
 
 

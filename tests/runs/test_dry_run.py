@@ -252,9 +252,7 @@ def test_a_size_that_nothing_states_is_unknown(places, unreachable):
 
 def test_a_model_that_is_not_here(places, unreachable):
     recipe = Recipe.read(RECIPES / "t5_large_order1.yaml")
-    with pytest.raises(
-        BackboneError, match="`google-t5.t5-large` is not on this machine.* Put"
-    ):
+    with pytest.raises(BackboneError, match="`google-t5.t5-large` is not on this machine.* Put"):
         recipe.dry_run()
     assert unreachable == []
     with pytest.raises(BackboneError, match="there is no folder `.*nowhere`"):

@@ -45,7 +45,7 @@ def test_export_says_what_it_loses(run, tmp_path, perdure):  # noqa: F811
         average(run, way, "task_arithmetic") for way in ("posterior", "none")
     )
     assert (
-        f"2 tasks: {with_posterior} as `perdure predict` answers, {without} as this folder does."
+        f"2 tasks: {with_posterior} with `perdure predict`, {without} with this stock model."
         in text
     )
     assert "no task posterior" in text

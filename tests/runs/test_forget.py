@@ -303,7 +303,7 @@ def test_a_kill_on_the_way_is_made_up_for(where, three, learned, tmp_path, monke
     checked = verify(three.folder)
     assert not checked.faults, checked.faults
     if where in ("scores.csv", "combined.json"):
-        assert any("is forgotten, and removed as soon as" in note for note in checked.notes)
+        assert any("is forgotten, and will be removed when" in note for note in checked.notes)
     with writing(three.folder):
         pass
     assert differing(three, whole) == []

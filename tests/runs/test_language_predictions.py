@@ -70,6 +70,22 @@ def _joint(model: Model, prompt: str) -> str:
     return model.backbone.prepare([TaskRows("", rows)]).inputs[0].joint
 
 
+def test_a_word_of_two_tasks_and_one_that_begins_another(tmp_path, monkeypatch):
+    """The word is one class of both tasks; the end of an answer tells `good` from `good day`."""
+    monkeypatch.setitem(language_runs.WORDS, "sky", ("good", "good day"))
+    tasks = [language_runs.closed("mood"), language_runs.closed("sky")]
+    model = Model(language_runs.run(tmp_path, "llama", tasks))
+    for name in ("mood", "sky"):
+        answered = model.system.answer(language_runs.closed(name), "test", ["given", "none"])
+        assert answered.classes == ("bad", "good", "good day")
+    for prompt, answer in zip(PROMPTS, model.predict(PROMPTS), strict=True):
+        sums = {}
+        for word in ("bad", "good", "good day"):
+            length = len(model.backbone.prompts.answer(word, _joint(model, prompt)))
+            sums[word] = log_p(model, prompt, word) * length
+        assert answer.answer == max(sums, key=sums.__getitem__)
+
+
 @pytest.mark.parametrize(
     ("rule", "task_id"), [("task_arithmetic", "none"), ("routed", "posterior"), ("smile", "none")]
 )
@@ -175,11 +191,11 @@ def test_prompts_of_columns(columns, asked, prompt, mixed, tmp_path):
     "case",
     [
         ({"text": ""}, {}, "row 2.*nothing"),
-        ({"text": "  "}, {}, "row 2.*white space"),
+        ({"text": "  "}, {}, "row 2.*whitespace"),
         ({"text": None}, {}, "row 2.*has nothing in column `text`"),
         ({"text": "b"}, {"text": ["body"]}, "no column `body`"),
         ({"text": "b"}, {"prompt": "{body}"}, "placeholder `{body}`.*no such column"),
-        ({"text": "b"}, {"prompt": "{text} {choices}"}, "say with `--task`"),
+        ({"text": "b"}, {"prompt": "{text} {choices}"}, "name the task with `--task`"),
         ({"text": "b"}, {"image": "text"}, "reads a prompt"),
         ({"text": "b"}, {"text": ["text", "text_2"]}, "reads a prompt"),
     ],
@@ -197,7 +213,7 @@ def test_a_table_that_cannot_be_answered(case, mixed, tmp_path, monkeypatch):
 
 def test_no_column_that_could_be_the_prompt(mixed, tmp_path):
     (tmp_path / "new.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(InputError, match="say which holds the prompt, with `--text`"):
+    with pytest.raises(InputError, match="name the one that contains the prompt with `--text`"):
         predict_table(Model(mixed), Table.open(tmp_path / "new.csv"), tmp_path / "out.csv")
 
 
@@ -216,7 +232,7 @@ def test_answers_are_bounded(mixed, tmp_path):
     model.backbone.prompts = type(model.backbone.prompts)(
         **{**vars(model.backbone.prompts), "max_new_tokens": 3}
     )
-    with pytest.warns(PerdureWarning, match="1 of 1 answers had no end after"):
+    with pytest.warns(PerdureWarning, match="1 of 1 answers were cut off after"):
         predicted(model, source, tmp_path / "out.csv", task="story")
 
 

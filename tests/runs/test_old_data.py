@@ -144,7 +144,7 @@ def test_a_table_that_has_changed(home):
     ):
         run = learn_more(Path("run"), {"data": table(home, "colour")})
     assert measured(run) == {(1, "fruit"), (2, "colour")}
-    with pytest.warns(PerdureWarning, match="what is test now may have been trained on"):
+    with pytest.warns(PerdureWarning, match="current test examples may have been trained on"):
         evaluate_run("run")
     assert measured(run) == {(1, "fruit"), (2, "colour")}
 
@@ -265,7 +265,7 @@ def test_a_search_needs_them(pico, tmp_path):
     wanted += "but those of `fruit` are missing: There is"
     with pytest.raises(InputError, match=wanted):
         learn_more(run.folder, {"data": table(tmp_path, "colour")})
-    with pytest.raises(RunError, match="no examples are here. There is no file"):
+    with pytest.raises(RunError, match="no examples are available. There is no file"):
         evaluate_run(run.folder)
     assert contents(run) == before
     shutil.copytree(run.folder, tmp_path / "other")
@@ -312,7 +312,7 @@ def test_nothing_of_it_can_be_measured(home):
     before = contents(Run("run"))
     with pytest.raises(
         RunError,
-        match="Nothing of `run` can be measured, because no examples are here. There is no",
+        match="Nothing in `run` can be measured, because no examples are available. There is no",
     ):
         evaluate_run("run")
     assert contents(Run("run")) == before
@@ -340,7 +340,7 @@ def test_run_has_nothing_left_to_do(two):
 
 
 def test_learned_already_is_said_as_ever(two):
-    with pytest.raises(InputError, match="has learned these tasks already: fruit, colour"):
+    with pytest.raises(InputError, match="has already learned these tasks: fruit, colour"):
         learn_more(Path("run"), {"data": str(Path("colour.csv").absolute())})
 
 
@@ -364,7 +364,7 @@ def test_learn_goes_on_after_a_kill_before_it_had_measured(home, monkeypatch):
     with pytest.warns(PerdureWarning, match=GONE):
         learn_more(Path("run"), spelled_otherwise)
     assert measured(run) == {(1, "fruit"), (2, "colour")}
-    with pytest.raises(InputError, match="has learned these tasks already: fruit, colour"):
+    with pytest.raises(InputError, match="has already learned these tasks: fruit, colour"):
         learn_more(Path("run"), entry)
 
 
@@ -372,13 +372,13 @@ def test_new_examples_under_an_old_name_are_a_task_of_another_name(home):
     before = contents(Run("run"))
     shutil.copy(table(home, "colour"), home / "fruit.csv")
     with pytest.raises(
-        InputError, match="has learned these tasks already: fruit. If there are new .*--task"
+        InputError, match="has already learned these tasks: fruit. If there are new .*--task"
     ):
         learn_more(Path("run"), {"data": str(home / "fruit.csv")})
     (home / "february").mkdir()
     (home / "fruit.csv").rename(home / "february" / "fruit.csv")
     with pytest.raises(
-        InputError, match="has a task `fruit` already, .* from another table .*--task"
+        InputError, match="already has a task `fruit`, .* from another table .*--task"
     ):
         learn_more(Path("run"), {"data": "february/fruit.csv"})
     assert contents(Run("run")) == before
@@ -407,7 +407,7 @@ def test_learning_again_needs_those_that_are_learned_again(pico, tmp_path):
     before = contents(tmp_path / "other")
     with pytest.raises(
         InputError,
-        match="Task `texture` is to be learned, but its examples are not here: There is no",
+        match="Task `texture` is to be learned, but its examples are missing: There is no",
     ):
         forget(tmp_path / "other", "fruit", retrain_later=True)
     assert contents(tmp_path / "other") == before
@@ -431,12 +431,12 @@ def test_diagnose_uses_what_is_there(two, home):
     assert np.isnan(subset[:, 0]).all() and np.isfinite(subset[:, 1]).all()
     assert found["probe"]["accuracy"] == pytest.approx(subset[:, 1])
     for part in ("cka", "probe", "posterior"):
-        assert "Without examples of fruit, which are not here." in found[part]["reading"]
+        assert "Without examples of fruit, which are missing." in found[part]["reading"]
     FORMATS["html"](summary.summarise(["run"]))
     (home / "colour.csv").unlink()
     found = diagnose("run", examples=8)
     assert set(found["left_out"]) == {"cka", "probe", "posterior"}
-    assert "none are here. There is no file" in found["left_out"]["probe"]
+    assert "none are available. There is no file" in found["left_out"]["probe"]
 
 
 def test_verify_notes_it(two, home):
@@ -467,14 +467,14 @@ def test_no_average_over_fewer_tasks(two, capsys):
             (result["matrix"][0][0] + result["matrix"][1][1]) / 2
         )
     said = (
-        "After the last task `fruit` was not measured, so averages over all 2 tasks are not given"
+        "After the last task, `fruit` was not measured, so averages over all 2 tasks are not given"
     )
     assert said in run["problems"][0]
     for form in ("html", "json"):
         assert said in FORMATS[form](found).replace("&#39;", "'"), form
-    assert "After the last task \\`fruit\\` was not measured" in FORMATS["markdown"](found)
-    assert "After the last task `fruit` was not measured" in FORMATS["latex"](found)
-    assert "Below the diagonal a blank was not measured." in FORMATS["html"](found)
+    assert "After the last task, \\`fruit\\` was not measured" in FORMATS["markdown"](found)
+    assert "After the last task, `fruit` was not measured" in FORMATS["latex"](found)
+    assert "A blank below the diagonal was not measured." in FORMATS["html"](found)
     terminal.show(found)
     out = " ".join(capsys.readouterr().out.split())
     last = 100 * run["results"][0]["matrix"][1][1]

@@ -397,5 +397,5 @@ def test_the_command(run, tmp_path, monkeypatch, perdure):  # noqa: F811
     (tmp_path / "head.csv").write_text("body,n\n")
     assert "`head.csv` has no rows" in perdure("predict", run, "head.csv")[2]
     (tmp_path / "twice.csv").write_text("body,body\nw1,w2\n")
-    assert "several columns of the name `body`" in perdure("predict", run, "twice.csv")[2]
+    assert "several columns named `body`" in perdure("predict", run, "twice.csv")[2]
     assert not list(tmp_path.glob("*.predicted.csv"))[1:]

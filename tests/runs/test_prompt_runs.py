@@ -122,7 +122,7 @@ def test_five_formats_from_the_command_line(llama, tmp_path, monkeypatch, perdur
     assert [len(run.load_task(name).classes) for name in run.tasks] == [0, 0, 0, 0, 2]
     assert verify("mine").faults == []
     status, _, err = perdure("learn", "mine", "--data", "labels.csv", "--quiet")
-    assert status == 1 and "has learned these tasks already" in err
+    assert status == 1 and "has already learned these tasks" in err
 
 
 def test_a_recipe_on_an_encoder_decoder(t5, tmp_path):
@@ -168,8 +168,8 @@ def test_how_many_prompts_are_cut_is_said_once(llama, tmp_path):
         recipe(llama, *entries, backbone=backbone).run(tmp_path / "run")
     (warning,) = caught
     assert str(warning.message) == (
-        "Task `long`: 4 of 9 prompts are longer than `max_length: 50` tokens and cut "
-        "(`truncate: left`). Raise `max_length`, or cut at another side."
+        "Task `long`: 4 of 9 prompts are longer than `max_length: 50` tokens and will be cut "
+        "(`truncate: left`). Raise `max_length`, or set another side to cut with `truncate`."
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -294,7 +294,7 @@ def test_mixed_kinds_on_an_encoder(pico, tmp_path):
     entries = [{"data": lines(tmp_path, LABELLED * 2)}]
     entries.append({"data": lines(tmp_path, COMPLETIONS, "free.jsonl")})
     values = {"stream": entries, "backbone": str(pico("bert"))}
-    with pytest.raises(InputError, match="Task `free` .* free text, .* Take a language model"):
+    with pytest.raises(InputError, match="Task `free` .* free text, .* Use a language model"):
         Recipe.parse(values).run(tmp_path / "run")
 
 
@@ -332,7 +332,7 @@ def test_a_quantised_model(llama, tmp_path):
     path = tmp_path / "model" / "config.json"
     quantised = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
     path.write_text(json.dumps(json.loads(path.read_text()) | quantised))
-    with pytest.raises(BackboneError, match=r"is quantised \(bitsandbytes\), .* Give the model"):
+    with pytest.raises(BackboneError, match=r"is quantised \(bitsandbytes\), .* the original"):
         Backbone.load(tmp_path / "model")
 
 

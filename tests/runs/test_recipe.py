@@ -88,7 +88,7 @@ def test_files(tmp_path):
     with pytest.raises(InputError, match="is not a mapping of keys to values, but list"):
         Recipe.read(tmp_path / "list.yaml")
     (tmp_path / "good.yaml").write_text(yaml.safe_dump(GOOD))
-    with pytest.raises(InputError, match="is a folder, but no run"):
+    with pytest.raises(InputError, match="is a folder but not a run"):
         Recipe.read(tmp_path)
     assert Recipe.read(tmp_path / "good.yaml", ["name=x"]).name == "x"
     with pytest.raises(InputError, match="must be `key=value`"):
@@ -143,7 +143,7 @@ def test_settings_are_read_with_the_same_care(value):
         ({"method": {"name": "isolated", "peft": "bottleneck"}}, "set the rule's `space: factor`"),
         (
             {"rule": {"name": "task_arithmetic", "search": {"over": "tasks"}}},
-            "give it together with `scale: search`",
+            "use it together with `scale: search`",
         ),
         (
             {"rule": {"name": "task_arithmetic", "scale": "abc"}},
@@ -229,5 +229,5 @@ def test_a_rule_of_low_rank_changes_refuses_full_fine_tuning_before_it(rule, pic
     values = recipe(tmp_path, ("fruit", "colour"), pico("bert"), method=method, rule=rule)
     with pytest.raises(InputError, match="not low-rank|is a full tensor"):
         Recipe.parse(values).plan()
-    with pytest.raises(InputError, match="`keep_inputs` is of the layers with LoRA"):
+    with pytest.raises(InputError, match="`keep_inputs` is for layers with LoRA"):
         Recipe.parse(values | {"rule": "regmean"}, ["training.keep_inputs=true"]).plan()

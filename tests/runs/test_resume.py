@@ -140,7 +140,7 @@ def test_what_such_an_optimizer_does_not_keep_is_refused(
         snapshot.tensors[name] = value
     snapshot.save(part.folder / "unfinished.safetensors")
     with pytest.raises(
-        RunError, match="The saved state of task `colour` belongs to other settings"
+        RunError, match="The saved state of task `colour` was made with other settings"
     ):
         make(tmp_path, "part", by_momentum)
 
@@ -209,7 +209,9 @@ def test_a_search_that_was_stopped(home, pico, tmp_path, monkeypatch, perdure): 
     assert verify(tmp_path / "r").faults == []
     assert perdure("verify", tmp_path / "r")[0] == 0
     assert perdure("report", tmp_path / "r")[0] == 0
-    assert "Nothing is measured yet" in (tmp_path / "r" / "report.html").read_text(encoding="utf-8")
+    assert "Nothing has been measured yet" in (tmp_path / "r" / "report.html").read_text(
+        encoding="utf-8"
+    )
     assert differing(make(tmp_path, "r", values), make(tmp_path, "whole", values)) == []
 
 
@@ -351,7 +353,7 @@ def test_examples_of_the_task_that_was_begun_have_changed(part, values, home, tm
 def test_a_shorter_stream(finished, values):
     before = contents(finished)
     with pytest.raises(
-        RunError, match=r"has learned the tasks .* Keep their order, and put new ones behind them"
+        RunError, match=r"has learned the tasks .* Keep their order, and put new ones after them"
     ):
         make(finished.folder.parent, "finished", values | {"stream": values["stream"][:1]})
     assert contents(finished) == before
@@ -380,7 +382,11 @@ def test_a_part_of_a_line_and_events_beyond_what_was_saved(part, whole, values, 
         path.read_text() + "".join(json.dumps(one) + "\n" for one in beyond) + '{"event": "st'
     )
     status, out, _ = perdure("verify", part.folder)
-    assert status == 0 and "and a part of one" in out and "inside a task, after step" in out
+    assert (
+        status == 0
+        and "and one incomplete line" in out
+        and "in the middle of a task, after step" in out
+    )
     assert perdure("show", part.folder)[0] == 0
     assert differing(make(part.folder.parent, "part", values), whole) == []
 
@@ -414,7 +420,7 @@ def test_a_folder_that_was_being_made(left, whole, tmp_path):
 def test_a_folder_that_is_no_run(tmp_path, perdure):  # noqa: F811
     (tmp_path / "r").mkdir()
     status, _, err = perdure("run", tmp_path / "r")
-    assert status == 1 and f"`{tmp_path / 'r'}` is a folder, but no run" in err
+    assert status == 1 and f"`{tmp_path / 'r'}` is a folder but not a run" in err
 
 
 # -- learning more
@@ -487,7 +493,9 @@ def test_a_list_of_tasks_to_leave_out(home):
     ]
     with pytest.raises(ValueError, match="`without` is 'fruit', but should be a list"):
         own_stream([entry | {"without": "fruit"}])
-    with pytest.raises(ValueError, match=r"All tasks were forgotten: fruit\. Teach the run others"):
+    with pytest.raises(
+        ValueError, match=r"All tasks were forgotten: fruit\. Teach the run new tasks"
+    ):
         Recipe.parse(
             {"stream": [entry], "backbone": "minilm", "forgotten": ["fruit"]}
         ).make_stream()

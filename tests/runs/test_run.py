@@ -269,7 +269,7 @@ def test_predict(finished, toy):
 
 
 def test_routed_rules_and_bottlenecks_have_no_one_checkpoint(finished, tmp_path):
-    with pytest.raises(RunError, match="is routed, so there is no one set of weights"):
+    with pytest.raises(RunError, match="is routed, so there is no single set of weights"):
         Model(finished, rule=Rule(name="oracle")).export(tmp_path / "out")
     with pytest.raises(RunError, match="combines in factor space"):
         Model(finished, rule=Rule(space="factor")).export(tmp_path / "out")

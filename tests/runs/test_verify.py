@@ -157,7 +157,7 @@ def test_parts_that_do_not_fit_each_other(folder, pico, tmp_path):
         changed(folder, "statistics.safetensors", key, lambda t: t[:, :8].contiguous())
         if key == "products":
             changed(folder, "statistics.safetensors", key, lambda t: t[:8].contiguous())
-    assert "The statistics of the tasks are of different widths" in only_fault(folder)
+    assert "The statistics of the tasks have different widths" in only_fault(folder)
 
 
 @pytest.mark.parametrize(
@@ -215,14 +215,14 @@ def test_a_value_that_is_not_finite(folder):
 
 def test_a_model_that_is_missing(folder):
     (folder / "combined.json").unlink()
-    assert "holds no combined model" in only_fault(folder)
+    assert "has no combined model" in only_fault(folder)
 
 
 def test_the_state_inside_a_task(folder):
     about = {"belongs_to": {"tasks": {"size": {"train": "x"}}}, "step": 4, "seconds": 0.5}
     path = folder / "unfinished.safetensors"
     Snapshot(about, {"parameter/0": torch.ones(3)}).save(path)
-    assert verify(folder).sound[path.name] == "inside a task, after step 4"
+    assert verify(folder).sound[path.name] == "in the middle of a task, after step 4"
     content = bytearray(path.read_bytes())
     content[-2] ^= 1
     path.write_bytes(content)
@@ -242,7 +242,7 @@ def test_what_is_no_fault(folder):
 def test_formats_that_are_not_known(number, folder):
     path = folder / "environment.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": number}))
-    with pytest.raises(RunError, match="reads the formats 1 to 2. Install a newer one"):
+    with pytest.raises(RunError, match="reads formats 1 to 2. Install a newer version"):
         verify(folder)
     with pytest.raises(RunError, match="of format"):
         Run(folder)

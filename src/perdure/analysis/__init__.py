@@ -1,19 +1,20 @@
-"""Diagnostics: why tasks interfere, how features move, how well a run recognises the task.
+"""Diagnostics of why tasks interfere, how features change, and how well a run recognises tasks.
 
-One file is one diagnostic; the file of the same name in `perdure.report.diagnostics` shows it:
+Each of these files computes one diagnostic, which the file of the same name in
+`perdure.report.diagnostics` displays:
 
-interference.py   task vectors, pair by pair: cosine, common subspaces, conflicts of sign
-zones.py          where in the pre-trained weights' own directions a change lies
-cka.py            how alike two models' features are
-probe.py          a fresh linear classifier on frozen features
-posterior.py      confusion of the tasks, and how well calibrated tasks and classes are
+interference.py   pairs of task vectors: cosines, shared subspaces and sign conflicts
+zones.py          the energy of weight changes along the pre-trained weights' singular vectors
+cka.py            the similarity of the features of two models
+probe.py          linear classifiers trained on frozen features
+posterior.py      confusion between tasks, and the calibration of tasks and classes
 
-They build on:
+The other files:
 
-diagnose.py       all of them for a run: `perdure diagnose`
+diagnose.py       computes the diagnostics of a run: `perdure diagnose`
 hidden.py         the hidden states of each layer, one vector per example
-shared.py         task vectors, plain numbers, and the reason to leave a diagnostic out
-subject.py        a run with everything that a diagnosis needs
+shared.py         task vectors, plain numbers, and the exception that skips a diagnostic
+subject.py        the run to diagnose, with its models and examples
 
 The measures are pure functions.
 """

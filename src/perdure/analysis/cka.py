@@ -1,4 +1,4 @@
-"""Linear CKA, from unbiased estimates of HSIC: the similarity of two models' features."""
+"""Linear CKA, a measure of the similarity of two models' features, from unbiased HSIC estimates."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ BATCH = 256
 
 
 class UnbiasedCKA:
-    """CKA of every pair of two models' layers, accumulated over mini-batches of the same examples.
+    """CKA between every layer of one model and every layer of another, from mini-batches.
 
-    With K = X Xᵀ and L = Y Yᵀ, their diagonals set to 0, and n examples in a batch:
+    For features X and Y of the same examples, with K = X Xᵀ and L = Y Yᵀ, their diagonals set to 0,
+    and n examples in a batch:
 
         HSIC₁(K, L) = [tr(K L) + ΣK ΣL / ((n-1)(n-2)) - 2 · 1ᵀ K L 1 / (n-2)] / (n (n-3))
         CKA = Σ_b HSIC₁(K, L) / sqrt(Σ_b HSIC₁(K, K) · Σ_b HSIC₁(L, L))
 
     HSIC₁ is unbiased (Song et al. 2012), so batches may be small and features wide (Nguyen et al.
     2021, arXiv 2010.15327; used on continual learners by Kim & Han 2023, arXiv 2304.01663).
-    A CKA of 1 means equal up to rotation and scale; a value near 0, of either sign, means
-    independent.
+    A CKA of 1 means that the features are equal up to rotation and scale; a value near 0, of either
+    sign, means that they are independent.
 
-    HSIC₁ is computed as the inner product of K and L after each was centred so that its rows,
-    without the diagonal, add up to 0 (Székely & Rizzo 2014), which gives the same number.
+    HSIC₁ is computed as the inner product of K and L after centring both so that the off-diagonal
+    entries of each row sum to 0 (Székely & Rizzo 2014), which is equivalent.
 
     Examples
     --------
@@ -49,18 +50,18 @@ class UnbiasedCKA:
     def add(
         self, left: Sequence[Float[Tensor, "_ _"]], right: Sequence[Float[Tensor, "_ _"]]
     ) -> None:
-        """Add a batch: the features of its examples at each layer of the two models.
+        """Add a mini-batch, given by its features at each layer of the two models.
 
         Raises
         ------
         InputError
-            The batch has fewer than four examples, or the layers disagree on their number.
+            The batch has fewer than four examples, or the layers differ in the number of examples.
         """
         sizes = {len(features) for features in (*left, *right)}
         # HSIC₁ divides by n - 3.
         if len(sizes) != 1 or min(sizes) < 4:
             raise InputError(
-                f"CKA needs batches of the same four examples or more, got {sorted(sizes)}."
+                f"CKA needs at least four examples, the same for each layer, got {sorted(sizes)}."
             )
         n = sizes.pop()
         scale = n * (n - 3)
@@ -69,19 +70,16 @@ class UnbiasedCKA:
         both = K @ L.T
         left_alone = K.square().sum(1)
         right_alone = L.square().sum(1)
-        # Both models' features may be of any number of layers, which is known only now.
+        # The two models may have any number of layers, which is known only now.
         self._both = self._both + both / scale
         self._left = self._left + left_alone / scale
         self._right = self._right + right_alone / scale
 
     def matrix(self) -> Float[Tensor, "left right"]:
-        """Return CKA of each layer on the left with each on the right.
-
-        It is nan if the features do not vary.
-        """
+        """Return the CKA of each left layer with each right layer; nan if features are constant."""
         if isinstance(self._both, float):
             raise InputError("CKA needs at least one batch: call `add` first.")
-        # Features that do not vary have an HSIC of 0 with themselves: 0 / 0 is nan.
+        # Constant features have an HSIC of 0 with themselves, and 0 / 0 is nan.
         left = torch.as_tensor(self._left)
         right = torch.as_tensor(self._right)
         return self._both / torch.outer(left, right).sqrt()
@@ -90,12 +88,14 @@ class UnbiasedCKA:
 def cka(
     left: Float[Tensor, "n a"], right: Float[Tensor, "m b"], *, batch: int = BATCH, seed: int = 0
 ) -> float:
-    """Return CKA of two sets of features of the same examples, over mini-batches drawn with `seed`.
+    """Return the CKA of two sets of features of the same examples.
+
+    It is computed over mini-batches, which are drawn with `seed`.
 
     Raises
     ------
     InputError
-        There are fewer than four examples, or the two sets differ in their number.
+        There are fewer than four examples, or the two sets differ in the number of examples.
 
     Examples
     --------
@@ -116,7 +116,7 @@ def cka(
 def batches(examples: int, *, batch: int = BATCH, seed: int = 0) -> Sequence[Tensor]:
     """Return the row numbers of shuffled mini-batches of nearly equal size.
 
-    The shuffling matters because examples often come in the order of their tasks.
+    Shuffling matters because examples are often sorted by task.
     """
     shuffled = torch.randperm(examples, generator=torch.Generator().manual_seed(seed))
     # `split` would leave a small last batch, for which HSIC₁ is undefined below four examples.
@@ -124,8 +124,7 @@ def batches(examples: int, *, batch: int = BATCH, seed: int = 0) -> Sequence[Ten
 
 
 def _flat(layers: Sequence[Float[Tensor, "batch _"]]) -> Float[Tensor, "layers square"]:
-    """Return each layer's Gram matrix flattened into a row, so that one product compares all
-    pairs."""
+    """Return the flattened Gram matrix of each layer as a row, so that one product compares all."""
     rows = []
     for features in layers:
         gram = _centred(features)
@@ -134,14 +133,14 @@ def _flat(layers: Sequence[Float[Tensor, "batch _"]]) -> Float[Tensor, "layers s
 
 
 def _centred(features: Float[Tensor, "batch _"]) -> Float[Tensor, "batch batch"]:
-    """Return the Gram matrix without its diagonal, centred so that each row adds up to 0."""
+    """Return the Gram matrix with a zero diagonal, centred so that each row sums to 0."""
     n = len(features)
-    # In double precision: what is left after centring is small beside the entries of K.
+    # In double precision: after centring, the entries are small compared with those of K.
     x = features.detach().double().cpu()
-    # The result is invariant to this shift. It keeps large means from swamping the digits.
+    # The result does not depend on this shift, which avoids rounding errors if means are large.
     x = x - x.mean(0)
     K = (x @ x.T).fill_diagonal_(0)
-    # What makes each row, without its diagonal, add up to 0.
+    # The corrections that make the off-diagonal entries of each row sum to 0.
     rows = K.sum(1) / (n - 2)
     total = K.sum() / ((n - 1) * (n - 2))
     columns = rows[:, None]
@@ -150,11 +149,9 @@ def _centred(features: Float[Tensor, "batch _"]) -> Float[Tensor, "batch batch"]
 
 
 def compute(subject: Subject) -> dict[str, object]:
-    """Return the numbers of this diagnostic for a run."""
+    """Return the CKA of a run's features between steps, and between the layers of two models."""
     if subject.frozen:
-        raise LeftOut(
-            "The method trains nothing in the backbone, so its features are those of before."
-        )
+        raise LeftOut("The method does not train the backbone, so its features stay the same.")
     examples = subject.encoded("test")
     count = sum(len(rows) for rows in examples)
     mini_batches = batches(count, seed=subject.seed)
@@ -183,7 +180,7 @@ def compute(subject: Subject) -> dict[str, object]:
 
 
 def _over_steps(subject: Subject) -> tuple[list[float], list[float]]:
-    """Compare the features after each task with the pre-trained model's and the previous step's."""
+    """Return the CKA of the features after each task with those before all tasks, and before it."""
     pretrained = torch.cat(subject.tested(0))
     previous = pretrained
     to_pretrained = []

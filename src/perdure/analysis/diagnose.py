@@ -1,6 +1,6 @@
-"""Diagnose a run: why its tasks interfere, how its features moved, how well it recognises the task.
+"""The function that computes the diagnostics of a run and stores them in its folder.
 
-RUN/diagnostics.json   the results (docs/run-folder.md has its keys); derived, may be deleted
+RUN/diagnostics.json   the results (docs/run-folder.md lists the keys), which can be recomputed
 """
 
 import importlib
@@ -39,23 +39,24 @@ def diagnose(
     quiet: bool = True,
     trust: bool = False,
 ) -> Results:
-    """Diagnose a run, finished or not, and write `diagnostics.json` into its folder.
+    """Compute the diagnostics of a run, finished or not, and write them to `diagnostics.json`.
 
-    Time grows with the square of the number of tasks; a part that makes no sense for the method is
-    left out.
+    The file is written to the run folder. The time grows with the square of the number of tasks.
+    Diagnostics that make no sense for the method are left out.
 
     Parameters
     ----------
     rule, settings
-        A rule to use instead of the run's own (a `Rule`, its name, or a mapping of `name` and
+        A rule to use instead of the run's (a `Rule`, its name, or a mapping with `name` and
         settings), and settings such as `scale=0.3`.
     examples
-        The most examples that are read of each task and split, drawn with the run's seed.
+        The maximum number of examples to read per task and split, drawn with the run's seed.
     only
-        The parts to compute, such as `interference` or `zones`; by default all. Other parts that
-        the file already has are kept, if rule, examples and tasks are the same.
+        The names of the diagnostics to compute, such as `interference` or `zones`; by default, all.
+        Other diagnostics already in the file are kept if the tasks, the rule, the seed and
+        `examples` are the same.
     stream
-        The tasks; needed if the run's recipe does not say how they are made.
+        The tasks; required if the run's recipe does not describe where they come from.
     quiet
         Do not show progress.
     trust
@@ -64,34 +65,34 @@ def diagnose(
     Returns
     -------
     dict
-        The contents of the file: by part the numbers, as plain lists, and a sentence on how to
-        read them.
+        The contents of the file: for each diagnostic, its numbers as plain lists, and a sentence on
+        how to read them.
 
     Raises
     ------
     RunError
-        The tasks are not those that the run learned, or it has learned none. Or a task was
-        forgotten meanwhile: then nothing is written.
+        The tasks are not the ones that the run has learned, or it has not learned any. The error is
+        also raised if a task is forgotten in the meantime; nothing is written then.
     InputError
-        There is no such part, or `examples` is less than 4.
+        A name in `only` is unknown, `examples` is less than 4, or there are several processes.
     OutputError
         The file cannot be written.
     """
-    # Several processes would all compute the same, and write the same file.
+    # Several processes would all compute the same and write the same file.
     if engine.count() > 1:
         raise InputError(
-            "`diagnose` is for one process: start it without `accelerate launch` or `torchrun`."
+            "`diagnose` runs in one process: start it without `accelerate launch` or `torchrun`."
         )
     declared = registry.diagnostics()
     for name in only:
         if name not in declared:
             raise UnknownName("part of the diagnostics", name, declared)
     if examples < 4:
-        raise InputError(f"`examples` must be at least 4, got {examples}: fewer say nothing.")
+        raise InputError(f"`examples` must be at least 4, got {examples}: fewer say too little.")
     # Checked before the computation, so that a bad path does not cost minutes.
     files.check_place(Path(folder) / FILE)
     run = read(folder, trust=trust)
-    # The tasks are noted before anything is computed: a `forget` that comes in between is noticed.
+    # The tasks are recorded before anything is computed, to notice a `forget` in between.
     sources = Sources.of(folder)
     subject = subject_of(run, rule_of(run, rule, settings), stream, examples)
     results: Results = {
@@ -116,44 +117,44 @@ def diagnose(
                 results["parts"][name] = {"reading": reading, **numbers}
             except LeftOut as reason:
                 results["left_out"][name] = str(reason)
-    # `plain` has made None of what is undefined, for JSON has no nan.
+    # `plain` has replaced undefined values by None, because JSON has no nan.
     text = json.dumps(_with_earlier(subject.run.folder, results), allow_nan=False)
     files.write(subject.run.folder / FILE, text + "\n", check=sources.check)
     return results
 
 
 def _reading(diagnostic: Any, subject: Subject) -> str:
-    """Say how a part is read, and which tasks it lacks because their examples are gone."""
+    """Return how to read a diagnostic, and which tasks it lacks because examples are missing."""
     missing = subject.stream.missing
     if not (diagnostic.reads_examples and missing):
         return diagnostic.reading
     if not subject.present:
         reason = next(iter(missing.values()))
-        raise LeftOut(f"It reads examples, and none are here. {reason}")
-    return f"{diagnostic.reading} Without examples of {', '.join(missing)}, which are not here."
+        raise LeftOut(f"It needs examples, and none are available. {reason}")
+    return f"{diagnostic.reading} Without examples of {', '.join(missing)}, which are missing."
 
 
 def _with_earlier(folder: Path, results: Results) -> Results:
-    """Add those other parts of the existing file that were computed in the same way."""
+    """Add the other diagnostics of the existing file, if they were computed in the same way."""
     try:
         earlier = layout.diagnostics(folder)
     except RunError:
-        # A damaged file is derived data; it is replaced.
+        # The file can be recomputed, so a damaged one is replaced.
         return results
     if _circumstances(earlier) != _circumstances(results):
         return results
-    # A part that was left out now must not come back from the other section, and vice versa.
+    # A diagnostic that was left out now must not reappear from the old `parts`, and vice versa.
     new = {*results["parts"], *results["left_out"]}
     merged = dict(results)
     for section in ("parts", "left_out"):
         entries = {key: value for key, value in earlier[section].items() if key not in new}
         entries |= results[section]
-        # The order on the page, whichever part was computed first.
+        # In the order of the page, regardless of what was computed first.
         order = [name for name in registry.diagnostics() if name in entries]
         merged[section] = {name: entries[name] for name in order}
     return merged
 
 
 def _circumstances(results: Results) -> Results:
-    """Return everything but the results themselves: tasks, rule, seed, number of examples."""
+    """Return everything except the numbers: the tasks, the rule, the seed, and `examples`."""
     return {key: value for key, value in results.items() if key not in ("parts", "left_out")}

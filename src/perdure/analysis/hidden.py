@@ -1,4 +1,4 @@
-"""The hidden states of a transformer's layers, one vector for each example."""
+"""The hidden states of a transformer's layers, averaged to one vector per example."""
 
 import torch
 from jaxtyping import Float
@@ -11,17 +11,17 @@ from perdure.models.examples import Examples, in_order
 
 @torch.no_grad()
 def hidden_states(backbone: Backbone, examples: Examples) -> list[Float[Tensor, "examples _"]]:
-    """Return the output of the embeddings and of each layer, for the model as it is now.
+    """Return the mean hidden state of each example after the embeddings and after each layer.
 
-    Each is a mean over tokens or image patches, on the CPU. Padding does not count. The layers
-    of a model need not have the same width.
+    The mean is over tokens, without padding, or over image patches. The backbone is used with
+    whatever adapters it has at the moment. The tensors are on the CPU; their widths may differ.
 
     Raises
     ------
     BackboneError
         The model does not return its hidden states.
     """
-    # Batches hold examples of similar length, so their row numbers are kept to undo the sorting.
+    # Batches group examples of similar length; the row numbers are needed to undo the sorting.
     row_numbers: list[list[int]] = []
     means: list[list[Tensor]] = []
     with evaluating(backbone):
@@ -31,7 +31,7 @@ def hidden_states(backbone: Backbone, examples: Examples) -> list[Float[Tensor, 
             # Some architectures accept `output_hidden_states` and still return None.
             if states is None:
                 name = type(backbone.model).__name__
-                raise BackboneError(f"`{name}` does not give the hidden states of its layers.")
+                raise BackboneError(f"`{name}` does not return the hidden states of its layers.")
             mask = None
             if backbone.kind == "text":
                 mask = batch.inputs.get("attention_mask")
@@ -48,7 +48,7 @@ def hidden_states(backbone: Backbone, examples: Examples) -> list[Float[Tensor, 
 def _mean(state: Tensor, mask: Tensor | None) -> Float[Tensor, "examples width"]:
     if state.dim() == 4:  # convolutional: batch, channels, height, width
         return state.flatten(2).mean(2)
-    # A picture has no padding: all of its tokens count.
+    # An image has no padding, so all of its tokens count.
     weights = torch.ones_like(state[..., :1])
     if mask is not None:
         weights = mask[..., None].to(state.dtype)

@@ -1,7 +1,7 @@
-"""Interference of task vectors: norms, cosines, common subspaces and conflicts of sign.
+"""Interference between task vectors: norms, cosines, shared subspaces and sign conflicts.
 
-Layers are compared in stored form: low-rank ones by their factors, if that is exact. A layer that a
-task vector lacks counts as zero. A value that is undefined (a vector is zero) is nan.
+Low-rank layers are compared by their factors wherever that is exact. A layer that a task vector
+lacks counts as zero. A value that is undefined because a vector is zero is nan.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,19 +16,21 @@ from perdure.analysis.subject import Subject
 from perdure.vectors.task_vector import Entry, LowRank, TaskVector, dense, shapes, svd
 
 Vectors = Mapping[str, TaskVector]
-BLOCK = 2**22  # the number of entries, over all tasks, that are in memory at a time
+BLOCK = 2**22  # the number of entries, over all tasks, that are in memory at the same time
 
 
 @dataclass(frozen=True)
 class Pairwise:
-    """A value for every pair of tasks: over all layers, and by layer."""
+    """A measure of every pair of tasks, over all layers together and for each layer."""
 
     overall: Float[Tensor, "tasks tasks"]
     layers: dict[str, Float[Tensor, "tasks tasks"]]
 
 
 def norms(vectors: Vectors) -> dict[str, Float[Tensor, " tasks"]]:
-    """Return the Frobenius norm of each task's ΔW, by layer; over all layers the squares add up.
+    """Return the Frobenius norm of each task's ΔW in each layer.
+
+    The squared norm over all layers is the sum of the squares.
 
     Examples
     --------
@@ -37,14 +39,14 @@ def norms(vectors: Vectors) -> dict[str, Float[Tensor, " tasks"]]:
     """
     by_layer = {}
     for name, entries in _by_layer(vectors):
-        # A square of low-rank factors can come out as a tiny negative number.
+        # The squared norm of low-rank factors can be slightly negative because of rounding.
         squares = _gram(entries).diagonal().clamp_min(0)
         by_layer[name] = squares.sqrt()
     return by_layer
 
 
 def cosines(vectors: Vectors) -> Pairwise:
-    """Return the cosine of the angle between two tasks' ΔW, <ΔW_a, ΔW_b> / (‖ΔW_a‖ ‖ΔW_b‖).
+    """Return the cosine of each pair of tasks, <ΔW_a, ΔW_b> / (‖ΔW_a‖ ‖ΔW_b‖).
 
     Raises
     ------
@@ -64,18 +66,18 @@ def cosines(vectors: Vectors) -> Pairwise:
     by_layer = {}
     for name, gram in grams.items():
         by_layer[name] = _normed(gram)
-    # Inner products add up over the layers, cosines do not.
+    # Inner products can be summed over the layers, cosines cannot.
     total = _total(grams, len(vectors))
     return Pairwise(_normed(total), by_layer)
 
 
 def sign_conflicts(vectors: Vectors, *, weighted: bool = False) -> Pairwise:
-    """Return the share of weights, among those both tasks change, with changes of opposite sign.
+    """Return the share of weights that two tasks change in opposite directions.
 
-    1/2 is chance. With `weighted`, each weight counts with |a b|, where a and b are its two
-    changes: the share is then what the signs take away of the inner product of absolute values,
-    (1 - <a, b> / <|a|, |b|>) / 2. TIES-Merging studies what it costs to resolve such conflicts by
-    a vote (Yadav et al. 2023, arXiv 2306.01708).
+    The share is among the weights that both tasks change; 1/2 is expected by chance. If `weighted`,
+    each weight counts with |a b|, where a and b are its two changes, so the share is
+    (1 - <a, b> / <|a|, |b|>) / 2. TIES-Merging (Yadav et al. 2023, arXiv 2306.01708) studies the
+    cost of resolving such conflicts by a vote.
 
     Examples
     --------
@@ -111,20 +113,21 @@ def sign_conflicts(vectors: Vectors, *, weighted: bool = False) -> Pairwise:
 
 
 def _opposed(signed: Tensor, absolute: Tensor) -> Float[Tensor, "tasks tasks"]:
-    """Return the share that the signs take away: 0 if all agree, 1 if all are opposed."""
+    """Return the share of opposite signs: 0 if all signs agree, 1 if all are opposite."""
     agreement = signed / absolute
     share = (1 - agreement) / 2
-    return share.clamp(0, 1)  # no rounding error beyond a share
+    return share.clamp(0, 1)  # rounding must not lead out of this range
 
 
 def overlaps(vectors: Vectors, *, rank: int = 8) -> tuple[Pairwise, Pairwise]:
-    """Return how far the leading singular subspaces of two tasks' ΔW coincide, left and right.
+    """Return the overlaps of the leading left, and of the leading right, singular subspaces of ΔW.
 
-    The overlap is the mean squared cosine of the principal angles, ‖U_aᵀ U_b‖² / k for the first k
-    left singular vectors (what a layer writes), and the same for those on the right (what it
-    reads); k is `rank`, or ΔW's own rank if that is smaller. 0 is orthogonal and 1 is equal; two
-    random subspaces in d dimensions have an expected overlap of k / d. The value over all layers is
-    the mean of those in which both tasks have a ΔW. Entries other than matrices are left out.
+    The overlap of two tasks is the mean squared cosine of the principal angles: ‖U_aᵀ U_b‖² / k for
+    the first k left singular vectors (what a layer writes), and the same for the right ones (what
+    it reads). k is `rank`, or the smaller rank of the two ΔW if that is less. Orthogonal subspaces
+    have an overlap of 0 and equal ones of 1; two random subspaces in d dimensions have an expected
+    overlap of k / d. The overall value is the mean over the layers that both tasks change. Entries
+    that are not matrices are left out.
 
     Examples
     --------
@@ -153,7 +156,7 @@ def overlaps(vectors: Vectors, *, rank: int = 8) -> tuple[Pairwise, Pairwise]:
 
 
 def _averaged(layers: dict[str, Tensor], tasks: int) -> Pairwise:
-    """Add the mean over the layers with a defined value."""
+    """Return the values of the layers, with their mean over the layers where they are defined."""
     # `stack` needs at least one tensor, and `nanmean` ignores this one.
     undefined = torch.full((tasks, tasks), torch.nan, dtype=torch.double)
     overall = torch.stack([undefined, *layers.values()]).nanmean(0)
@@ -161,7 +164,7 @@ def _averaged(layers: dict[str, Tensor], tasks: int) -> Pairwise:
 
 
 def _common(bases: Sequence[Float[Tensor, "d _"]]) -> Float[Tensor, "tasks tasks"]:
-    """Return the mean squared cosine of the principal angles, given orthonormal bases."""
+    """Return the mean squared cosine of the principal angles for each pair of orthonormal bases."""
     rows = []
     for a in bases:
         rows.append([_overlap(a, b) for b in bases])
@@ -178,14 +181,14 @@ def _overlap(a: Float[Tensor, "d _"], b: Float[Tensor, "d _"]) -> float:
 
 
 def _by_layer(vectors: Vectors) -> Iterator[tuple[str, list[Entry]]]:
-    """Yield the entries of all tasks, layer by layer."""
+    """Yield the name of each layer with its entries in all task vectors; a missing one is zero."""
     for name, shape in shapes(vectors).items():
         zero = _zero(shape)
         yield name, [vector.entries.get(name, zero) for vector in vectors.values()]
 
 
 def _zero(shape: torch.Size) -> Entry:
-    """Return no change of a layer; that of a matrix has rank 0, so that no full one is made."""
+    """Return a zero entry of the given shape; for a matrix, one of rank 0, to save memory."""
     if len(shape) != 2:
         return torch.zeros(shape)
     rows, columns = shape
@@ -193,10 +196,10 @@ def _zero(shape: torch.Size) -> Entry:
 
 
 def _gram(entries: Sequence[Entry]) -> Float[Tensor, "tasks tasks"]:
-    """Return the inner products of all pairs, in double precision.
+    """Return the inner products of all pairs of entries, in double precision.
 
-    Low-rank entries need no full matrix: <B_a A_a, B_b A_b> is the sum over the entries of
-    (B_aᵀ B_b) * (A_a A_bᵀ).
+    Low-rank entries are not expanded to full matrices: <B_a A_a, B_b A_b> is the sum of all
+    elements of the elementwise product (B_aᵀ B_b) * (A_a A_bᵀ).
     """
     low_rank = [entry for entry in entries if isinstance(entry, LowRank)]
     count = len(entries)
@@ -205,8 +208,8 @@ def _gram(entries: Sequence[Entry]) -> Float[Tensor, "tasks tasks"]:
         for block in _blocks(entries):
             gram += block @ block.T
         return gram
-    # All tasks' factors side by side: one product of each kind, and then sums over the blocks that
-    # belong to a pair of tasks. `member` says which task each column of B (and row of A) is from.
+    # The factors of all tasks are concatenated, multiplied in one go, and the products are summed
+    # over the block of each pair of tasks. `member` marks the task of each column of B (row of A).
     left = [entry.B.double() for entry in low_rank]
     right = [entry.A.double() for entry in low_rank]
     B = torch.cat(left, dim=1)
@@ -219,13 +222,13 @@ def _gram(entries: Sequence[Entry]) -> Float[Tensor, "tasks tasks"]:
 
 
 def _blocks(entries: Sequence[Entry]) -> Iterator[Float[Tensor, "tasks block"]]:
-    """Yield all values of a layer, some rows at a time, so that full matrices need not fit."""
-    # Deferred tensors are made once here, and low-rank ones row by row below.
+    """Yield the values of a layer in all tasks, a few rows at a time, to save memory."""
+    # Deferred tensors are computed once here, and low-rank ones a few rows at a time below.
     stored = [entry if isinstance(entry, LowRank) else dense(entry) for entry in entries]
     shape = entries[0].shape
     length = shape[0]
     size = len(entries) * shape.numel()
-    # A single row may be more than a block, and a layer may be empty.
+    # A single row may be larger than a block, and a layer may be empty.
     height = max(1, BLOCK * length // max(1, size))
     for start in range(0, length, height):
         rows = slice(start, start + height)
@@ -237,7 +240,7 @@ def _blocks(entries: Sequence[Entry]) -> Iterator[Float[Tensor, "tasks block"]]:
 
 
 def _normed(gram: Float[Tensor, "tasks tasks"]) -> Float[Tensor, "tasks tasks"]:
-    """Divide inner products by the norms, which are on the diagonal; 0 / 0 is nan."""
+    """Divide inner products by the norms, whose squares are on the diagonal; 0 / 0 is nan."""
     squares = gram.diagonal().clamp_min(0)
     size = squares.sqrt()
     products = size[:, None] * size
@@ -251,11 +254,11 @@ def _total(grams: Mapping[str, Tensor], tasks: int) -> Float[Tensor, "tasks task
 
 
 def compute(subject: Subject) -> dict[str, object]:
-    """Return the numbers of this diagnostic for a run."""
+    """Return the norms, cosines, overlaps and sign conflicts of a run's task vectors."""
     vectors, linear = vectors_of(subject)
     count = len(vectors)
     if count < 2:
-        raise LeftOut("There is one task only, and nothing to compare it with.")
+        raise LeftOut("There is only one task, so there is nothing to compare.")
     matrices = {}
     for task, vector in vectors.items():
         entries = {name: vector[name] for name in linear if name in vector}
@@ -271,7 +274,7 @@ def compute(subject: Subject) -> dict[str, object]:
     by_layer = norms(vectors)
     squares = sum(norm.square() for norm in by_layer.values())
     layers = linear if count <= MANY else []
-    # By layer each pair of tasks is stored once: the matrices are symmetric.
+    # The values of a layer are stored once per pair of tasks: the matrices are symmetric.
     upper = torch.triu_indices(count, count, 1)
     numbers: dict[str, object] = {
         "layers": layers,

@@ -1,4 +1,4 @@
-"""The confusion of the task posterior, and how well calibrated it and the classes are."""
+"""The confusion between tasks by the task posterior, and the calibration of tasks and classes."""
 
 import torch
 from torch import Tensor
@@ -11,20 +11,20 @@ from perdure.evaluation.score import probabilities, settled, task_logits
 
 
 def compute(subject: Subject) -> dict[str, object]:
-    """Return the numbers of this diagnostic for a run."""
+    """Return a run's confusion between tasks, and the calibration of tasks and classes."""
     posterior = subject.system.posterior
     backbone = subject.backbone
     tasks = subject.tasks
     combined = subject.combined(len(subject.learned))
-    # A task that is answered with free text has a place in the confusion, but no classes.
+    # A task that is answered with free text is in the confusion matrix, but has no classes.
     closed = [number for number, name in enumerate(tasks) if subject.stream.task(name).classes]
     choices = {tasks[number]: subject.stream.task(tasks[number]).classes for number in closed}
-    # Where each task's classes are among those of all tasks.
+    # The indices of each task's classes among the classes of all tasks.
     class_index = {name: subject.stream.class_index(name) for name in choices}
     examples = subject.encoded("test")
     true_tasks = []
     task_probabilities = []
-    # Without any class there is nothing to calibrate, which is no error.
+    # Without any classes there is nothing to calibrate, which is not an error.
     class_probabilities = [torch.empty(0, max(1, len(subject.stream.classes)))]
     labels = [torch.empty(0, dtype=torch.long)]
     for name, rows in zip(subject.present, examples, strict=True):
@@ -37,7 +37,7 @@ def compute(subject: Subject) -> dict[str, object]:
         if name not in choices:
             continue
         log_weights = log_weights[:, closed]
-        # A rule that picks one task's model per example acts on the likeliest task alone.
+        # A rule that picks one task's model per example uses only the most likely task.
         acting = settled(log_weights) if combined.picks else log_weights
         logits = task_logits(
             backbone,
@@ -61,14 +61,14 @@ def compute(subject: Subject) -> dict[str, object]:
 
 
 def _calibration(kind: str, probability: Tensor, answer: Tensor) -> dict[str, object]:
-    """Return the calibration error and the reliability table, under the names of their `kind`."""
-    # The confidence is the probability of the answer, which is the likeliest one.
+    """Return the calibration error and the reliability table, with keys that start with `kind`."""
+    # The confidence is the probability of the predicted answer, the most likely one.
     best = probability.max(1)
     table = reliability(best.values, best.indices == answer)
     error = expected_calibration_error(table)
     rows = []
     for bin in table:
-        # The columns of the format are the fields in their order.
+        # The columns in the file are the fields in this order.
         fields = vars(bin).values()
         rows.append([number(value) for value in fields])
     return {

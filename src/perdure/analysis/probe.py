@@ -1,8 +1,8 @@
-"""Probe retraining: how much a linear classifier can read from frozen features, step by step.
+"""Linear probes: classifiers that are trained on the frozen features after each task.
 
-This is an analysis and not a method: the classifier is trained on examples of *all* tasks at once
-(Kim & Han 2023, arXiv 2304.01663). A rising curve says that the features gained from the new
-tasks, a flat one that they are stable but not plastic, a falling one that they lost something.
+This is an analysis, not a method: each classifier is trained on examples of *all* tasks (Kim & Han
+2023, arXiv 2304.01663). If the accuracy rises, the features have improved with the new tasks; if it
+is constant, they are stable but not plastic; if it falls, they have lost information.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from torch import Tensor
 from perdure.analysis.shared import LeftOut, plain
 from perdure.analysis.subject import Subject
 
-STEPS = 200  # the most that L-BFGS takes
+STEPS = 200  # the maximum number of L-BFGS iterations
 
 
 @dataclass(frozen=True)
 class Probe:
     """A linear classifier on standardised features: multinomial logistic regression by L-BFGS.
 
-    It minimises the mean cross-entropy + ‖W‖² / (2 n) over n examples, starting from zero. The
-    objective is convex, so the initial weights do not matter; the bias is not penalised. Features
-    that do not vary are only centred.
+    The classifier minimises the mean cross-entropy + ‖W‖² / (2 n) over n examples, starting from
+    zero. The objective is convex, so the initial weights do not matter; the bias is not penalised.
+    Constant features are only centred.
 
     Examples
     --------
@@ -52,7 +52,7 @@ class Probe:
         x = features.detach().double().cpu()
         mean = x.mean(0)
         scale = x.std(0, correction=0)
-        # A constant feature has a deviation of rounding errors, which must not be scaled up to 1.
+        # The deviation of a constant feature is a rounding error and must not be scaled up to 1.
         varies = scale > 1e-9 * (1 + mean.abs())
         scale = torch.where(varies, scale, torch.ones_like(scale))
         x = (x - mean) / scale
@@ -71,13 +71,13 @@ class Probe:
             optimizer.zero_grad()
             logits = x @ weight.T + bias
             error = torch.nn.functional.cross_entropy(logits, labels.cpu())
-            # Half the squared norm over n: scikit-learn's LogisticRegression with C = 1.
+            # Half the squared norm over n, as in scikit-learn's LogisticRegression with C = 1.
             penalty = weight.square().sum() / (2 * len(x))
             value = error + penalty
             value.backward()
             return value
 
-        # Whoever measures may do so under `no_grad`, but fitting needs gradients.
+        # The caller may use `no_grad`, but fitting needs gradients.
         with torch.enable_grad():
             optimizer.step(loss)  # pyright: ignore
         return cls(
@@ -95,24 +95,25 @@ class Probe:
 
 
 def plasticity(A: Float[Tensor, "steps tasks"]) -> Float[Tensor, " tasks"]:
-    """Plasticity: what learning a task added to a probe's accuracy on it, A[j, j] - A[j-1, j].
+    """Return each task's plasticity, its gain in accuracy when it is learned: A[j, j] - A[j-1, j].
 
-    A[i, j] is the accuracy on task j after i tasks, where i = 0 is the pre-trained model and tasks
-    are counted from 1.
+    A[i, j] is the accuracy of a probe on task j after i tasks, where i = 0 is the pre-trained model
+    and tasks are counted from 1.
 
     Examples
     --------
     >>> plasticity(torch.tensor([[0.5, 0.5], [0.75, 0.5], [0.625, 1.0]])).tolist()
     [0.25, 0.5]
     """
-    # Rows start at step 0 and columns at task 1: A[j, j] of the formula is one below the diagonal.
+    # Rows start at step 0 and columns at task 1, so A[j, j] is one below the diagonal.
     return A.diagonal(-1) - A.diagonal()
 
 
 def stability(A: Float[Tensor, "steps tasks"]) -> Float[Tensor, " tasks"]:
-    """Stability: what later tasks added to a probe's accuracy on a task, A[N, j] - A[j, j].
+    """Return each task's stability, its change in accuracy after it is learned: A[N, j] - A[j, j].
 
-    N is the number of tasks; the last task's value is 0.
+    A[i, j] is the accuracy of a probe on task j after i of the N tasks, where tasks are counted
+    from 1. The stability of the last task is 0.
 
     Examples
     --------
@@ -123,7 +124,7 @@ def stability(A: Float[Tensor, "steps tasks"]) -> Float[Tensor, " tasks"]:
 
 
 def compute(subject: Subject) -> dict[str, object]:
-    """Return the numbers of this diagnostic for a run."""
+    """Return the accuracy of a run's probes after each task, with plasticity and stability."""
     free = [name for name in subject.tasks if not subject.stream.task(name).classes]
     if free:
         raise LeftOut(
@@ -137,7 +138,7 @@ def compute(subject: Subject) -> dict[str, object]:
     classes = len(subject.stream.classes)
     rows = []
     for step in range(len(subject.learned) + 1):
-        # A frozen backbone has the same features at every step, so that one probe is enough.
+        # A frozen backbone has the same features at every step, so one probe is enough.
         if rows and subject.frozen:
             rows.append(rows[0])
             continue
@@ -150,7 +151,7 @@ def compute(subject: Subject) -> dict[str, object]:
             accuracies.append(right.double().mean().item())
         rows.append(accuracies)
 
-    # The format has a column for each task, also for those whose examples are gone.
+    # The format has a column for each task, including those whose examples are missing.
     tasks = subject.tasks
     present = [tasks.index(name) for name in subject.present]
     accuracy = torch.tensor(rows, dtype=torch.double)

@@ -1,4 +1,4 @@
-"""Task vectors, plain numbers, and the reason to skip: what several diagnostics need."""
+"""Code that several diagnostics share: task vectors, plain numbers, and the exception to skip."""
 
 import math
 
@@ -11,15 +11,15 @@ from perdure.models.bottleneck import BottleneckConfig
 from perdure.models.matrices import is_matrix
 from perdure.vectors.task_vector import TaskVector
 
-MANY = 40  # with more tasks the values of single layers are left out: pairs grow with the square
+MANY = 40  # with more tasks, values per layer are left out: the number of pairs grows too fast
 
 
 class LeftOut(Exception):
-    """The reason why a diagnostic makes no sense for a run."""
+    """Raised if a diagnostic makes no sense for a run; the message gives the reason."""
 
 
 def vectors_of(subject: Subject) -> tuple[dict[str, TaskVector], list[str]]:
-    """Return the tasks' ΔW, and the names of the linear layers among those that they change.
+    """Return the ΔW of each task, and the names of the linear layers that the tasks change.
 
     Raises
     ------
@@ -27,17 +27,17 @@ def vectors_of(subject: Subject) -> tuple[dict[str, TaskVector], list[str]]:
         The run has no ΔW.
     """
     if subject.frozen:
-        raise LeftOut("The method trains nothing in the backbone, so there are no task vectors.")
+        raise LeftOut("The method does not train the backbone, so there are no task vectors.")
     modules = [task.adapter for task in subject.learned]
     if any(isinstance(module.config, BottleneckConfig) for module in modules):
-        raise LeftOut("Bottleneck adapters are no change of weights, so there is no ΔW.")
+        raise LeftOut("Bottleneck adapters do not change any weights, so there is no ΔW.")
     vectors = task_vectors(modules, since=subject.rule.since)
 
-    # A dict and not a set: the layers keep the order in which the tasks' modules name them.
+    # A dict rather than a set, to keep the layers in the order of the task vectors.
     names: dict[str, None] = {}
     for vector in vectors.values():
         for name in vector.entries:
-            # Full fine-tuning changes biases too; their names lead to no layer.
+            # Full fine-tuning also changes biases, whose names are not those of a layer.
             if not name.endswith(".bias"):
                 names[name] = None
     # Overlaps and zones need matrices, so embeddings and norms are left out here.
@@ -47,14 +47,17 @@ def vectors_of(subject: Subject) -> tuple[dict[str, TaskVector], list[str]]:
 
 
 def plain(values: Tensor) -> object:
-    """Return nested lists of numbers; a value that is undefined becomes None."""
+    """Convert a tensor to nested lists of numbers; undefined or infinite values become None."""
     if values.dim():
         return [plain(value) for value in values]
     return number(values.item())
 
 
 def number(value: float | None) -> float | int | None:
-    """Return six digits, more than the examples justify; None for a value that is not finite."""
+    """Round a value to six significant digits, more than the examples justify.
+
+    Return None for a value that is missing, infinite or undefined.
+    """
     if value is None or not math.isfinite(value):
         return None
     return value if isinstance(value, int) else float(f"{value:.6g}")

@@ -1,4 +1,4 @@
-"""The subject of a diagnosis: a run's model at each step, and examples of its tasks."""
+"""The run that is diagnosed, with its model after each task, and examples of its tasks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,19 +25,23 @@ from perdure.runs.state import RunState
 from perdure.settings import checked
 
 EXAMPLES = 100
-"""The most examples that are read of each task and split."""
+"""The default for the maximum number of examples that are read per task and split."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A run with everything that a diagnosis needs; `stream` holds the tasks it has learned."""
+    """A run with everything that the diagnostics need.
+
+    `stream` contains only the tasks that the run has learned.
+    """
 
     run: RunState
     system: System
     stream: TaskStream
     examples: int
     seed: int
-    # The test features at each step: several diagnostics need them, and they are what takes time.
+    # A cache of the test features after each step, which several diagnostics need, and which take
+    # most of the time.
     _tested: dict[int, list[Float[Tensor, "examples width"]]] = field(default_factory=dict)
 
     @property
@@ -50,7 +54,7 @@ class Subject:
 
     @property
     def rule(self) -> Rule:
-        """The rule as it was given, possibly with a scale that is still to be searched."""
+        """The rule as it was given; its scale may have yet to be searched for."""
         return self.system.rule
 
     @property
@@ -59,18 +63,22 @@ class Subject:
 
     @property
     def present(self) -> list[str]:
-        """The tasks whose examples are here; diagnostics that read examples cover only these."""
+        """The names of the tasks whose examples are available.
+
+        Diagnostics that read examples cover only these tasks.
+        """
         return [task.name for task in self.stream if not task.missing]
 
     @property
     def frozen(self) -> bool:
-        """True if the method has left the backbone as it was."""
+        """True if the method has not changed the backbone."""
         return all(task.adapter.config is None for task in self.learned)
 
     def combined(self, step: int) -> Combined:
-        """Return the model after `step` tasks; 0 is the pre-trained one.
+        """Return the model after `step` tasks; step 0 is the pre-trained model.
 
-        A scale that the rule searches is the one that the run recorded then, or is searched now.
+        If the rule searches for its scale, the one that the run recorded for this step is used. If
+        it recorded none, the search takes place now.
         """
         system = self.system.until(step)
         if not step or not self.rule.searches:
@@ -90,7 +98,7 @@ class Subject:
         return system.with_rule(rule).combined
 
     def encoded(self, split: Split) -> list[Examples]:
-        """Return the examples that are read, one value for each task in `present`."""
+        """Return the encoded examples of a split, at most `examples` for each task in `present`."""
         fewer = self.stream.limited(**{split: self.examples}, seed=self.seed)
         encoded = []
         for name in self.present:
@@ -99,7 +107,7 @@ class Subject:
         return encoded
 
     def labels(self, examples: Sequence[Examples]) -> list[Int[Tensor, " examples"]]:
-        """Return the labels of each task's examples, as numbers among the classes of all tasks."""
+        """Return the labels of each task's examples, as indices into the classes of all tasks."""
         labels = []
         for name, rows in zip(self.present, examples, strict=True):
             class_index = torch.tensor(self.stream.class_index(name))
@@ -110,7 +118,7 @@ class Subject:
     def features(
         self, combined: Combined, examples: Sequence[Examples]
     ) -> list[Float[Tensor, "examples width"]]:
-        """Return the features of each task's examples; a routed model is told their task."""
+        """Return the features of each task's examples; a routed model is given their task."""
         by_task = []
         for name, rows in zip(self.present, examples, strict=True):
             of_task = features(
@@ -123,7 +131,7 @@ class Subject:
         return by_task
 
     def tested(self, step: int) -> list[Float[Tensor, "examples width"]]:
-        """Return the features of each task's test examples after `step` tasks, computed once."""
+        """Return the features of each task's test examples after `step` tasks, from a cache."""
         if step not in self._tested:
             if self.frozen and step:
                 # The backbone never changed, so every step has the features of step 0.
@@ -136,10 +144,10 @@ class Subject:
     def hidden(
         self, combined: Combined, examples: Sequence[Examples]
     ) -> list[Float[Tensor, "examples _"]]:
-        """Return the hidden states of each layer, with the examples of all tasks in one tensor."""
+        """Return the hidden states of each layer, as one tensor with the examples of all tasks."""
         by_task = []
         for name, rows in zip(self.present, examples, strict=True):
-            # A routed model has other weights for each task; they are taken back afterwards.
+            # A routed model has different weights for each task; they are removed afterwards.
             with combined.applied(self.backbone, name):
                 by_task.append(hidden_states(self.backbone, rows))
         return [torch.cat(layer) for layer in zip(*by_task, strict=True)]
@@ -148,24 +156,25 @@ class Subject:
 def subject_of(
     run: RunState, rule: Rule | None, stream: TaskStream | None, examples: int
 ) -> Subject:
-    """Return a run with its backbone and tasks, for at most `examples` of each task and split.
+    """Load the backbone and the tasks of a run, to diagnose it.
 
-    Without a rule, the run's own is used; without a stream, its recipe makes one.
+    If no rule is given, the run's rule is used; if no stream is given, the run's recipe creates it.
+    At most `examples` examples will be read per task and split.
 
     Raises
     ------
     RunError
-        The tasks are not those that the run learned, or it has learned none.
+        The tasks are not the ones that the run has learned, or it has not learned any.
     """
     recipe = Recipe.parse(run.recipe)
-    # Checked before data and model are opened, which may take long.
+    # Checked before the data and the model are loaded, which may take long.
     if not run.tasks:
         raise RunError(f"`{run.folder}` has learned no task yet, so there is nothing to diagnose.")
     stream = stream or recipe.make_stream(run)
     backbone = recipe.make_backbone()
     rule = rule or recipe.make_rule()
     system = restored(run, backbone, rule, stream)
-    # A stream may go on with tasks that the run has not learned yet.
+    # The stream may continue with tasks that the run has not learned yet.
     learned = stream.until(len(system.learned))
     return Subject(
         run=run,

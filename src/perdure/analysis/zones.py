@@ -1,4 +1,4 @@
-"""Zones of the pre-trained weights: how a change is distributed over their singular directions."""
+"""Zones of the pre-trained weights: the energy of a change along their singular vectors."""
 
 from __future__ import annotations
 
@@ -20,23 +20,24 @@ class Zones:
     """The zones of a pre-trained weight W0 = U S Vᵀ (SMILE, Tang et al. 2024, arXiv 2408.10174).
 
     With full orthonormal bases of outputs and inputs, ΔW is a sum of components along u_i v_jᵀ,
-    and its energy ‖ΔW‖² is the sum of theirs. The greater of i and j decides the one zone in which
-    a component counts, so that the shares of the zones add up to 1:
+    and its energy ‖ΔW‖² is the sum of their energies. Each component is in exactly one zone, which
+    the larger of i and j determines, so the shares of the zones sum to 1:
 
-    - I: both among the first k*, the smallest number of singular values with at least half of
-      their sum;
-    - II: both among the singular vectors of W0, and not both among the first k*;
-    - III: the rest, which W0 itself does not use (empty if W0 is square and has full rank).
+    - I: i and j are both among the first k*, the smallest number of leading singular values that
+      make up at least half of the sum of all of them;
+    - II: both belong to singular vectors of W0, but are not both among the first k*;
+    - III: all other components, in directions that W0 does not use (empty if W0 is square and has
+      full rank).
 
-    SMILE's own figure for II leaves out the blocks between I and II (i in one, j in the other):
-    `mixed`.
+    The figure that SMILE reports for zone II leaves out the components with only one of i and j
+    among the first k*; `mixed` returns their energy.
 
     Attributes
     ----------
     U, Vh
-        The singular vectors of W0, reduced to its numerical rank.
+        The singular vectors of W0, as many as its numerical rank.
     leading
-        k*.
+        The number k* of singular vectors in zone I.
 
     Examples
     --------
@@ -55,19 +56,19 @@ class Zones:
     def of(cls, weight: Float[Tensor, "out in"], *, mass: float = 0.5) -> Zones:
         """Return the zones of a weight.
 
-        `mass` is the least share of the singular values' sum that zone I holds.
+        `mass` is the share of the sum of all singular values that those of zone I must reach.
         """
         U, S, Vh = svd(weight.detach().double().cpu())
-        # A sum that reaches its share exactly must not miss it by a rounding error.
+        # A sum that reaches the share exactly must not miss it because of a rounding error.
         threshold = mass * S.sum() * (1 - 1e-12)
         below = S.cumsum(0) < threshold
         leading = int(below.sum()) + 1
         return cls(U, Vh, min(leading, len(S)))
 
     def energies(self, change: Entry) -> Float[Tensor, "3"]:
-        """Return ‖ΔW‖² in the zones I, II and III.
+        """Return the part of ‖ΔW‖² in each of the zones I, II and III.
 
-        Zone III gets what remains, so that the directions outside W0 need no basis of their own.
+        Zone III is the remainder, so that no basis of the directions outside W0 is needed.
         """
         leading = slice(0, self.leading)
         every = slice(None)
@@ -83,7 +84,7 @@ class Zones:
         return torch.tensor(zones, dtype=torch.double).clamp_min(0)
 
     def mixed(self, change: Entry) -> float:
-        """Return the part of ‖ΔW‖² in zone II with only one side among the first k*."""
+        """Return the part of ‖ΔW‖² in zone II with only one of the indices among the first k*."""
         leading = slice(0, self.leading)
         rest = slice(self.leading, None)
         above = self._within(change, leading, rest)
@@ -91,7 +92,7 @@ class Zones:
         return above + below
 
     def by_chance(self) -> Float[Tensor, "3"]:
-        """Return a random change's expected shares: those of the zones in the matrix entries."""
+        """Return the expected share of a random change in each zone, from the zone's dimensions."""
         k = self.leading
         r = len(self.Vh)  # the rank of W0
         outputs = self.U.shape[0]
@@ -105,12 +106,12 @@ class Zones:
         return torch.tensor(entries, dtype=torch.double) / size
 
     def _within(self, change: Entry, left: slice, right: slice) -> float:
-        """Return ‖Uᵀ ΔW V‖² for some of the singular vectors on each side."""
+        """Return ‖Uᵀ ΔW V‖² for the selected left and right singular vectors."""
         U = self.U[:, left]
         V = self.Vh[right].T
         projected: Entry
         if isinstance(change, LowRank):
-            # The factors are projected one by one: no full matrix is made.
+            # The factors are projected one by one, without the full matrix.
             B = U.T @ change.B.to(U)
             A = change.A.to(U) @ V
             projected = LowRank(B, A)
@@ -121,7 +122,7 @@ class Zones:
 
 
 def compute(subject: Subject) -> dict[str, object]:
-    """Return the numbers of this diagnostic for a run."""
+    """Return the share of each zone in the task vectors of a run, and the share by chance."""
     vectors, linear = vectors_of(subject)
     count = len(vectors)
     energies = torch.zeros(
@@ -136,10 +137,10 @@ def compute(subject: Subject) -> dict[str, object]:
     for layer, name in enumerate(linear):
         weight = matrix(adapters.base_layer(model, name))
         zones = Zones.of(weight)
-        # Layers count by their size, as they do in ‖ΔW‖² of a random change.
+        # Layers are weighted by size, as they are in the ‖ΔW‖² of a random change.
         chance += zones.by_chance() * weight.numel()
         for task, vector in enumerate(vectors.values()):
-            # A layer that a task does not change has no energy.
+            # In a layer that the task does not change, all energies are zero.
             if name in vector:
                 change = vector[name]
                 energies[layer, task] = zones.energies(change)

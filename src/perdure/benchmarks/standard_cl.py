@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from perdure.benchmarks.parts.orders import ordered, task_names
-from perdure.benchmarks.parts.text_prompts import QUESTIONS, Style, prompt
+from perdure.benchmarks.parts.text_prompts import PAIRS, QUESTIONS, Style, pair, prompt
 from perdure.data.splits import bounded, by_split
 from perdure.data.table import from_hub
 from perdure.data.task import Scenario, Split, Task, TaskStream
@@ -155,10 +155,11 @@ def standard_cl(
     scenario
         The scenario: what is known about an input at test time.
     prompts
-        The prompt's form, for a language model. `plain`: the text alone. `options`: with an
-        instruction and the classes to choose from, as in SAPT and GainLoRA. `o_lora`: also with the
-        names of the kind of task and of the data set, as in O-LoRA, so that the prompt reveals the
-        task.
+        The form of the texts. `plain`: the text alone. `pairs`, for an encoder: the same, but
+        premise and hypothesis, two questions, or question and passage are read as a pair of texts.
+        For a language model: `options`, with an instruction and the classes to choose from, as in
+        SAPT and GainLoRA; `o_lora`, also with the names of the kind of task and of the data set, as
+        in O-LoRA, so that the prompt reveals the task.
 
     Raises
     ------
@@ -262,10 +263,24 @@ def _with_text(data: Dataset, form: str | None) -> Dataset:
 
 
 def _asked(data: Dataset, style: Style, name: str, classes: tuple[str, ...]) -> Dataset:
-    """Return the examples with their texts as prompts."""
+    """Return the examples with their texts as prompts or as pairs."""
     if style == "plain":
         return data
+    if style == "pairs":
+        return _in_pairs(data, name) if name in PAIRS else data
     if name not in QUESTIONS:
         raise UnknownName("task", name, QUESTIONS)
     texts = [prompt(style, name, classes, text) for text in data["text"][:]]
     return Dataset.from_dict({"text": texts, "label": data["label"][:]})
+
+
+def _in_pairs(data: Dataset, name: str) -> Dataset:
+    """Return the examples of a task of pairs with the columns `text` and `text_pair`."""
+    pairs = [pair(name, text) for text in data["text"][:]]
+    return Dataset.from_dict(
+        {
+            "text": [first for first, _ in pairs],
+            "text_pair": [second for _, second in pairs],
+            "label": data["label"][:],
+        }
+    )

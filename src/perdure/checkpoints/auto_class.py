@@ -1,4 +1,4 @@
-"""The transformers class that loads a model, for a model card's code snippet."""
+"""Functions that choose the transformers class for the code snippet in a model card."""
 
 from collections.abc import Mapping
 
@@ -14,9 +14,9 @@ AUTO = {
     "ForMultipleChoice": "AutoModelForMultipleChoice",
     "ForImageClassification": "AutoModelForImageClassification",
 }
-# Model types whose classes have such names but are in none of transformers' tables for them: they
-# classify sounds, or answer questions about images. (Tuples, not sets: in a damaged configuration
-# the type could be a list, which is not hashable.)
+# Model types whose classes have such names, but which those `AutoModel…` classes cannot load: they
+# classify sounds, or answer questions about images. (This is a tuple, not a set, because the type
+# in a damaged configuration could be a list, which is not hashable.)
 NOT_IN_TABLES = (
     "blip",
     "data2vec-audio",
@@ -34,7 +34,7 @@ NOT_IN_TABLES = (
     "wav2vec2-conformer",
     "wavlm",
 )
-# Suffixes of models that are a component of another model, or have a head: `AutoModel` would load
+# Suffixes of models that are a component of another model, or have a head. `AutoModel` would load
 # a different class for their configuration.
 PARTS = (
     "EncoderModel",
@@ -45,7 +45,7 @@ PARTS = (
     "HeadModel",
     "HeadsModel",
 )
-# Types whose `…ForConditionalGeneration` is a text-to-text model.
+# Model types whose `…ForConditionalGeneration` class is a text-to-text model.
 SEQ2SEQ = (
     "bart",
     "bigbird_pegasus",
@@ -68,7 +68,7 @@ SEQ2SEQ = (
     "t5",
     "umt5",
 )
-# The class for each adapter `task_type`.
+# The transformers class for each `task_type` in an adapter's configuration.
 TASKS = {
     "CAUSAL_LM": "AutoModelForCausalLM",
     "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
@@ -90,7 +90,7 @@ def of_config(config: Mapping[str, object]) -> str:
     name = ""
     if isinstance(architectures, list) and architectures:
         name = architectures[0]
-    # The name goes into a model card's Python code, and may come from an untrusted source.
+    # The name is used in the Python code of a model card, and may come from an untrusted source.
     if not isinstance(name, str) or not name.isidentifier():
         return "AutoModel"
 

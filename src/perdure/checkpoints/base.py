@@ -1,4 +1,4 @@
-"""A pre-trained model on disk: its folder, its safetensors files and their headers.
+"""A pre-trained model on disk: its folder, and its safetensors files with their headers.
 
 Tensor values are not loaded.
 """
@@ -23,8 +23,8 @@ PICKLES = (
     "tf_model.h5",
     "flax_model.msgpack",
 )
-# Suffixes of the files that belong to a model besides its weights. Weights in other formats are
-# not copied, because they would not match the merged model.
+# Suffixes of files other than weights that belong to a model. Weights in other formats are not
+# copied, because they would not match the merged model.
 BESIDE = {".json", ".txt", ".model", ".jinja", ".tiktoken", ".spm", ".bpe", ".vocab"}
 # Code is never copied, because it may be untrusted.
 CODE = {".py", ".pyc", ".so"}
@@ -52,18 +52,18 @@ PATTERNS = [
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model's folder with its safetensors files, whose headers have been checked.
+    """A model folder with safetensors files whose headers have been checked.
 
     Attributes
     ----------
     source
-        The folder, hub id or short name (such as `minilm`) the model was opened with.
+        The folder, hub id or short name (such as `minilm`) from which the model was opened.
     files
         The safetensors files, by name.
     where
-        The name of each tensor's file.
+        The name of the file that contains each tensor, by tensor name.
     index
-        The parsed index file; None for a model in a single file.
+        The parsed index file, or None if the model is in a single file.
     """
 
     source: str
@@ -75,7 +75,7 @@ class Checkpoint:
 
     @classmethod
     def open(cls, source: str | Path) -> "Checkpoint":
-        """Find a model, and read its files' headers.
+        """Find a model and read the headers of its safetensors files.
 
         Raises
         ------
@@ -104,15 +104,15 @@ class Checkpoint:
         return cls(str(source), folder, files, where, config, index)
 
     def stored(self, tensor: str) -> Stored:
-        """Return a tensor's type, shape and position in its file."""
+        """Return the dtype, the shape and the file position of a tensor."""
         return self.files[self.where[tensor]].tensors[tensor]
 
     @property
     def names(self) -> set[str]:
-        """The names an adapter may use for this model.
+        """The names by which an adapter's configuration may refer to this model.
 
-        The configuration's `_name_or_path` is not one of them, because it may be the model this
-        one was derived from.
+        `_name_or_path` in the model's configuration is not included, because it may refer to the
+        model from which this one was derived.
         """
         resolved = self.folder.resolve()
         names = {last_part(self.source), resolved.name}
@@ -128,21 +128,21 @@ class Checkpoint:
         return model_files.published(self.source)
 
     def companions(self) -> list[Path]:
-        """Return the paths of the model's other files, relative to its folder.
+        """Return the paths of all files to copy along with the weights, relative to the folder.
 
-        These are its configuration, tokenizer, processor, additional modules and licence.
+        These are the configuration, tokenizer, processor, additional modules and licence.
 
         Raises
         ------
         CheckpointError
-            One of them is a link that points outside the folder, or an unfetched Git LFS file.
+            A file is a link that points outside the folder, or an unfetched Git LFS pointer.
         """
         names: list[Path] = []
         for path in self._files():
             is_companion = _belongs(path) or path.parent != self.folder
             if is_companion and path.suffix not in CODE:
                 names.append(path.relative_to(self.folder))
-        # Checked now, because a merge may run for a long time before it copies them.
+        # Check them now, because a merge may run for a long time before it copies them.
         for name in names:
             path = inside(self.folder, str(name))
             with open_regular(path) as file:
@@ -158,7 +158,7 @@ class Checkpoint:
         return names
 
     def _files(self) -> list[Path]:
-        """Return the files in the folder and in the subfolders that belong to the model."""
+        """Return all files in the folder and in those subfolders that belong to the model."""
         # Sorted, because the order in which a folder lists its files is not reproducible.
         files: list[Path] = []
         for path in sorted(self.folder.iterdir()):
@@ -170,23 +170,21 @@ class Checkpoint:
 
 
 def _is_there(path: Path) -> bool:
-    # A broken link counts as well: following it raises a specific error.
+    # A broken link counts, too, because following it later raises a specific error.
     return path.exists() or path.is_symlink()
 
 
 def _check_kind(folder: Path) -> None:
-    """Refuse a run or an adapter given as a model."""
-    # Both are identified by a file. If there is a `config.json` as well, the folder is a model
-    # that somebody has added the file to.
+    """Raise if the folder contains a run or an adapter instead of a model."""
+    # Both are identified by a file. If there is also a `config.json`, the folder is a model to
+    # which somebody has added that file.
     others = {
-        "recipe.yaml": "a run: give it alone",
-        "adapter_config.json": "an adapter, not a model",
+        "recipe.yaml": "a run: give only its folder",
+        "adapter_config.json": "an adapter, not a model: give the base model first",
     }
     for file, kind in others.items():
         if (folder / file).is_file() and not (folder / "config.json").exists():
-            raise CheckpointError(
-                f"`{folder}` is {kind}. The base model comes first, then the adapters."
-            )
+            raise CheckpointError(f"`{folder}` is {kind}.")
 
 
 def _is_module(name: str) -> bool:
@@ -198,12 +196,12 @@ def _is_module(name: str) -> bool:
 
 
 def find(source: str | Path) -> Path:
-    """Return the folder of a model or an adapter, which is downloaded if necessary.
+    """Return the folder of a model or an adapter, downloading it if necessary.
 
     Parameters
     ----------
     source
-        A folder, a hub id, or the name of a model that comes with a package.
+        A folder, a hub id, or the name of a model that is installed as a package.
 
     Raises
     ------
@@ -218,9 +216,9 @@ def find(source: str | Path) -> Path:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
         raise InputError(
             f"There is no folder `{source}`. Give the folder of a model or an adapter, a hub id, "
-            f"or a model that comes with a package: {', '.join(registry.names('model'))}."
+            f"or a model installed as a package: {', '.join(registry.names('model'))}."
         )
-    # Imported here, because most merges never need the hub.
+    # Import this here, because most merges do not need the hub.
     import huggingface_hub
 
     try:
@@ -235,7 +233,7 @@ def find(source: str | Path) -> Path:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """Return the path of a file in a folder, with links resolved.
+    """Return the path of a file in a folder, with symbolic links resolved.
 
     Raises
     ------
@@ -265,7 +263,7 @@ def last_part(path: str) -> str:
 
 
 def _belongs(path: Path) -> bool:
-    """Return True if a file in the top-level model folder should be copied with the model."""
+    """Return True if a file at the top level of a model folder is copied with the model."""
     name = path.name
     if name in LEFT_OUT or name.startswith("."):
         return False
@@ -276,7 +274,7 @@ def _belongs(path: Path) -> bool:
 
 
 def _shards(folder: Path, index: Mapping[str, object]) -> list[str]:
-    """Return the file names listed in an index; names with a folder are refused."""
+    """Return the file names listed in an index; raise if one is not a plain file name."""
     table = index.get("weight_map")
     if not isinstance(table, dict):
         table = {}
@@ -286,7 +284,7 @@ def _shards(folder: Path, index: Mapping[str, object]) -> list[str]:
         )
     names = sorted(set(table.values()))
     for name in names:
-        # A name with a folder (`../…`) could point anywhere on this machine.
+        # A name that contains a folder (`../…`) could point to any file on the machine.
         if not re.fullmatch(r"[\w.-]+\.safetensors", name, flags=re.ASCII):
             raise CheckpointError(
                 f"`{folder / INDEX}` lists the file {name!r}. "
@@ -296,8 +294,8 @@ def _shards(folder: Path, index: Mapping[str, object]) -> list[str]:
 
 
 def _tensor_files(folder: Path, files: Mapping[str, TensorFile]) -> dict[str, str]:
-    """Return the name of each tensor's file."""
-    # If two tensors have the same name, it is unclear which one is meant.
+    """Return the name of the file that contains each tensor, by tensor name."""
+    # If two tensors have the same name, it is unclear which one to use.
     where: dict[str, str] = {}
     for name, file in files.items():
         for tensor in file.tensors:

@@ -1,4 +1,4 @@
-"""The summary of a merge, as a value, as lines for the terminal, and as a model card."""
+"""The summary of a merge, which can be printed in the terminal or written as a model card."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from perdure.errors import printable
 
 @dataclass(frozen=True)
 class MergedAdapter:
-    """One of a merge's input adapters, as listed in its summary."""
+    """An input adapter of a merge, as listed in the summary."""
 
     name: str
     settings: str
@@ -21,29 +21,31 @@ class MergedAdapter:
 
     @classmethod
     def of(cls, adapter: Fitted) -> "MergedAdapter":
-        """Describe an adapter that was matched to the base."""
+        """Create the summary of an adapter that has been matched to the base model."""
         return cls(adapter.name, adapter.settings, len(adapter.factors))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Merged:
-    """A summary of the merged model or adapter that was written, or would be with `dry_run`.
+    """A summary of the model or adapter that a merge has written or, with `dry_run`, would write.
 
     Attributes
     ----------
     layers
-        The number of the base's layers that change.
+        The number of layers of the base model that change.
     saved
-        The fully trained tensors that are copied from adapters.
+        The names of fully trained tensors that are copied from adapters.
     error
-        ‖ΔW - written ΔW‖ / ‖ΔW‖ over all layers (Frobenius); None for an adapter that is not
-        written yet. A model includes all of ΔW, and W + ΔW is rounded once to the base's type.
+        The truncation error ‖ΔW - written ΔW‖ / ‖ΔW‖ over all layers (Frobenius norm), or None
+        for an adapter that has not been written yet. It is 0 for a model, which includes all of
+        ΔW; W + ΔW is then rounded once to the dtype of the base model.
     notes
         Warnings for the user, in full sentences.
     loads_with
-        The transformers class that loads the model, or the adapter's base.
+        The transformers class that loads the model, or the base model of the adapter.
     size, free, memory
-        The output's size, the free disk space, and an estimate of the memory needed, in bytes.
+        The size of the output, the free disk space, and an estimate of the memory needed, in
+        bytes.
     """
 
     output: Path
@@ -65,7 +67,7 @@ class Merged:
 
     @property
     def label(self) -> str:
-        """The rule with its settings."""
+        """The name of the rule, followed by its settings in parentheses."""
         if not self.settings:
             return self.rule
         settings = ", ".join(f"{name}={value}" for name, value in self.settings.items())
@@ -132,7 +134,7 @@ def card(merged: Merged) -> str:
 
 
 def _front_matter(merged: Merged) -> list[str]:
-    """Return the front matter, with the keys that the hub uses."""
+    """Return the lines of the YAML front matter, with the keys that the hub uses."""
     is_model = merged.form == "model"
     lines = [
         "---",
@@ -163,18 +165,18 @@ def _summary(merged: Merged) -> str:
 
 
 def code(text: str) -> str:
-    """Return a possibly untrusted name as Markdown code.
+    """Return a possibly untrusted name as a Markdown code span.
 
-    None of its characters can act as HTML, a link or a column separator.
+    No character of the name is interpreted as HTML, as a link or as a column separator.
     """
     # In a table, a `|` ends the column, even within code.
     text = printable(text).replace("|", "\\|")
-    # A code span ends at as many backticks as it began with: use one more than the text has.
+    # A code span ends with the number of backticks it starts with. Use more than the text has.
     longest = 0
     for run in re.findall("`+", text):
         longest = max(longest, len(run))
     fence = "`" * (longest + 1)
-    # A space on both sides separates the text's backticks from the fence; Markdown drops it.
+    # Spaces separate backticks in the text from the fence. Markdown does not render the spaces.
     touches_fence = text.startswith("`") or text.endswith("`")
     is_blank = not text.strip()
     if touches_fence or is_blank:
@@ -183,10 +185,10 @@ def code(text: str) -> str:
 
 
 def _escaped(sentence: str) -> str:
-    """Return one of our notes as Markdown, with names in backticks as code and other text plain."""
+    """Return a note as Markdown, with names in backticks as code and all other text escaped."""
     pieces = printable(sentence).split("`")
     if len(pieces) % 2 == 0:
-        # A name contains a backtick, so names and text cannot be distinguished.
+        # A name contains a backtick, so it is impossible to tell names and text apart.
         return code(sentence)
     # Backticks alternately open and close, so every second piece is a name.
     escaped: list[str] = []
@@ -200,8 +202,8 @@ def _escaped(sentence: str) -> str:
 
 
 def _loading(merged: Merged) -> list[str]:
-    """Return the Python code that loads the result."""
-    # Only the folder's name: its path is private.
+    """Return the lines of Python code that load the merged model or adapter."""
+    # Use only the name of the folder, because its path is private.
     folder = json.dumps(merged.output.name)
     loader = merged.loads_with
     if merged.form == "model":

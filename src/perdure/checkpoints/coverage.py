@@ -20,14 +20,14 @@ def notes(
     names: LayerNames,
     skeleton: Skeleton,
 ) -> tuple[str, ...]:
-    """Warn about targeted layers that an adapter lacks, and untargeted ones that it has.
+    """Warn about targeted layers that an adapter lacks and untargeted layers that it has.
 
     Returns
     -------
-    The warnings, for the model card.
+    The warning messages, for use in the model card.
     """
     messages: list[str] = []
-    # A missing layer is not an error, because peft also loads such a file, with B = 0.
+    # A missing layer is not an error, because peft also loads such a file, and sets B to 0.
     missing = _missing(skeleton.base, folder, names)
     missing += experts.missing(folder, skeleton)
     if missing:
@@ -52,24 +52,24 @@ def _missing(base: Checkpoint, folder: PeftFolder, names: LayerNames) -> list[st
     for stem, tensor in names.tensors.items():
         if not stem.startswith(names.stored):
             continue
-        # A tied layer's weight may be stored only under the other layer's name.
+        # The weight of a tied layer may be stored only under the name of the other layer.
         if tensor not in base.where:
             continue
-        # Norms and biases have one dimension: peft has no LoRA for them.
+        # Norms and biases have one dimension, for which peft has no LoRA.
         if len(base.stored(tensor).shape) < 2:
             continue
         layer = names.used + stem.removeprefix(names.stored)
         if layer not in folder.factors and folder.targets.named(layer):
             missing.append(layer)
-    # Asking transformers takes seconds, so do it only if necessary.
+    # Building the model in transformers takes seconds, so do it only if necessary.
     return _existing(base, folder, missing) if missing else []
 
 
 def _existing(base: Checkpoint, folder: PeftFolder, layers: list[str]) -> list[str]:
-    """Return the layers that exist in the adapter's model, as transformers loads it.
+    """Return only those layers that exist in the adapter's model as loaded by transformers.
 
-    The base on disk may have more, such as another task's output layer, and transformers may
-    join several stored layers into one.
+    The base model on disk may have additional layers, such as the output layer for another task,
+    and transformers may join several stored layers into one.
     """
     kind = auto_class.of_task(folder.config.get("task_type"))
     if kind is None:

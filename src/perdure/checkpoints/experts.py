@@ -1,8 +1,8 @@
-"""LoRA on single parameters (`target_parameters`), such as a mixture's stacked experts.
+"""LoRA on individual parameters (`target_parameters`), such as stacked mixture-of-experts weights.
 
 A parameter with E experts has one A with E·r rows, grouped by expert, and one B with r·E
-columns, in which the experts alternate. On disk, the experts may share one tensor or have
-one each. In the second case, two tensors (gate and up) may be joined into one parameter
+columns, in which the experts alternate. On disk, the experts may share a tensor or have
+separate ones. In the second case, two tensors (gate and up) may be joined into one parameter
 during loading.
 """
 
@@ -20,30 +20,30 @@ from perdure.storage.tensors import TensorFile
 from perdure.vectors.task_vector import LowRank
 
 WRAPPER = ".base_layer"
-# The operations with which transformers stacks one tensor per expert, …
+# The operations with which transformers stacks separate tensors, one for each expert.
 STACKED = ["MergeModulelist(0)"]
-# … and with which it also concatenates the rows of two such stacks.
+# The operations with which it also concatenates the rows of two such stacks.
 STACKED_SIDE_BY_SIDE = ["MergeModulelist(0)", "Concatenate(1)"]
 
 
-# A layer's experts are read one after the other, and there may be a hundred of them. Without the
-# cache, each would read the factors of all of them again.
+# The experts of a layer are read one after another, and there may be a hundred of them. Without
+# the cache, the factors of all experts would be read from disk for each of them.
 @functools.lru_cache(maxsize=8)
 def _all_experts(file: TensorFile, key: str) -> Tensor:
-    """Read the A or B that all experts of a parameter share."""
+    """Read the A or B matrix that is shared by all experts of a parameter."""
     return read_tensor(file, key)
 
 
 @dataclass(frozen=True)
 class ExpertFactors(Factors):
-    """The change of one expert's weight, or of some of its rows.
+    """The change to the weight of one expert, or to some of its rows.
 
     Attributes
     ----------
     expert, experts
-        The expert's index, and the number of experts.
+        The index of the expert, and the number of experts.
     rows
-        The range of rows of B A that change the tensor: the first, and one past the last.
+        The range of rows of B A that change the tensor, as its first row and one past its last.
     """
 
     expert: int
@@ -52,14 +52,14 @@ class ExpertFactors(Factors):
 
     @property
     def change(self) -> LowRank:
-        """The factors, in float32; see `Factors.change`."""
+        """The change in float32, as factors s B and A; see `Factors.change`."""
         key_A, key_B = self.keys
-        # An expert's rows are contiguous: peft reads A as experts × rank × in.
+        # The rows of an expert are contiguous: peft reads A as experts × rank × in.
         first = self.expert * self.rank
         last = first + self.rank
         A = _all_experts(self.file, key_A)
         A = A[first:last].float()
-        # The experts' columns alternate: peft reads B as out × rank × experts.
+        # The columns of the experts alternate: peft reads B as out × rank × experts.
         first, last = self.rows
         B = _all_experts(self.file, key_B)
         B = B[first:last, self.expert :: self.experts].float()
@@ -68,16 +68,16 @@ class ExpertFactors(Factors):
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter that an adapter changes, as transformers has it in memory.
+    """A parameter that an adapter changes, in the form that transformers has in memory.
 
     Attributes
     ----------
     name
-        Its name in the adapter's model.
+        The name of the parameter in the adapter's model.
     stored
-        Its name in the base's model.
+        The name of the parameter in the base model.
     shape
-        The number of experts, and the rows and columns of the matrices that B A is added to.
+        The number of experts, and the rows and columns of the matrices to which B A is added.
     transposed
         True if W is stored as experts × in × out.
     """
@@ -90,14 +90,14 @@ class Parameter:
 
 @dataclass(frozen=True)
 class _Slice:
-    """A tensor of the base, or one matrix of it, that contains rows of an expert.
+    """A tensor of the base model, or a matrix in a stacked tensor, that contains rows of an expert.
 
     Attributes
     ----------
     index
-        The index of the matrix in a 3D tensor; None if the tensor is a single matrix.
+        The index of the matrix in a 3D tensor, or None if the tensor is a single matrix.
     rows
-        The range of the expert's rows: the first, and one past the last.
+        The range of the expert's rows, as its first row and one past its last.
     """
 
     tensor: str
@@ -107,7 +107,7 @@ class _Slice:
 
     @property
     def layer(self) -> str:
-        """The key for the change of these rows, in the same format as a layer's name."""
+        """The key of the change to these rows, in the same format as a layer name."""
         stem = self.tensor.removesuffix(".weight")
         if self.index is None:
             return stem
@@ -115,19 +115,21 @@ class _Slice:
 
 
 def fit(folder: PeftFolder, skeleton: Skeleton) -> dict[str, tuple[Factors, Weight]]:
-    """Find the base's weights for the single parameters that an adapter changes.
+    """Find the weights of the base model for the individual parameters that an adapter changes.
+
+    The result maps the name of each changed layer to its factors and its weight.
 
     Raises
     ------
     CheckpointError
-        The base lacks these parameters, or stores them in an unknown form.
+        The base model lacks a parameter, or stores it in an unsupported form.
     """
     if not folder.wrapped:
         return {}
     if skeleton.model is None:
         raise CheckpointError(
-            f"`{folder.folder}` changes single parameters (`target_parameters`). Only "
-            "transformers knows which ones these are, but it cannot build the model of "
+            f"`{folder.folder}` changes individual parameters (`target_parameters`). To find "
+            "them, transformers has to build the model, but it cannot build that of "
             f"`{skeleton.base.folder}`."
         )
     pairs: dict[str, tuple[Factors, Weight]] = {}
@@ -141,7 +143,7 @@ def missing(folder: PeftFolder, skeleton: Skeleton) -> list[str]:
     """Return the parameters that are targeted but have no factors in the adapter's file."""
     if not folder.targets.parameters or skeleton.model is None:
         return []
-    # Their names in the base's model, whose prefix may differ from the adapter's.
+    # Use the names in the base model, whose prefix may differ from that in the adapter.
     wrapped: set[str] = set()
     for wrapper in folder.wrapped:
         name, _ = _module(wrapper.replace(WRAPPER, ""), skeleton)
@@ -157,7 +159,7 @@ def missing(folder: PeftFolder, skeleton: Skeleton) -> list[str]:
 
 
 def _parameters(folder: PeftFolder, skeleton: Skeleton) -> dict[str, Parameter]:
-    """Return the parameter that each of peft's wrapper modules changes, by wrapper name."""
+    """Return the parameter that each peft wrapper module changes, by wrapper name."""
     wrappers_of: dict[str, list[str]] = {}
     for wrapper in folder.wrapped:
         name = wrapper.replace(WRAPPER, "")
@@ -176,8 +178,8 @@ def _parameters(folder: PeftFolder, skeleton: Skeleton) -> dict[str, Parameter]:
                 f"but `target_parameters` lists {len(targeted)} of them. It is unclear which "
                 "factors belong to which parameter, so the adapter cannot be merged."
             )
-        # peft wraps a module once per parameter, the last one outermost. Each inner wrapper has
-        # one more `.base_layer` in its name.
+        # peft wraps a module once for each parameter, and the last wrapper is the outermost. The
+        # name of each inner wrapper has one more `.base_layer`.
         outermost_first = sorted(wrappers, key=len)
         for wrapper, parameter in zip(outermost_first, reversed(targeted), strict=True):
             parameters[wrapper] = _parameter(
@@ -190,9 +192,10 @@ def _parameters(folder: PeftFolder, skeleton: Skeleton) -> dict[str, Parameter]:
 
 
 def _module(name: str, skeleton: Skeleton) -> tuple[str, nn.Module]:
-    """Return a module of the base's model, and its name there.
+    """Find a module of the base model by the name that an adapter uses for it.
 
-    The name in the adapter may have or lack the inner model's prefix (`model.`).
+    Return the module's name in the base model and the module. The two names may differ in a
+    prefix, such as `model.`, that only one of them has.
     """
     prefix = f"{skeleton.model.base_model_prefix}."
     for candidate in (name, prefix + name, name.removeprefix(prefix)):
@@ -203,7 +206,7 @@ def _module(name: str, skeleton: Skeleton) -> tuple[str, nn.Module]:
         return candidate, module
     raise CheckpointError(
         f"The adapter changes parameters of `{name}`, which the model of "
-        f"`{skeleton.base.folder}` does not have. It belongs to another model."
+        f"`{skeleton.base.folder}` does not have. The adapter belongs to another model."
     )
 
 
@@ -219,10 +222,10 @@ def _parameter(name: str, stored: str, module: nn.Module, value: Tensor) -> Para
         return Parameter(name, stored, (1, rows, columns), transposed=False)
     if len(shape) != 3:
         raise CheckpointError(
-            f"`{name}` has {len(shape)} dimensions. peft changes parameters with 2 or 3."
+            f"`{name}` has {len(shape)} dimensions, but peft changes only parameters with 2 or 3."
         )
     experts, rows, columns = shape
-    # transformers marks modules that store their experts as in × out, such as GPT-OSS's.
+    # transformers marks modules that store their experts as in × out, such as those of GPT-OSS.
     transposed = bool(getattr(module, "is_transposed", False))
     if transposed:
         rows, columns = columns, rows
@@ -232,7 +235,7 @@ def _parameter(name: str, stored: str, module: nn.Module, value: Tensor) -> Para
 def _weights(
     folder: PeftFolder, skeleton: Skeleton, wrapper: str, parameter: Parameter
 ) -> Iterator[tuple[str, Factors, Weight]]:
-    """Yield each piece of a parameter in the base: its layer name, factors and weight."""
+    """Yield the layer name, factors and weight of each part of a parameter in the base model."""
     keys = folder.wrapped[wrapper]
     rank, alpha, scale = numbers(folder.targets, parameter.name)
     experts, height, width = parameter.shape
@@ -262,7 +265,7 @@ def _weights(
 
 
 def _slices(skeleton: Skeleton, parameter: Parameter) -> Iterator[_Slice]:
-    """Yield the base's tensors, or matrices of them, that make up a parameter."""
+    """Yield the tensors of the base model, or matrices in them, that make up a parameter."""
     experts, height, _ = parameter.shape
     if parameter.stored in skeleton.tensors:
         # The base stores the parameter as it is in memory: a stack of experts, or one matrix.
@@ -273,7 +276,7 @@ def _slices(skeleton: Skeleton, parameter: Parameter) -> Iterator[_Slice]:
             yield _Slice(tensor, index, expert, (0, height))
         return
 
-    # Each pattern's tensors are one stack: those of gate, then those of up.
+    # The tensors that match a pattern form a stack: one stack for gate, and one for up.
     stacks = skeleton.joined.get(parameter.stored, {})
     patterns, steps = skeleton.operations(next(iter(stacks), ""))
     is_known = bool(patterns) and steps in (STACKED, STACKED_SIDE_BY_SIDE)
@@ -283,7 +286,7 @@ def _slices(skeleton: Skeleton, parameter: Parameter) -> Iterator[_Slice]:
         raise CheckpointError(
             f"`{skeleton.base.folder}` stores `{parameter.stored}` in a different form than "
             f"transformers has in memory ({form}), which is not supported here: the adapter cannot "
-            "be merged. Merge it with peft's `merge_and_unload`."
+            "be merged. Use `merge_and_unload` of peft instead."
         )
     # The stacks are concatenated along the rows of B A: first all of gate, then all of up.
     first = 0

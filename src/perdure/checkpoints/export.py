@@ -1,4 +1,4 @@
-"""A task vector as a PEFT LoRA folder that stock peft loads, truncated to a rank or exact."""
+"""Functions that save a task vector as a LoRA adapter for peft, exactly or truncated to a rank."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from perdure.vectors.task_vector import Entry, LowRank, dense
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer's name in the adapter, and its weight's shape.
+    """The name of a layer in the adapter and the shape of its weight.
 
     Attributes
     ----------
@@ -32,11 +32,12 @@ class Layer:
 
 
 def truncated(entry: Entry, rank: int | None) -> tuple[LowRank, float, float]:
-    """Truncate a change to a rank, or keep all of a low-rank one.
+    """Truncate a change to a given rank, or return a low-rank change in full if no rank is given.
 
     Returns
     -------
-    The factors; the squared Frobenius norm of what truncation drops; and the change's own.
+    The factors, the squared Frobenius norm of the truncated part, and the squared Frobenius norm
+    of the change.
 
     Raises
     ------
@@ -47,8 +48,8 @@ def truncated(entry: Entry, rank: int | None) -> tuple[LowRank, float, float]:
     """
     if rank is None and not isinstance(entry, LowRank):
         raise InputError(
-            "The rule gives a full matrix, which an adapter can only store up to some rank: "
-            "give `--rank`."
+            "The rule returns a full matrix, but an adapter can only store matrices of limited "
+            "rank: give `--rank`."
         )
     if not isinstance(entry, LowRank):
         entry = dense(entry).float()
@@ -58,18 +59,18 @@ def truncated(entry: Entry, rank: int | None) -> tuple[LowRank, float, float]:
     kept = rank or largest
     if isinstance(entry, LowRank):
         if entry.rank == 0:
-            # peft has no adapters of rank 0, but zeros of rank 1 are the same change.
+            # peft does not support rank 0, but factors of rank 1 with zeros are equivalent.
             B = entry.B.new_zeros(entry.shape[0], 1)
             A = entry.A.new_zeros(1, entry.shape[1])
             return LowRank(B, A), 0.0, 0.0
         U, S, Vh = entry.svd()
         if entry.rank <= min(largest, kept):
-            # The factors fit unchanged, without the rounding of an SVD.
+            # The rank is low enough. Return the factors without the rounding error of an SVD.
             return entry, 0.0, S.double().square().sum().item()
     else:
         U, S, Vh = torch.linalg.svd(entry, full_matrices=False)
 
-    # The leading singular triples give the closest matrix of a rank (Eckart & Young); the squares
+    # The leading singular triples are the closest matrix of that rank (Eckart & Young). The squares
     # of the other singular values sum to the squared error.
     squares = S.double().square()
     change = LowRank(U[:, :kept] * S[:kept], Vh[:kept])
@@ -86,7 +87,7 @@ def _check_finite(change: LowRank | Tensor) -> None:
 
 
 def tensors(layers: Mapping[Layer, LowRank]) -> dict[str, Tensor]:
-    """Return the factors under peft's names and in its shapes."""
+    """Return the factors with the names and shapes that peft uses."""
     factors: dict[str, Tensor] = {}
     for layer, change in layers.items():
         name = f"{PREFIX}{layer.name}"
@@ -99,8 +100,8 @@ def tensors(layers: Mapping[Layer, LowRank]) -> dict[str, Tensor]:
         B = change.B
         kernel = layer.shape[2:]
         if kernel:
-            # A convolution's kernel goes into A, and B is a convolution of size 1. (Other weights'
-            # shapes do not determine A's: a `Conv1D` stores them as in × out.)
+            # A is a convolution with the kernel size of W, and B one with the kernel size 1. (For
+            # other layers, do not use the shape of W, which a `Conv1D` stores as in × out.)
             A = A.reshape(len(A), *layer.shape[1:])
             B = B.reshape(*B.shape, *[1] * len(kernel))
         factors[f"{name}.lora_A.weight"] = A.contiguous()
@@ -109,15 +110,15 @@ def tensors(layers: Mapping[Layer, LowRank]) -> dict[str, Tensor]:
 
 
 def config(layers: Mapping[Layer, LowRank], stated: Mapping[str, object]) -> dict[str, object]:
-    """Return peft's configuration for an adapter with these layers.
+    """Return the peft configuration of an adapter with these layers.
 
-    Alpha equals the rank, so that the scale is 1. Layers that do not have the most common rank
+    The scale is 1, because alpha equals the rank. Layers whose rank is not the most common one
     are listed in `rank_pattern` and `alpha_pattern`.
 
     Parameters
     ----------
     stated
-        Additional settings, which override the ones from here.
+        Additional settings, which override the generated ones.
     """
     ranks = {layer.name: change.rank for layer, change in layers.items()}
     usual = Counter(ranks.values()).most_common(1)[0][0]
@@ -148,8 +149,8 @@ def write(
     configuration: Mapping[str, object],
     values: Mapping[str, Tensor],
 ) -> None:
-    """Write an adapter's configuration and weights."""
-    # Sorted, as in peft.
+    """Write the configuration and weights of an adapter to a folder."""
+    # Sort the keys, as peft does.
     text = json.dumps(configuration, indent=2, sort_keys=True)
     (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
     stored = {name: new(value) for name, value in values.items()}
@@ -161,5 +162,5 @@ def write(
             for value in values.values():
                 file.write(as_bytes(value.contiguous()))
     except OSError as error:
-        # A failed write does not report its file, but a full disk's error message should.
+        # The error from a failed write does not name the file, but a message to the user should.
         raise OSError(error.errno, error.strerror, str(path)) from error

@@ -1,7 +1,7 @@
-"""Adapters matched to a base model on disk.
+"""Functions that match adapters to a base model on disk.
 
-Before any rule is applied, this determines which weights each adapter changes, and what to do
-with tensors that it contains besides A and B.
+Before a rule is applied, they determine which weights each adapter changes and how to handle
+tensors in the adapter other than A and B.
 """
 
 import functools
@@ -26,31 +26,32 @@ from perdure.vectors.task_vector import LowRank, OnDemand, TaskVector
 
 # The names of `Conv1D` layers in GPT-2 and related models.
 CONV1D_LAYERS = {"c_attn", "c_proj", "c_fc", "q_attn"}
-# The file with the layers' input statistics, which a run may keep.
+# The file in which a run may save the input statistics of layers.
 STATISTICS = "inputs.safetensors"
 BLOCK = 1 << 22  # values compared at a time
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """An adapter whose layers have been matched to the base's weights.
+    """An adapter whose layers have been matched to the weights of the base model.
 
     Attributes
     ----------
     name
-        A name that no other adapter in the merge has.
+        The name of the adapter, which is unique within the merge.
     factors
-        The change of each layer, by the name of its weight in the base without `.weight`.
+        The change to each layer, by the name of the layer's weight in the base model, without
+        `.weight`.
     weights
-        Each of these layers' weight in the base.
+        The location of each layer's weight in the base model, with the same keys as `factors`.
     saved
-        Fully trained tensors, by their name in the base (or in the adapter, if the base lacks
-        them).
+        Fully trained tensors, by their names in the base model (or in the adapter, if the base
+        model lacks them).
     spelled
-        The adapter's own names for these tensors.
+        The name that the adapter uses for each tensor in `saved`, with the same keys as `saved`.
     grown
-        Token tables (one row per token) that were resized before training, by the tensor's name
-        in the base.
+        Token tables (one row per token) that were resized before training, by their names in the
+        base model.
     notes
         Warnings for the user, in full sentences.
     """
@@ -75,19 +76,19 @@ class Fitted:
 
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
-        """The shape of each layer's change."""
+        """The shape of the change to each layer."""
         return {layer: factors.shape for layer, factors in self.factors.items()}
 
     @property
     def settings(self) -> str:
-        """A description of the ranks and alphas, such as "rank 8, alpha 16"."""
+        """A description of the adapter's ranks and alphas, such as "rank 8, alpha 16"."""
         return peft_folder.described(self.factors.values())
 
 
 def fit(
     base: Checkpoint, sources: Sequence[str | Path], skeleton: Skeleton, *, any_base: bool = False
 ) -> list[Fitted]:
-    """Read adapters, and find the base's weights that they change.
+    """Read adapters and find the weights of the base model that they change.
 
     Raises
     ------
@@ -113,8 +114,8 @@ def fit(
 
 
 def _names(folders: Sequence[PeftFolder]) -> list[str]:
-    """Return a name for each adapter, with its parent folders if names are not unique."""
-    # `en/lora` and `de/lora` are distinguished by the parent folder, or if that is not enough,
+    """Return a unique name for each adapter, which includes parent folders if necessary."""
+    # `en/lora` and `de/lora` are distinguished by the parent folder or, if that is not enough,
     # by their full paths.
     names = [folder.name for folder in folders]
     paths = [folder.folder.resolve() for folder in folders]
@@ -139,7 +140,7 @@ def _check_base(base: Checkpoint, folder: PeftFolder) -> None:
 
 
 def _fit(base: Checkpoint, folder: PeftFolder, name: str, skeleton: Skeleton) -> Fitted:
-    """Find the base's weights that one adapter changes."""
+    """Find the weights of the base model that a single adapter changes."""
     names = layer_names.match(folder.factors, base, folder.folder, skeleton)
     spelled = {_tensor(base, names, key): key for key in folder.saved}
     saved: dict[str, Callable[[], Tensor]] = {}
@@ -167,8 +168,8 @@ def _fit(base: Checkpoint, folder: PeftFolder, name: str, skeleton: Skeleton) ->
 
     for factors, weight in pairs.values():
         _check_float(base, weight.tensor, skeleton)
-        # Read the values once, to raise for damaged ones now, not in the middle of writing. This
-        # comes after the check that their shapes match the base's.
+        # Read the values once, so that damaged ones raise an error now, and not in the middle of
+        # writing. Their shapes have been compared with the base model's before.
         _ = factors.change
     return Fitted(
         name=name,
@@ -184,9 +185,9 @@ def _fit(base: Checkpoint, folder: PeftFolder, name: str, skeleton: Skeleton) ->
 
 
 def _stored(base: Checkpoint, tensor: str, skeleton: Skeleton) -> Stored:
-    """Return a weight's type and shape.
+    """Return the dtype and shape of a weight in the base model.
 
-    For a tied weight that is not stored, these are the type and shape of its counterpart.
+    If the weight is not stored because it is tied, return those of the weight it is tied to.
     """
     if tensor not in base.where:
         tensor = skeleton.ties[tensor]
@@ -207,7 +208,7 @@ def _is_transposed(
 ) -> bool:
     """Return True if W is stored as in × out.
 
-    As in peft, the layer's type decides, regardless of `fan_in_fan_out`.
+    As in peft, this depends on the class of the layer, regardless of `fan_in_fan_out`.
     """
     factors = folder.factors[layer]
     height, width = factors.shape
@@ -220,7 +221,7 @@ def _is_transposed(
         transposed = _is_conv1d(folder, layer, tensor, fits, skeleton)
     if not transposed and not fits:
         raise CheckpointError(
-            f"`{folder.folder}` changes `{layer}` by a matrix of the shape {factors.shape}, "
+            f"`{folder.folder}` changes `{layer}` by a matrix of shape {factors.shape}, "
             f"but `{tensor}` in `{skeleton.base.folder}` has the shape {stored}: "
             "the adapter belongs to another model."
         )
@@ -233,7 +234,7 @@ def _is_conv1d(folder: PeftFolder, layer: str, tensor: str, fits: bool, skeleton
     Parameters
     ----------
     fits
-        True if the weight also fits without being transposed, because it is square.
+        True if the shape also fits without being transposed, because the weight is square.
     """
     has_known_name = layer.split(".")[-1] in CONV1D_LAYERS
     if has_known_name and skeleton.base.config.get("model_type") in CONV1D:
@@ -244,14 +245,14 @@ def _is_conv1d(folder: PeftFolder, layer: str, tensor: str, fits: bool, skeleton
     known = skeleton.is_conv1d(tensor)
     if known is not None:
         return known
-    # transformers does not know the architecture, so rely on the configuration and the name.
+    # transformers does not know the architecture, so use the configuration and the layer's name.
     return stated and has_known_name
 
 
 def _tensor(base: Checkpoint, names: LayerNames, key: str) -> str:
-    """Return the base's name for a full tensor in an adapter.
+    """Return the name that a full tensor in an adapter has in the base model.
 
-    If the base has no such tensor, return the adapter's own name.
+    If the base model has no such tensor, return `key`, the name in the adapter.
     """
     module, _, parameter = key.rpartition(".")
     weight = names.tensor(module)
@@ -267,7 +268,7 @@ def _grown(
 ) -> dict[str, Tensor]:
     """Return the token tables that were resized before training.
 
-    Any other full tensor that is not in `modules_to_save` must equal the base's.
+    Raise if any other full tensor differs from the base model, unless it is in `modules_to_save`.
     """
     grown: dict[str, Tensor] = {}
     for key, value in folder.copies.items():
@@ -291,7 +292,7 @@ def _grown(
 
 
 def _has_other_rows(base: Checkpoint, tensor: str, value: Tensor) -> bool:
-    """Return True if a table differs from the base's in the number of rows, but not columns."""
+    """Return True if a table differs from that of the base model only in the number of rows."""
     stored = base.stored(tensor).shape
     shape = tuple(value.shape)
     has_other_rows = stored[:1] != shape[:1]
@@ -300,13 +301,13 @@ def _has_other_rows(base: Checkpoint, tensor: str, value: Tensor) -> bool:
 
 
 def _is_copy(base: Checkpoint, tensor: str, value: Tensor) -> bool:
-    """Return True if a tensor equals the base's."""
+    """Return True if `value` equals the tensor of the given name in the base model."""
     stored = base.stored(tensor)
     if not value.ndim or stored.shape != tuple(value.shape):
         return False
     file = base.files[base.where[tensor]]
-    # A few rows at a time: an embedding table may be a large part of the model, and should not
-    # be in memory twice.
+    # Compare a few rows at a time. An embedding table may be a large part of the model, and should
+    # not be in memory twice.
     step = max(1, BLOCK // max(1, stored.row))
     first = 0
     for block in value.split(step):
@@ -319,13 +320,15 @@ def _is_copy(base: Checkpoint, tensor: str, value: Tensor) -> bool:
 
 
 def choose_saved(adapters: Sequence[Fitted], choice: str | None = None) -> dict[str, Tensor]:
-    """Return the fully trained tensors to use; a merged model can have only one of each.
+    """Choose the fully trained tensors to use in the merged model.
+
+    The merged model can have only one tensor of each name.
 
     Parameters
     ----------
     choice
-        The adapter whose tensors to use, or `none` to keep the base's. By default, use every
-        adapter's, which must not differ.
+        The adapter whose tensors to use, or `none` to use those of the base model. By default,
+        use the tensors of all adapters, which must not differ.
 
     Raises
     ------
@@ -347,14 +350,15 @@ def choose_saved(adapters: Sequence[Fitted], choice: str | None = None) -> dict[
 def agreed(
     by_adapter: Mapping[str, Mapping[str, Tensor]], refusal: str, choice: str | None = None
 ) -> dict[str, Tensor]:
-    """Return the tensors of all adapters together, if they agree.
+    """Combine the tensors of all adapters into one mapping; raise if they conflict.
 
     Parameters
     ----------
     refusal
-        The beginning of the error message if they do not, with `{}` for the tensor's name.
+        The beginning of the error message for a conflict, in which `{}` stands for the tensor's
+        name.
     choice
-        The only adapter whose tensors to use; by default, use all adapters'.
+        The name of the only adapter whose tensors to use. By default, use those of all adapters.
 
     Raises
     ------
@@ -377,19 +381,19 @@ def agreed(
 
 
 def inputs(adapters: Sequence[Fitted], rule: str) -> dict[str, dict[str, Tensor]]:
-    """Return the saved input statistics, by adapter and layer.
+    """Read the input statistics that were saved with the adapters, by adapter and layer.
 
     Raises
     ------
     CheckpointError
-        They are missing for an adapter or one of its layers, or invalid.
+        The statistics of an adapter or one of its layers are missing or invalid.
     """
     by_adapter: dict[str, dict[str, Tensor]] = {}
     for adapter in adapters:
         folder = adapter.folder.folder
         path = folder / STATISTICS
         if not path.is_file():
-            # In a run of perdure, they are next to the PEFT folder.
+            # In a run of perdure, the file is next to the PEFT folder.
             path = folder.resolve().parent / STATISTICS
         if not path.is_file():
             raise CheckpointError(
@@ -402,7 +406,7 @@ def inputs(adapters: Sequence[Fitted], rule: str) -> dict[str, dict[str, Tensor]
 
 
 def _statistics(adapter: Fitted, file: TensorFile) -> dict[str, Tensor]:
-    """Return one adapter's input statistics, by the layer's name in the base."""
+    """Read the input statistics of one adapter, by layer name in the base model."""
     statistics: dict[str, Tensor] = {}
     for key in file.tensors:
         value = file.read(key)
@@ -411,17 +415,18 @@ def _statistics(adapter: Fitted, file: TensorFile) -> dict[str, Tensor]:
             tensor = adapter.names.tensor(layer)
             if tensor:
                 statistics[tensor.removesuffix(".weight")] = value
-    # A layer with an out × in weight has an in × in matrix, the products of its inputs.
+    # The statistics of a layer with an out × in weight are an in × in matrix.
     for layer, (_, width) in adapter.shapes.items():
         shape = (width, width)
         value = statistics.get(layer)
         if value is None:
             problem = "nothing"
         elif tuple(value.shape) != shape or not torch.isfinite(value).all():
-            problem = f"a matrix of the shape {tuple(value.shape)}, or one that is not finite"
+            problem = f"a matrix of shape {tuple(value.shape)}, or one that is not finite"
         else:
             continue
         raise CheckpointError(
-            f"`{file.path}` must have a finite matrix {shape} for `{layer}`; it has {problem}."
+            f"`{file.path}` must have a finite matrix of shape {shape} for `{layer}`, but "
+            f"has {problem}."
         )
     return statistics

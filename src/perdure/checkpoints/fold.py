@@ -1,6 +1,7 @@
-"""W + ΔW, written from one safetensors file to another by rows, and rounded once.
+"""Functions that add ΔW to the weights in a safetensors file and write the result to a new file.
 
-Unchanged tensors are copied by the operating system without passing through this process.
+W + ΔW is computed in blocks of rows and rounded once. The operating system copies unchanged
+tensors, so they do not pass through this process.
 """
 
 import errno
@@ -28,7 +29,7 @@ from perdure.vectors.task_vector import Entry, LowRank, dense
 
 BLOCK = 1 << 19  # values in a block of rows
 CHUNK = 1 << 26  # bytes that the system copies between two steps of the progress bar
-BUFFER = 1 << 22  # bytes to copy at a time if the system cannot
+BUFFER = 1 << 22  # bytes to copy at a time if the system cannot copy
 # Errors of file systems that do not support `copy_file_range`.
 NO_SYSTEM_COPY = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)
 Progress = Callable[[int], None]
@@ -36,21 +37,21 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Change:
-    """A stored weight's change ΔW, computed on demand.
+    """The change ΔW to a stored weight W, computed on demand.
 
     Attributes
     ----------
     make
         A function that computes ΔW.
     transposed
-        True if W is stored as in × out (`Conv1D`), so that its rows are ΔW's columns.
+        True if W is stored as in × out (`Conv1D`), so its rows correspond to columns of ΔW.
     """
 
     make: Callable[[], Entry]
     transposed: bool = False
 
     def whole(self) -> Tensor:
-        """Return the full ΔW, transposed if W is stored that way."""
+        """Return ΔW as a full matrix, transposed if W is stored transposed."""
         return self._as_stored(dense(self.make()))
 
     def _as_stored(self, change: Tensor) -> Tensor:
@@ -60,7 +61,7 @@ class Change:
         """Yield ΔW in blocks of `step` rows of W, computed in the buffer `memory`."""
         entry = self.make()
         if not isinstance(entry, LowRank):
-            # A deferred matrix is computed once for all blocks.
+            # Compute a deferred matrix only once for all blocks.
             full = self._as_stored(dense(entry).to(memory.dtype))
             for i in range(0, rows, step):
                 yield full[i : i + step]
@@ -84,12 +85,12 @@ class Change:
 
 @dataclass(frozen=True)
 class Stack:
-    """The change of a stack of matrices, such as a layer's experts.
+    """The change to a stack of matrices, such as the experts of a layer.
 
     Attributes
     ----------
     parts
-        The changes, by the matrix's index in the stack; other matrices do not change.
+        The change to each matrix, by its index in the stack. Other matrices do not change.
     """
 
     parts: Mapping[int, Change]
@@ -110,7 +111,7 @@ class Stack:
 
 
 class Workspace:
-    """Reusable buffers, by purpose.
+    """A set of reusable buffers, one for each purpose.
 
     Allocating memory for each block would take longer than computing the block.
     """
@@ -121,7 +122,7 @@ class Workspace:
     def get(self, use: str, values: int, dtype: torch.dtype) -> Tensor:
         """Return an uninitialised vector of `values` elements.
 
-        This overwrites the vector last returned for the same `use`.
+        The vector shares memory with any vector that was returned for the same `use` before.
         """
         size = values * dtype.itemsize
         memory = self._kept.get(use)
@@ -140,26 +141,29 @@ def fold(
     *,
     copies: Mapping[str, str] | None = None,
 ) -> None:
-    """Write another file's tensors to a new file, with some changed, replaced or added.
+    """Copy the tensors of a file to a new file while changing, replacing or adding some of them.
 
     Parameters
     ----------
+    changes
+        The change to add to each tensor, by tensor name.
     replaced
-        Full tensors to write instead; a change of the same name is added to them.
+        Full tensors that replace those in `source`, or are new. Changes are added to them.
     copies
-        New tensors, each with the name of the source tensor that it starts as a copy of.
+        New tensors that are copies of tensors in `source`, mapped to the names of the originals.
+        Changes are added to the copies.
 
     Raises
     ------
     CheckpointError
-        A result is not finite.
+        A tensor would not be finite.
     """
     copies = copies or {}
     start, stored = _header(source, replaced, copies)
     touched = {*changes, *replaced, *copies}
     work = Workspace()
     try:
-        # Unbuffered, so that the system's copies and our own writes stay in order.
+        # Unbuffered, so that copies made by the system and our writes stay in order.
         with open(target, "wb", buffering=0) as file:
             _write(file, start)
             for is_touched, names in _runs(list(stored), touched):
@@ -189,7 +193,7 @@ def fold(
                         )
                     progress(tensor.stop - tensor.start)
     except OSError as error:
-        # A failed write does not report its file.
+        # The error from a failed write does not name the file.
         path = str(error.filename or target)
         raise OSError(error.errno, error.strerror, path) from error
 
@@ -197,15 +201,15 @@ def fold(
 def _header(
     source: TensorFile, replaced: Mapping[str, Tensor], copies: Mapping[str, str]
 ) -> tuple[bytes, dict[str, Stored]]:
-    """Return the header of the file to write, and each tensor's position in the file."""
-    # Replaced tensors keep their place in the order, and new ones come last. Tensors that are
-    # adjacent in the source remain adjacent, which makes `_runs` long.
+    """Return the header of the file to write and the position of each tensor in that file."""
+    # Replaced tensors keep their position, and new ones come last. Tensors that are adjacent in
+    # the source remain adjacent, so `_runs` can yield long runs.
     tensors = dict(source.tensors)
     for name, value in replaced.items():
         tensors[name] = new(value)
     for name, origin in copies.items():
         tensors[name] = source.tensors[origin]
-    # Some versions of transformers refuse a file whose metadata lacks the framework.
+    # Some versions of transformers reject a file whose metadata does not name the framework.
     metadata = source.metadata or {"format": "pt"}
     return header(tensors, metadata)
 
@@ -223,7 +227,7 @@ def size_of(
 
 
 def _runs(names: list[str], touched: set[str]) -> Iterator[tuple[bool, list[str]]]:
-    """Yield runs of adjacent names that are all in `touched` (with True) or all not (False)."""
+    """Group adjacent names by whether they are in `touched`; yield this flag with each group."""
     for is_touched, run in itertools.groupby(names, key=touched.__contains__):
         yield is_touched, list(run)
 
@@ -235,9 +239,9 @@ def _reader(
     name: str,
     work: Workspace,
 ) -> Callable[[slice], Tensor]:
-    """Return a function that reads rows of a tensor's original values.
+    """Return a function that reads rows of a tensor as it is before the change.
 
-    If the tensor comes from the file, its rows are read into a reused buffer.
+    If the tensor is in the source file, its rows are read into a reused buffer.
     """
     if name in replaced:
         return replaced[name].__getitem__
@@ -264,7 +268,7 @@ def _fold(
     change: Change | Stack,
     work: Workspace,
 ) -> Iterator[Tensor]:
-    """Yield W + ΔW, a few rows at a time, in a reused buffer."""
+    """Yield W + ΔW in blocks of rows, using the same buffer for all blocks."""
     dtype = FLOATS[stored.dtype]
     wide = torch.promote_types(dtype, torch.float32)
     rows = stored.shape[0]
@@ -276,13 +280,13 @@ def _fold(
         W = rows_of(slice(i, i + len(block))).flatten(1)
         total = work.get("total", count, wide).view(W.shape)
         result = work.get("result", count, dtype).view(W.shape)
-        # Widen W first: adding mixed types would create copies.
+        # Convert W first, because adding different dtypes would create copies.
         total.copy_(W)
         torch.add(total, block, out=total)
-        # The only rounding to the base's type.
+        # This is the only rounding to the dtype of the base model.
         result.copy_(total)
         if not is_finite(result):
-            reason = "the base model's own values are not"
+            reason = "the values of the base model are not"
             if is_finite(W):
                 reason = "the change is too large"
             raise CheckpointError(
@@ -299,7 +303,7 @@ def _write(file: IO[bytes], content: bytes | memoryview) -> None:
 
 
 def _copy(source: Path, file: IO[bytes], start: int, count: int, progress: Progress) -> None:
-    """Copy bytes between files, with a system call if the file system supports it."""
+    """Copy bytes from one file to another, with a system call if the file system supports it."""
     with open(source, "rb", buffering=0) as origin:
         by_system = hasattr(os, "copy_file_range")
         while count:

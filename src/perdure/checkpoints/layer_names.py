@@ -1,10 +1,10 @@
 """The mapping from an adapter's layer names to the weights in a checkpoint.
 
 Adapters use the names of a model in memory. A model for classification or generation contains
-the base model under a prefix (`bert.encoder…`), which a checkpoint of the base model alone
-lacks, or the other way round. In addition, transformers renames some checkpoints' tensors
-during loading: DINOv2's `attention.attention.query` is `attention.q_proj` in memory. Its table
-of names is used only as a last resort, because that requires importing transformers.
+the base model under a prefix (`bert.encoder…`), which either the adapter or the checkpoint may
+lack. In addition, transformers renames the tensors of some checkpoints during loading. For
+example, `attention.attention.query` of DINOv2 is `attention.q_proj` in memory. Such renamings
+are looked up only as a last resort, because that requires importing transformers.
 """
 
 import difflib
@@ -15,20 +15,21 @@ from perdure.checkpoints.base import Checkpoint
 from perdure.checkpoints.skeleton import Skeleton
 from perdure.errors import CheckpointError
 
-LONGEST = 300  # characters of a name to compare
-MOST = 2000  # names to compare
+LONGEST = 300  # characters of a name that are compared
+MOST = 2000  # names that are compared
 
 
 @dataclass(frozen=True)
 class LayerNames:
-    """A mapping between an adapter's layer names and a checkpoint's.
+    """A mapping from the layer names in an adapter to the names of weights in a checkpoint.
 
     Attributes
     ----------
     tensors
-        The name of each weight in the checkpoint, by its layer's name there.
+        The name of each weight in the checkpoint, by layer name. The layer names are those of the
+        checkpoint or, if transformers renames layers during loading, those of transformers.
     used, stored
-        The prefix of the adapter's names, and the checkpoint's prefix that replaces it.
+        The prefix of layer names in the adapter, and the prefix that replaces it in `tensors`.
     """
 
     tensors: Mapping[str, str]
@@ -36,14 +37,14 @@ class LayerNames:
     stored: str = ""
 
     def tensor(self, layer: str) -> str | None:
-        """Return the checkpoint's name for the weight of an adapter's layer, or None."""
+        """Return the checkpoint's name for the weight of a layer in the adapter, or None."""
         if layer in self.tensors:
             return self.tensors[layer]
         stem = layer.removeprefix(self.used)
         return self.tensors.get(self.stored + stem)
 
     def layer(self, tensor: str) -> str:
-        """Return the adapter's name for the layer that a weight belongs to."""
+        """Return the adapter's name for the layer to which a weight in the checkpoint belongs."""
         stem = next(stem for stem, name in self.tensors.items() if name == tensor)
         return self.used + stem.removeprefix(self.stored)
 
@@ -54,9 +55,9 @@ def match(
     folder: object,
     skeleton: Skeleton,
 ) -> LayerNames:
-    """Find the checkpoint's weight for each of an adapter's layers.
+    """Find the weight in the checkpoint for each layer of an adapter.
 
-    A layer may also map to a tied output weight, which the checkpoint does not store.
+    A layer may also be matched to a tied output weight that is not stored in the checkpoint.
 
     Parameters
     ----------
@@ -86,14 +87,14 @@ def match(
             f"`{folder}` changes the layer `{layer}`, but `{base.folder}` has no weight of that "
             f"name, with or without a prefix (closest: `{nearest}`). The adapter belongs to "
             "another model, or the layer is tied to another one, or is stored in a different form "
-            "than transformers loads it in."
+            "than the one in which transformers loads it."
         )
     return names
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:
     """Return the most similar name, for an error message."""
-    # Comparing takes quadratic time in the length, and a file's names may have any length.
+    # A comparison takes quadratic time in the length, and names in a file may have any length.
     candidates = [other for other in names if len(other) < LONGEST]
     suffix = _last_two(name)
     alike = [other for other in candidates if _last_two(other) == suffix]
@@ -112,7 +113,7 @@ def _last_two(name: str) -> list[str]:
 
 
 def _stems(tensors: Mapping[str, str]) -> dict[str, str]:
-    """Return the tensors whose names end in `.weight`, by the name of their layer."""
+    """Return the tensors whose names end in `.weight`, by layer name."""
     stems: dict[str, str] = {}
     for name, tensor in tensors.items():
         if name.endswith(".weight"):
@@ -121,10 +122,10 @@ def _stems(tensors: Mapping[str, str]) -> dict[str, str]:
 
 
 def _with_prefix(layers: list[str], stems: Mapping[str, str]) -> LayerNames | None:
-    """Return the names with the one change of prefix that makes all layers known.
+    """Find the change of prefix that makes all layer names match a name in `stems`.
 
-    Layers whose names are already known need no change. Return None if no change of prefix
-    works, or if several do, which is ambiguous.
+    Layers whose names are already in `stems` are not renamed. Return None if no change of prefix
+    works, or if several do, which would be ambiguous.
     """
     changes: set[tuple[str, str]] | None = None
     for layer in layers:
@@ -137,7 +138,7 @@ def _with_prefix(layers: list[str], stems: Mapping[str, str]) -> LayerNames | No
         for stem in stems:
             if stem.endswith(f".{layer}"):
                 prefix = stem.removesuffix(layer)
-                # A prefix is a single name with its dot, not a path.
+                # A prefix is a single name followed by a dot, not a path.
                 if prefix.count(".") == 1:
                     possible.add(("", prefix))
         changes = possible if changes is None else changes & possible

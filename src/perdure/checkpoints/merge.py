@@ -1,4 +1,4 @@
-"""The merge of PEFT folders and a base model on disk into one model or adapter on disk.
+"""The merge of PEFT folders into their base model on disk, or into a single adapter.
 
 No model is ever fully loaded into memory.
 """
@@ -17,7 +17,7 @@ from perdure.merging.rule_settings import RuleLike
 from perdure.storage import staging
 from perdure.vectors.task_vector import Deferred, OnDemand
 
-# The bytes of memory that Python and torch alone take.
+# The memory in bytes that Python and torch take without any model.
 RUNTIME = 230_000_000
 
 
@@ -34,30 +34,32 @@ def merge_checkpoint(
     dry_run: bool = False,
     quiet: bool = True,
 ) -> Merged:
-    """Merge LoRA adapters, trained with any tool, into their base model on disk.
+    """Merge LoRA adapters into their base model on disk, regardless of the tool that trained them.
 
     Parameters
     ----------
     base
-        The folder of a transformers model, a hub id, or the name of a packaged model.
+        The folder of a transformers model, a hub id, or the name of a model that is installed as
+        a package.
     adapters
-        PEFT folders, in the order they were learned.
+        PEFT folders, in the order in which they were learned.
     rule
-        A `Rule`, a rule's name, or a mapping with `name` and settings, as in a recipe.
+        A `Rule`, the name of a rule, or a mapping with `name` and settings, as in a recipe.
     output
-        A folder that does not exist yet; it appears when everything has been written.
+        The folder to write, which must not exist yet. It is created when all files are complete.
     form
-        `model`: the base with W + ΔW, rounded once; `adapter`: ΔW as one LoRA for the base.
+        `model`: write the base model with W + ΔW, rounded once; `adapter`: write ΔW as a single
+        LoRA adapter for the base model.
     rank
-        The rank to truncate each of the adapter's layers to, as the closest matrix of that rank.
-        By default, keep everything that the rule gives, which must be low-rank.
+        The rank to which each layer of the written adapter is truncated, using the closest matrix
+        of that rank. By default, nothing is truncated, and the rule must return low-rank changes.
     saved_modules
-        The adapter whose `modules_to_save` (such as heads) to use, or `none`. By default, use
-        every adapter's, which must not differ.
+        The adapter whose `modules_to_save` (such as heads) to use, or `none` to use those of the
+        base model. By default, use those of all adapters, which must not differ.
     any_base
         Accept adapters whose configuration names a different base model.
     dry_run
-        Check everything, apply the rule, and return what would be written.
+        Check the input, apply the rule, and return what would be written, without writing it.
 
     Raises
     ------
@@ -76,7 +78,7 @@ def merge_checkpoint(
         )
     target = Path.cwd() / "merged"
     if output:
-        # Checked before anything is read, because writing may start minutes later.
+        # Check this before reading anything, because writing may start minutes later.
         target = Path(output)
         staging.check_free(target)
 
@@ -131,7 +133,7 @@ def _summary(merger: Merger, output: Path, form: str, rank: int | None) -> Merge
 
 
 def _size(merger: Merger, form: str, rank: int | None) -> int:
-    """Return a model's size in bytes, or an upper bound for an adapter's."""
+    """Return the size of a model in bytes, or an upper bound for the size of an adapter."""
     if form == "model":
         return merged_folder.size_of(merger)
     # An exact size would require applying the rule, which may take as long as the merge itself.
@@ -141,14 +143,14 @@ def _size(merger: Merger, form: str, rank: int | None) -> int:
         for adapter in merger.adapters:
             if layer in adapter.factors:
                 ranks += adapter.factors[layer].rank
-        # A sum's rank is at most the sum of the ranks.
+        # The rank of a sum is at most the sum of the ranks.
         highest = min(ranks, height, width, rank or ranks)
         size += 4 * (height + width) * highest
     return size
 
 
 def _memory(merger: Merger) -> int:
-    """Estimate the memory needed for writing: the factors, and the largest full matrices."""
+    """Estimate the memory needed for the factors and the largest full matrices, in bytes."""
     low_rank: dict[str, int] = {}
     for adapter in merger.adapters:
         for layer, factors in adapter.factors.items():
@@ -157,7 +159,7 @@ def _memory(merger: Merger) -> int:
             low_rank[layer] = low_rank.get(layer, 0) + size
 
     if isinstance(merger.vector.entries, OnDemand):
-        # One layer at a time is in memory, so the largest one counts.
+        # Only one layer at a time is in memory, so use the largest one.
         largest = max(low_rank, key=low_rank.__getitem__)
         entries = [merger.vector[largest]]
         factors = low_rank[largest]
@@ -181,8 +183,8 @@ def _memory(merger: Merger) -> int:
     # Computing a deferred matrix takes one matrix per task, their stack, and a processed copy of it
     # (3 per task), plus signs, sums and the result (3 more).
     matrices = 3 * len(merger.adapters) + 3
-    # A rule's result has its own factors in addition to the adapters', hence twice the factors.
-    # `fold` needs blocks of W, ΔW, their sum and the result; six blocks are ample.
+    # The result of a rule has factors in addition to those of the adapters, hence twice the
+    # factors. `fold` needs blocks of W, ΔW, their sum and the result; six blocks are ample.
     blocks = 6 * 4 * fold.BLOCK
     return RUNTIME + 2 * factors + matrices * largest_matrix + kept + blocks
 
@@ -193,11 +195,11 @@ def _bytes(value: Tensor) -> int:
 
 @contextmanager
 def _progress(total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar unless `quiet`, and yield a function that advances it."""
+    """Show a progress bar unless `quiet` is true, and yield a function that advances it."""
     if quiet:
         yield lambda count: None
         return
-    # Imported here, because calls from Python do not need a terminal.
+    # Import these here, because calls from Python do not need a terminal.
     from rich.console import Console
     from rich.progress import (
         BarColumn,

@@ -1,4 +1,4 @@
-"""The files that a merge writes: a complete model folder, or one adapter."""
+"""Functions that write the result of a merge, as a complete model folder or as an adapter."""
 
 import json
 import shutil
@@ -37,13 +37,13 @@ Progress = Callable[[int], None]
 
 
 def write_model(merger: Merger, summary: Merged, progress: Progress) -> Merged:
-    """Write the base with the merged changes, and its other files; see `merge_checkpoint`."""
+    """Write the merged model with its tokenizer and other files; see `merge_checkpoint`."""
     base = merger.base
     with staging.new_folder(summary.output, size=summary.size) as folder:
         for name, path in _companions(merger).items():
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            # Without the file's mode, because the umask should decide who may read it.
+            # Do not copy the file's mode, because the umask should decide who may read the copy.
             shutil.copyfile(path, target)
         for name, file in base.files.items():
             fold.fold(
@@ -57,7 +57,7 @@ def write_model(merger: Merger, summary: Merged, progress: Progress) -> Merged:
         if base.index is not None:
             _write_index(base.index, list(base.files), folder)
         _write_configurations(merger, folder)
-        # The base's card was not copied, because it describes a different model.
+        # The card of the base model was not copied, because it describes a different model.
         (folder / "README.md").write_text(card.card(summary), encoding="utf-8")
     return replace(summary, written=True)
 
@@ -77,7 +77,7 @@ def size_of(merger: Merger) -> int:
 
 
 def _companions(merger: Merger) -> dict[Path, Path]:
-    """Return the model's files besides its weights, by their path in the new folder.
+    """Return the files to copy in addition to the weights, by path in the new folder.
 
     If the vocabulary comes from an adapter with a tokenizer, that tokenizer is used.
     """
@@ -85,7 +85,7 @@ def _companions(merger: Merger) -> dict[Path, Path]:
     files: dict[Path, Path] = {}
     tokenizer = _adapter_tokenizer(merger)
     for name in base.companions():
-        # Never mix the files of two tokenizers, which would be inconsistent.
+        # Never mix files of two tokenizers, because they would be inconsistent.
         if not tokenizer or str(name) not in TOKENIZER:
             files[name] = inside(base.folder, str(name))
     for path in tokenizer:
@@ -94,7 +94,7 @@ def _companions(merger: Merger) -> dict[Path, Path]:
 
 
 def _adapter_tokenizer(merger: Merger) -> list[Path]:
-    """Return the tokenizer files of the adapter whose vocabulary is used, if any."""
+    """Return the tokenizer files of the adapter whose vocabulary is used, if there are any."""
     owner = merger.tables.owner
     if owner is None:
         return []
@@ -105,7 +105,7 @@ def _adapter_tokenizer(merger: Merger) -> list[Path]:
 
 
 def notes(merger: Merger, form: str) -> tuple[str, ...]:
-    """Return a merge's warnings, in full sentences, for the user and the model card."""
+    """Return warnings about a merge, in full sentences, for the user and the model card."""
     messages: list[str] = []
     for adapter in merger.adapters:
         messages += adapter.notes
@@ -116,7 +116,7 @@ def notes(merger: Merger, form: str) -> tuple[str, ...]:
             "tables (`tie_word_embeddings: false`)."
         )
     if tables.owner is not None:
-        tokenizer = "it has no tokenizer, so the base's is kept"
+        tokenizer = "this adapter has no tokenizer, so the base's is kept"
         if _adapter_tokenizer(merger):
             tokenizer = "its tokenizer is used"
         messages.append(
@@ -134,12 +134,12 @@ def notes(merger: Merger, form: str) -> tuple[str, ...]:
 
 
 def loads_with(merger: Merger, form: str) -> str:
-    """Return the transformers class that loads the model, or an adapter's base."""
+    """Return the transformers class that loads the merged model, or the adapter's base model."""
     classes: set[str | None] = set()
     for adapter in merger.adapters:
         classes.add(auto_class.of_task(adapter.folder.config.get("task_type")))
     adapter_class = classes.pop() if len(classes) == 1 else None
-    # The base's configuration decides, unless a different head comes from the adapters. The copy
+    # Use the base model's configuration, unless the adapters contain a different head. The copy
     # of a tied table is also new, but is not a head.
     known = {*merger.base.where, *merger.tables.copies}
     has_new_head = not known.issuperset(merger.saved)
@@ -149,8 +149,8 @@ def loads_with(merger: Merger, form: str) -> str:
 
 
 def _write_index(old: Mapping[str, object], names: Sequence[str], folder: Path) -> None:
-    """Write the index of the weight files, by reading the new files' headers."""
-    # Tensors may be new or have other sizes, so the base's index no longer applies.
+    """Write the index of the weight files, using the headers of the new files."""
+    # Tensors may be new or have different sizes, so the base model's index no longer applies.
     table: dict[str, str] = {}
     size = 0
     for name in names:
@@ -167,10 +167,10 @@ def _write_index(old: Mapping[str, object], names: Sequence[str], folder: Path) 
 
 
 def _write_configurations(merger: Merger, folder: Path) -> None:
-    """Update settings that the merge has changed, and remove references to code."""
+    """Update settings that the merge affects, and remove references to code, in all JSON files."""
     for path in sorted(folder.glob("*.json")):
         name = path.name
-        # These are not configurations, and large ones take seconds to read.
+        # These files are not configurations, and large ones take seconds to read.
         if name in ("tokenizer.json", "vocab.json") or name.endswith(".index.json"):
             continue
         is_model = name == "config.json"
@@ -179,16 +179,16 @@ def _write_configurations(merger: Merger, folder: Path) -> None:
         if is_model:
             new.update(_labels(merger))
             new.update(_tables(merger))
-        # Unchanged configurations are kept byte for byte.
+        # Do not rewrite unchanged configurations, so that they are copied byte for byte.
         if new != old:
             text = json.dumps(new, indent=2, sort_keys=True)
             path.write_text(text + "\n", encoding="utf-8")
 
 
 def _object(path: Path) -> Mapping[str, object]:
-    """Return the JSON object in a file, or an empty one if it contains something else.
+    """Return the JSON object in a file, or an empty dict if the file has another JSON type.
 
-    An example is sentence-transformers' list of modules.
+    An example is the list of modules of sentence-transformers.
     """
     try:
         return read_json(path)
@@ -197,7 +197,7 @@ def _object(path: Path) -> Mapping[str, object]:
 
 
 def _labels(merger: Merger) -> dict[str, object]:
-    """Return new label settings if a head with another number of labels is used."""
+    """Return new label settings if a head with a different number of labels is used."""
     head: Tensor | None = None
     for tensor, value in merger.saved.items():
         if tensor.endswith(HEADS) and value.ndim == 2:
@@ -205,7 +205,7 @@ def _labels(merger: Merger) -> dict[str, object]:
     if head is None:
         return {}
     old = merger.base.config.get("id2label")
-    # transformers does not save the labels if there are two, its default.
+    # transformers does not save the labels if there are two of them, which is the default.
     count = len(old) if isinstance(old, dict) else 2
     if len(head) == count:
         return {}
@@ -217,11 +217,11 @@ def _labels(merger: Merger) -> dict[str, object]:
 
 
 def _tables(merger: Merger) -> dict[str, object]:
-    """Return the settings that changed along with the token tables.
+    """Return the configuration settings that must change because the token tables changed.
 
-    If the model contains a text model, its nested configuration also gets them.
+    If there is a nested `text_config`, it is updated as well.
     """
-    # Without these, transformers would tie the tables again, or refuse their shape.
+    # Without these, transformers would tie the tables again, or reject their shape.
     stated: dict[str, object] = {}
     if merger.tables.untied:
         stated["tie_word_embeddings"] = False
@@ -231,19 +231,19 @@ def _tables(merger: Merger) -> dict[str, object]:
     nested = merger.base.config.get("text_config")
     if stated and isinstance(nested, dict):
         changed["text_config"] = nested | stated
-        # Only some models have the size in the outer configuration as well.
+        # Only some models also have the size in the outer configuration.
         if "vocab_size" not in merger.base.config:
             changed.pop("vocab_size", None)
     return changed
 
 
 def write_adapter(merger: Merger, summary: Merged, rank: int | None, progress: Progress) -> Merged:
-    """Write the merged change of the base as one LoRA; see `merge_checkpoint`."""
-    # Everything is computed before writing, because the card reports the truncation error.
+    """Write the merged change as a single LoRA adapter; see `merge_checkpoint`."""
+    # Compute everything before writing, because the card reports the truncation error.
     _check_adapter(merger)
     embeddings = _embeddings(merger.adapters)
     layers: dict[export.Layer, LowRank] = {}
-    # Squared Frobenius norms: of what truncation drops, and of all changes.
+    # The squared Frobenius norms of all truncated parts, and of all changes.
     dropped = 0.0
     total = 0.0
     for name, entry in merger.vector.items():
@@ -281,8 +281,8 @@ def write_adapter(merger: Merger, summary: Merged, rank: int | None, progress: P
 
 
 def _adapter_settings(merger: Merger, saved_modules: set[str]) -> dict[str, object]:
-    """Return the merged adapter's settings that do not follow from its factors."""
-    # All adapters have the same base; use the first adapter's name for it.
+    """Return those settings of the merged adapter that cannot be derived from its factors."""
+    # All adapters have the same base model. Use the name that the first adapter has for it.
     first = merger.adapters[0].folder
     tasks = {adapter.folder.config.get("task_type") for adapter in merger.adapters}
     weights = merger.weights.values()
@@ -295,7 +295,7 @@ def _adapter_settings(merger: Merger, saved_modules: set[str]) -> dict[str, obje
 
 
 def _check_adapter(merger: Merger) -> None:
-    """Refuse a merge whose result cannot be written as an adapter for the base."""
+    """Raise if the result of a merge cannot be written as an adapter for the base model."""
     if merger.tables.size is not None:
         raise InputError(
             "The vocabulary size differs from the base's, so an adapter would not fit the base. "
@@ -303,25 +303,25 @@ def _check_adapter(merger: Merger) -> None:
         )
     if any(adapter.folder.wrapped for adapter in merger.adapters):
         raise InputError(
-            "The adapters change single parameters (`target_parameters`), such as experts. "
+            "The adapters change individual parameters (`target_parameters`), such as experts. "
             "These can only be written as part of a full model (`--as model`)."
         )
 
 
 def _adapter_layer(merger: Merger, tensor: str) -> str:
-    """Return the layer name that the first adapter with this weight uses for it."""
+    """Return the layer name that the first matching adapter uses for a weight."""
     names = [adapter.names for adapter in merger.adapters]
     known = [each for each in names if tensor in each.tensors.values()]
     return known[0].layer(tensor)
 
 
 def _adapter_tensor(adapters: Sequence[Fitted], tensor: str) -> str:
-    """Return the name of a fully trained tensor in the first adapter that has it."""
+    """Return the name of a fully trained tensor in the first adapter that contains it."""
     return next(adapter.spelled[tensor] for adapter in adapters if tensor in adapter.saved)
 
 
 def _embeddings(adapters: Sequence[Fitted]) -> set[str]:
-    """Return the layers that are embeddings, by their names in the base."""
+    """Return the embedding layers that adapters change, by their names in the base model."""
     embeddings: set[str] = set()
     for adapter in adapters:
         for layer, factors in adapter.folder.factors.items():

@@ -1,4 +1,4 @@
-"""A rule's result for adapters matched to a base model on disk, before it is written."""
+"""The result of a rule for adapters matched to a base model on disk, before it is written."""
 
 import functools
 import math
@@ -23,27 +23,27 @@ from perdure.settings import checked, named
 from perdure.storage.tensors import FLOATS, Stored, new, total_bytes
 from perdure.vectors.task_vector import Entry, OnDemand, TaskVector
 
-# Weights with one row per label: a head with another number of labels may replace the base's,
-# and the configuration then lists new ones.
+# Weights with one row per label. A head with a different number of labels may replace the base
+# model's head, and the configuration then gets new labels.
 HEADS = ("classifier.weight", "score.weight", "classifier.out_proj.weight")
 HEAD_MODULES = tuple(name.removesuffix(".weight") for name in HEADS)
 
 
 @dataclass(frozen=True)
 class Merger:
-    """A rule's result for a base and its adapters, before it is written.
+    """The result of a rule for a base model and adapters, before it is written.
 
     Attributes
     ----------
     vector
-        The change of each layer, by its name in the base.
+        The change to each layer, by layer name in the base model.
     tables
-        The decisions about the token tables (one row per token).
+        The token tables (one row per token) of the merged model.
     saved
-        Fully trained tensors to copy from adapters, in the base's type.
+        Fully trained tensors to copy from adapters, in the dtype of the base model.
     grown
-        Token tables whose number of rows differs from the base's, to which changes are added, in
-        the base's type.
+        Token tables with a different number of rows than in the base model, to which changes are
+        added, in the dtype of the base model.
     """
 
     base: Checkpoint
@@ -57,26 +57,26 @@ class Merger:
 
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
-        """The shape of each layer's change."""
+        """The shape of the change to each layer."""
         return _shapes(self.adapters)
 
     @cached_property
     def weights(self) -> dict[str, Weight]:
-        """Each layer's weight in the base."""
+        """The location of each layer's weight in the base model."""
         weights: dict[str, Weight] = {}
         for adapter in self.adapters:
             weights.update(adapter.weights)
         return weights
 
     def stored(self, tensor: str) -> Stored:
-        """Return the type and shape of a merged model's tensor, before changes are added."""
+        """Return the dtype and shape of a tensor in the merged model, before changes are added."""
         if tensor in self.grown:
             return new(self.grown[tensor])
         return self.base.stored(self._source(tensor))
 
     def changes(self, file: str) -> dict[str, fold.Change | fold.Stack]:
-        """Return ΔW of each weight that is written to a file."""
-        # By tensor, then by matrix: experts are several layers in one tensor.
+        """Return the change ΔW to each weight that is written to a file, by tensor name."""
+        # Group layers by tensor, because experts are several layers in one tensor.
         layers_of: dict[str, dict[int | None, str]] = {}
         for layer in self.vector.entries:
             weight = self.weights[layer]
@@ -91,7 +91,7 @@ class Merger:
         return changes
 
     def replaced(self, file: str) -> dict[str, Tensor]:
-        """Return the tensors of a file that replace the base's, by name."""
+        """Return the tensors in a file that replace those of the base model, by name."""
         replaced: dict[str, Tensor] = {}
         values = {**self.grown, **self.saved}
         for tensor, value in values.items():
@@ -100,7 +100,7 @@ class Merger:
         return replaced
 
     def copies(self, file: str) -> dict[str, str]:
-        """Return a file's new tensors that start as copies, each with the name of its source."""
+        """Return the new tensors in a file that start as copies, mapped to their source tensors."""
         copies: dict[str, str] = {}
         for copy, source in self.tables.copies.items():
             if self._file(copy) == file:
@@ -108,13 +108,13 @@ class Merger:
         return copies
 
     def _source(self, tensor: str) -> str:
-        """Return the name of the base's tensor whose values a tensor starts with."""
+        """Return the name of the tensor in the base model from which a tensor is initialised."""
         return self.tables.copies.get(tensor, tensor)
 
     def _file(self, tensor: str) -> str:
-        """Return the file that a tensor is written to.
+        """Return the name of the file to which a tensor is written.
 
-        A copy goes into its source's file, and a new tensor into the last file.
+        A copy is written to the file of its source, and any other new tensor to the last file.
         """
         source = self._source(tensor)
         if source in self.base.where:
@@ -124,7 +124,7 @@ class Merger:
         return files[-1]
 
     def _change(self, layers: Mapping[int | None, str]) -> fold.Change | fold.Stack:
-        """Return the change of one tensor, given the layer of each matrix in it."""
+        """Return the change to a tensor, given the name of the layer for each matrix in it."""
         changes: dict[int, fold.Change] = {}
         for index, layer in layers.items():
             change = fold.Change(
@@ -145,8 +145,8 @@ def combine(
     saved_modules: str | None = None,
     any_base: bool = False,
 ) -> Merger:
-    """Read the adapters, and apply a rule to them; see `merge_checkpoint`."""
-    # The rule is checked first, because reading a large base takes a while.
+    """Read the adapters and apply a rule to them; see `merge_checkpoint`."""
+    # Check the rule first, because reading a large base model takes a while.
     name, function, settings = _chosen_rule(rule)
     checkpoint = Checkpoint.open(base)
     skeleton = Skeleton(checkpoint)
@@ -155,9 +155,9 @@ def combine(
 
     saved = fit.choose_saved(fitted, saved_modules)
     tables = vocabulary.arrange(skeleton, fitted, saved, saved_modules)
-    # If two tables are tied, a change of both counts once: `arrange` drops the second.
+    # If two tables are tied, a change to both must count only once, so `arrange` drops the second.
     fitted = tables.adapters
-    # The only statistics that adapters may have on disk; only runs of perdure write them.
+    # No other statistics are stored on disk with adapters, and only runs of perdure write these.
     statistics: dict[str, object] = {}
     if "inputs" in nature_of(function).needs:
         statistics["inputs"] = fit.inputs(fitted, name)
@@ -182,8 +182,8 @@ def combine(
 
 
 def _chosen_rule(rule: RuleLike) -> tuple[str, Callable[..., object], dict[str, object]]:
-    """Return a rule's name, function and given settings, if it can merge folders on disk."""
-    # `own` omits `space` and `since` if they are the defaults, the only values supported here.
+    """Return the name, function and settings of a rule; raise if it cannot merge PEFT folders."""
+    # `own` omits `space` and `since` if they have their defaults, the only values supported here.
     if isinstance(rule, Rule):
         rule = rule.own
     name, options = named(rule, "rule")
@@ -192,7 +192,7 @@ def _chosen_rule(rule: RuleLike) -> tuple[str, Callable[..., object], dict[str, 
         raise _routed(name)
     for key in {"space", "since"} & set(options):
         raise InputError(
-            f"`{key}` is only for the rules of a run. "
+            f"`{key}` is only for rules in a run. "
             "PEFT folders are always merged by their changes to the weights."
         )
     settings = checked(function, options, f"rule `{name}`")
@@ -228,13 +228,13 @@ def _check_saved(adapters: Sequence[Fitted], saved: Mapping[str, Tensor]) -> Non
             if layer in adapter.factors:
                 raise InputError(
                     f"`{layer}` is changed by the adapter `{adapter.name}`, and replaced by "
-                    "another's (`modules_to_save`): one of them would be lost. "
-                    "Give `--saved-modules none`, or merge without one of them."
+                    "another adapter (`modules_to_save`), so one of the two would be lost. "
+                    "Give `--saved-modules none`, or leave out one of the adapters."
                 )
 
 
 def _shapes(adapters: Sequence[Fitted]) -> dict[str, tuple[int, int]]:
-    """Return the shape of each layer that any adapter changes."""
+    """Return the shape of the change to each layer that is changed by any of the adapters."""
     shapes: dict[str, tuple[int, int]] = {}
     for adapter in adapters:
         shapes.update(adapter.shapes)
@@ -247,11 +247,14 @@ def _apply(
     settings: Mapping[str, object],
     adapters: Sequence[Fitted],
 ) -> TaskVector:
-    """Apply the rule to the adapters, layer by layer on demand if the rule is layerwise."""
+    """Apply the rule to the adapters.
+
+    If the rule is layerwise, each layer is computed separately when it is read.
+    """
     shapes = _shapes(adapters)
     all_vectors = {adapter.name: adapter.vector for adapter in adapters}
 
-    # Users can write their own rules, so the result is checked each time.
+    # Users can write their own rules, so check the result each time.
     def applied(vectors: dict[str, TaskVector]) -> TaskVector:
         vector = function(vectors, **settings)
         if not isinstance(vector, TaskVector):
@@ -260,7 +263,7 @@ def _apply(
             shape = shapes.get(layer)
             if shape != tuple(entry.shape):
                 raise InputError(
-                    f"The rule `{rule}` changes `{layer}` by a matrix of the shape "
+                    f"The rule `{rule}` changes `{layer}` by a matrix of shape "
                     f"{tuple(entry.shape)}; the adapters change it by {shape or 'nothing'}."
                 )
         return vector
@@ -276,10 +279,10 @@ def _apply(
         vector = applied(vectors)
         return vector[layer]
 
-    # A mapping of scales may have one per depth group, and these depend on all layers.
+    # A mapping may have one scale per group of layers, and the groups depend on all layers.
     if not nature_of(function).layerwise or isinstance(settings.get("scale"), dict):
         return applied(all_vectors)
-    # Try the rule on the smallest layer, the cheapest, so that wrong settings raise right away.
+    # Apply the rule to the smallest layer first, so that invalid settings raise immediately.
     smallest = min(shapes, key=lambda layer: math.prod(shapes[layer]))
     applied_to(smallest)
     makers = {layer: functools.partial(applied_to, layer) for layer in shapes}
@@ -287,9 +290,9 @@ def _apply(
 
 
 def _typed(base: Checkpoint, tables: Tables, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Convert adapters' tensors to the type of the base's tensors that they replace.
+    """Convert tensors from adapters to the dtypes of the base model's tensors that they replace.
 
-    New tensors get the type that most of the model has.
+    New tensors get the dtype that is most common in the base model.
     """
     usual = _usual_type(base)
     typed: dict[str, Tensor] = {}
@@ -299,7 +302,7 @@ def _typed(base: Checkpoint, tables: Tables, tensors: Mapping[str, Tensor]) -> d
             stored = base.stored(tensor)
             dtype = stored.dtype
             _check_shape(base, tables, tensor, value)
-        # If the base's type is not a float (quantized), the tensor is left unchanged.
+        # If the base model's dtype is not a float (quantized), do not convert the tensor.
         converted = value.to(FLOATS.get(dtype, value.dtype))
         if not converted.isfinite().all():
             raise CheckpointError(
@@ -310,8 +313,8 @@ def _typed(base: Checkpoint, tables: Tables, tensors: Mapping[str, Tensor]) -> d
 
 
 def _usual_type(base: Checkpoint) -> str:
-    """Return the floating-point type of most of a model's bytes."""
-    # Measured in bytes: there may be many norms, in a different type from the large matrices.
+    """Return the most common floating-point dtype of a model, measured in bytes."""
+    # Count bytes, because there may be many norms with a different dtype from the large matrices.
     sizes: dict[str, int] = {}
     for tensor in base.where:
         stored = base.stored(tensor)
@@ -325,7 +328,7 @@ def _usual_type(base: Checkpoint) -> str:
 
 
 def _check_shape(base: Checkpoint, tables: Tables, tensor: str, value: Tensor) -> None:
-    """Check that a tensor has the shape of the one it replaces, except heads and resized tables."""
+    """Check that a tensor, unless it is a head or a resized table, has the required shape."""
     shape = base.stored(tensor).shape
     new_shape = tuple(value.shape)
     if new_shape == shape:

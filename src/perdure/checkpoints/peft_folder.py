@@ -1,7 +1,7 @@
-"""PEFT folders, read as JSON and safetensors without peft.
+"""PEFT folders, read as JSON and safetensors without using peft.
 
-LoRA adds s B A to W, with s = alpha / r (or alpha / sqrt(r) for rsLoRA); rank and alpha may
-differ between layers. An adapter that works differently is refused, with the reason.
+LoRA adds s B A to W, where s = alpha / r (or alpha / sqrt(r) for rsLoRA). The rank r and alpha may
+differ between layers. Adapters that work differently are rejected with an error that says why.
 """
 
 import functools
@@ -26,7 +26,7 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
 PREFIX = "base_model.model."
-# Larger numbers count as damage: ranks and alphas in use are a million times smaller.
+# Larger numbers are considered damage, because real ranks and alphas are a million times smaller.
 LARGEST = 1e9
 # Initializations (`init_lora_weights`) that leave W unchanged. Others (pissa, olora, corda, loftq,
 # lora_ga) subtract a part of W, which the base model on disk still contains.
@@ -35,7 +35,7 @@ REFUSED = {
     "use_dora": "DoRA rescales the rows of W, so the result is not a sum of W and B A",
     "lora_bias": "it adds a bias",
     "layer_replication": "it copies layers of the model",
-    "trainable_token_indices": "it changes single rows of the embeddings",
+    "trainable_token_indices": "it changes individual rows of the embeddings",
     "alora_invocation_tokens": "an activated LoRA acts only on some tokens",
     "use_qalora": "QALoRA pools the layer's inputs",
     "use_bdlora": "its factors are block-diagonal",
@@ -44,7 +44,7 @@ REFUSED = {
     "kasa_config": "KaSA scales the singular values of W",
 }
 # Settings that do not affect the sum W + s B A, or that are handled here. A setting that is
-# neither here nor in `REFUSED` is newer than this table and causes a warning.
+# in neither table is newer than these tables, and causes a warning.
 HARMLESS = {
     "alpha_pattern",
     "auto_mapping",
@@ -90,18 +90,19 @@ SAVED = re.compile(r"(?P<module>.+?)\.modules_to_save\.(?:[^.]+\.)?(?P<parameter
 
 @dataclass(frozen=True)
 class Factors:
-    """A LoRA's change of one layer, s B A; an embedding's has one row per token.
+    """The change s B A that LoRA makes to a layer; for an embedding, it has one row per token.
 
     Attributes
     ----------
     file, keys
-        The file with A and B, and their names in it. They are read on demand and not cached.
+        The file that contains A and B, and their names in the file. They are read on demand, and
+        not cached.
     scale
-        s: alpha / rank, or alpha / √rank.
+        The factor s, which is alpha / rank or alpha / √rank.
     shape
-        The change's shape; a convolution's kernel is flattened.
+        The shape of the change, in which a convolution's kernel is flattened.
     alpha
-        The adapter's alpha for this layer.
+        The alpha of this layer.
     """
 
     file: TensorFile
@@ -126,7 +127,7 @@ class Factors:
         B = read_tensor(self.file, key_B).float().flatten(1)
         B = self.scaled(B)
         if self.embedding:
-            # peft looks up rows of Aᵀ: the table's change (tokens × width) is (B A)ᵀ = Aᵀ Bᵀ.
+            # peft looks up rows of Aᵀ, so the change to the table (tokens × width) is Aᵀ Bᵀ.
             return LowRank(A.T, B.T)
         return LowRank(B, A)
 
@@ -154,11 +155,11 @@ class PeftFolder:
     Attributes
     ----------
     factors
-        The change of each layer, by its name in the model the adapter was trained on.
+        The change to each layer, by layer name in the model on which the adapter was trained.
     wrapped
-        The names of A and B for single parameters (`target_parameters`), by the name of peft's
-        wrapper around the parameter's module. If a module has several such parameters, each
-        inner wrapper has one more `.base_layer` in its name.
+        The names of A and B for individual parameters (`target_parameters`), by the name of the
+        wrapper that peft puts around the parameter's module. If a module has several such
+        parameters, the name of each inner wrapper has one more `.base_layer`.
     targets
         The layers that the configuration targets.
     untargeted
@@ -166,7 +167,8 @@ class PeftFolder:
     saved
         The tensors of fully trained modules (`modules_to_save`), read on demand.
     copies
-        Other full tensors, read on demand: peft sometimes adds the base model's embeddings.
+        Other full tensors, read on demand. For example, peft sometimes saves the embeddings of
+        the base model.
     """
 
     folder: Path
@@ -182,12 +184,12 @@ class PeftFolder:
 
     @property
     def base(self) -> str:
-        """The adapter's base model according to its configuration; empty if not given."""
+        """The base model as named in the adapter's configuration, or an empty string."""
         return str(self.config.get("base_model_name_or_path") or "")
 
 
 def described(factors: Iterable[Factors]) -> str:
-    """Describe the distinct ranks and alphas, such as "rank 8, alpha 16"."""
+    """Return a description of the distinct ranks and alphas, such as "rank 8, alpha 16"."""
     pairs = {(layer.rank, layer.alpha) for layer in factors}
     texts: list[str] = []
     for rank, alpha in sorted(pairs):
@@ -201,7 +203,8 @@ def read(source: str | Path) -> PeftFolder:
     Raises
     ------
     CheckpointError
-        It is not a PEFT folder, is damaged, or does more than add B A to weights.
+        The folder is not a PEFT folder or is damaged, or the adapter does more than add B A to
+        weights.
     """
     folder = find(source)
     if not (folder / CONFIG).exists():
@@ -214,8 +217,8 @@ def read(source: str | Path) -> PeftFolder:
             "where you trust it, and save it with `save_pretrained` (safetensors)."
         )
     file = TensorFile(inside(folder, WEIGHTS))
-    # Only headers are read here: shapes are compared with the base's before values take memory,
-    # because a header may claim any size.
+    # Read only headers here. Shapes are compared with those of the base model before values are
+    # loaded, because a header may claim any size.
     targets = Targets(config, str(folder / CONFIG))
     keys, saved, copies = _group_tensors(file, targets)
     if not keys:
@@ -224,8 +227,8 @@ def read(source: str | Path) -> PeftFolder:
     untargeted = _untargeted(keys, targets)
     wrapped: dict[str, tuple[str, str]] = {}
     if targets.parameters:
-        # A wrapper of single parameters has factors like a layer, but is not in `target_modules`.
-        # `experts` later uses the model to find the parameters they belong to.
+        # The wrapper of a parameter has factors like a layer, but is not in `target_modules`.
+        # `experts` later uses the model to find the parameter to which the factors belong.
         for layer in untargeted:
             wrapped[layer] = _keys(file, layer, keys.pop(layer))
         untargeted = []
@@ -236,7 +239,7 @@ def read(source: str | Path) -> PeftFolder:
             factors[layer] = _factors(file, layer, layer_keys, targets)
     if not factors and not wrapped:
         raise CheckpointError(
-            f"`{file.path}` has only factors of layers (`{untargeted[0]}`, …) "
+            f"`{file.path}` has factors only for layers (`{untargeted[0]}`, …) "
             f"that `target_modules` in `{CONFIG}` does not target."
         )
     return PeftFolder(
@@ -254,11 +257,11 @@ def read(source: str | Path) -> PeftFolder:
 
 
 def _untargeted(layers: Iterable[str], targets: Targets) -> list[str]:
-    """Return the layers that the configuration does not target."""
+    """Return those of the given layers that the configuration does not target."""
     untargeted = [layer for layer in layers if targets.named(layer) is False]
     if targets.config.get("ensure_weight_tying"):
-        # peft adds the layer that is tied to a targeted one. Unlike layers in blocks, it has no
-        # number in its name.
+        # peft adds the layer that is tied to a targeted one. Unlike the names of layers in blocks,
+        # its name contains no number.
         untargeted = [layer for layer in untargeted if _has_number(layer)]
     return untargeted
 
@@ -268,7 +271,7 @@ def _has_number(layer: str) -> bool:
 
 
 def _check_subfolders(folder: Path) -> None:
-    """Point out adapters in subfolders, where peft saves all adapters except the first.
+    """Check for adapters in subfolders, where peft saves all adapters except the first.
 
     Raises
     ------
@@ -290,12 +293,12 @@ def _check_subfolders(folder: Path) -> None:
 def _group_tensors(
     file: TensorFile, targets: Targets
 ) -> tuple[dict[str, dict[str, str]], OnDemand[Tensor], OnDemand[Tensor]]:
-    """Group the tensors in an adapter's file.
+    """Group the tensors in an adapter's file by their roles.
 
     Returns
     -------
-    The factors' names, by layer and letter; the tensors of fully trained modules; and other full
-    tensors.
+    The names of the factors, by layer and letter; the tensors of fully trained modules; and all
+    other full tensors.
     """
     keys: dict[str, dict[str, str]] = {}
     saved: dict[str, Callable[[], Tensor]] = {}
@@ -311,14 +314,14 @@ def _group_tensors(
         layer_keys = keys.setdefault(name, {})
         if role in layer_keys:
             raise CheckpointError(
-                f"`{file.path}` has two adapters for `{name}`. Save each to its own folder."
+                f"`{file.path}` has two adapters for `{name}`. Save them to separate folders."
             )
         layer_keys[role] = key
     return keys, OnDemand(saved), OnDemand(copies)
 
 
 def _name(folder: Path) -> str:
-    """Return the folder's name, or the task's in a run of perdure (`00-TASK/adapter`)."""
+    """Return the name of a folder or, if it is in a run (`00-TASK/adapter`), the task name."""
     folder = folder.resolve()
     if folder.name != "adapter":
         return folder.name
@@ -326,7 +329,7 @@ def _name(folder: Path) -> str:
 
 
 def _check_config(folder: Path, config: Mapping[str, object]) -> None:
-    """Refuse an adapter that does more than add B A to weights."""
+    """Raise if an adapter does more than add B A to weights."""
     path = folder / CONFIG
     kind = config.get("peft_type")
     if kind != "LORA":
@@ -341,11 +344,11 @@ def _check_config(folder: Path, config: Mapping[str, object]) -> None:
     bias = config.get("bias", "none")
     if bias != "none":
         raise CheckpointError(
-            f"`{path}`: `bias` is {bias!r}: biases were trained as well. Only `none` can be merged."
+            f"`{path}`: `bias` is {bias!r}, so biases were trained, too. Only `none` can be merged."
         )
     start = config.get("init_lora_weights", True)
-    # None and True are peft's default initialization. False, for its tests, is random, but does
-    # not change W either.
+    # None and True select peft's default initialization. False is a random initialization for its
+    # tests, but does not change W, either.
     is_switch = start is None or isinstance(start, bool)
     is_named = isinstance(start, str) and start in KEEPS_BASE
     if not is_switch and not is_named:
@@ -357,17 +360,17 @@ def _check_config(folder: Path, config: Mapping[str, object]) -> None:
     unknown = sorted(key for key, value in config.items() if value and key not in HARMLESS)
     if unknown:
         warnings.warn(
-            f"`{path}`: `{unknown[0]}` is not known here, and is ignored.",
+            f"`{path}`: `{unknown[0]}` is an unknown setting, and is ignored.",
             PerdureWarning,
             stacklevel=3,
         )
 
 
 def _role(file: TensorFile, key: str) -> tuple[str, str]:
-    """Return the layer or tensor that a key belongs to, and its role there.
+    """Return the name of the layer or full tensor that a key belongs to, and the key's role.
 
-    The role is a factor's letter (`A`, `B`, `embedding_A`, `embedding_B`), `full` for a fully
-    trained or copied tensor, or `original` for the state before training.
+    The role is the letter of a factor (`A`, `B`, `embedding_A`, `embedding_B`), `full` for a fully
+    trained or copied tensor, or `original` for a tensor as it was before training.
     """
     factor = FACTOR.fullmatch(key)
     if factor and factor["kind"] != "bias":
@@ -394,7 +397,7 @@ def read_tensor(file: TensorFile, key: str) -> Tensor:
     Raises
     ------
     CheckpointError
-        The tensor does not have a floating-point type, or is not finite.
+        The dtype of the tensor is not floating-point, or its values are not finite.
     """
     dtype = file.tensors[key].dtype
     if dtype not in FLOATS:
@@ -402,7 +405,7 @@ def read_tensor(file: TensorFile, key: str) -> Tensor:
             f"`{key}` in `{file.path}` has the type {dtype}; allowed: {', '.join(FLOATS)}."
         )
     value = file.read(key)
-    # Later computations are in single precision, where a large double is infinite.
+    # Later computations are in single precision, in which a large double becomes infinite.
     if not is_finite(value.float()):
         raise CheckpointError(
             f"`{key}` in `{file.path}` has values that are not finite (NaN or Inf)."
@@ -411,7 +414,7 @@ def read_tensor(file: TensorFile, key: str) -> Tensor:
 
 
 def _keys(file: TensorFile, layer: str, keys: Mapping[str, str]) -> tuple[str, str]:
-    """Return the keys of a layer's A and B, and raise if the layer has any other set of factors."""
+    """Return the keys of a layer's A and B; raise if the layer does not have both factors."""
     letters = ("A", "B")
     if "embedding_A" in keys or "embedding_B" in keys:
         letters = ("embedding_A", "embedding_B")
@@ -424,7 +427,7 @@ def _keys(file: TensorFile, layer: str, keys: Mapping[str, str]) -> tuple[str, s
 
 
 def _factors(file: TensorFile, layer: str, keys: Mapping[str, str], targets: Targets) -> Factors:
-    """Check a layer's factors by shape, and describe them; their values are read later."""
+    """Check the shapes of a layer's factors and return the factors without reading their values."""
     key_A, key_B = _keys(file, layer, keys)
     A = file.tensors[key_A].shape
     B = file.tensors[key_B].shape
@@ -470,12 +473,12 @@ def numbers(targets: Targets, layer: str) -> tuple[int, float, float]:
 
 
 def _number(targets: Targets, key: str, layer: str, pattern: str) -> float:
-    """Return a layer's rank or alpha: from the first matching pattern, or the general one."""
-    # As in peft, a matching pattern overrides the setting for all layers.
+    """Return the rank or alpha of a layer."""
+    # As in peft, the first matching pattern overrides the general setting.
     value = targets.value(pattern, layer)
     if value is None:
         value = targets.config.get(key, 8)  # peft's default for both
-    # `type`, not `isinstance`: in Python, `True` is an int. NaN fails the comparison.
+    # Use `type`, not `isinstance`, because `True` is an int. NaN fails the comparison.
     if type(value) is int or type(value) is float:
         is_rank = type(value) is int and value > 0
         if abs(value) <= LARGEST and (key != "r" or is_rank):

@@ -1,8 +1,8 @@
-"""The base as transformers builds it, without allocating its weights.
+"""The base model as built by transformers, without allocating its weights.
 
 The files alone do not show whether a square weight belongs to an `nn.Linear` or a `Conv1D`,
-which tables are tied, or how tensors are renamed and joined during loading. Asking transformers
-takes seconds, so the model is built only when one of these questions comes up.
+which tables are tied, or how tensors are renamed and joined during loading. Building the model
+takes seconds, so this is done only when one of these questions has to be answered.
 """
 
 import re
@@ -28,17 +28,19 @@ LEFT_OUT = (
     "num_labels",
     "_num_labels",
 )
-# The names of settings that give a number of modules.
+# The names of settings that specify a number of modules.
 COUNT = re.compile(r"(n|num|encoder|decoder)_.*(layers?|blocks?|experts?)")
 
 
 class Skeleton:
-    """The information that transformers has about a base; empty if it does not know the model.
+    """The information that transformers has about a base model.
+
+    If transformers does not know the model, its attributes are None or empty.
 
     Parameters
     ----------
     kind
-        The transformers class to build; by default, the one in the base's configuration.
+        The transformers class to build; by default, the one named in the configuration.
     """
 
     def __init__(self, base: Checkpoint, kind: str | None = None) -> None:
@@ -46,7 +48,7 @@ class Skeleton:
         self._kind = kind
 
     def may_have_conv1d(self) -> bool:
-        """Return True if the base, or a model nested in it, is of a type with `Conv1D` layers."""
+        """Return True if the type of the base model, or of a nested model, has `Conv1D` layers."""
         # A vision-language model nests the configurations of two models.
         for key, value in _items(self.base.config):
             if key == "model_type" and value in CONV1D:
@@ -54,7 +56,7 @@ class Skeleton:
         return False
 
     def is_conv1d(self, tensor: str) -> bool | None:
-        """Return True if a weight of the base belongs to a `Conv1D`, or None if unknown."""
+        """Return True if a weight of the base model belongs to a `Conv1D`, or None if unknown."""
         if self.model is None or tensor not in self._loaded_names:
             return None
         from transformers.pytorch_utils import Conv1D
@@ -76,7 +78,7 @@ class Skeleton:
 
     @cached_property
     def tensors(self) -> dict[str, str]:
-        """The tensors that are loaded without being joined, by their name in transformers."""
+        """The tensors that are not joined during loading, by their names in transformers."""
         tensors: dict[str, str] = {}
         for tensor, (name, pattern) in self._loaded.items():
             if pattern is None:
@@ -87,8 +89,8 @@ class Skeleton:
     def joined(self) -> dict[str, dict[str, list[str]]]:
         """The tensors that are joined into one parameter during loading.
 
-        The keys are the parameter's name, then the pattern in transformers' table that the
-        tensors match. The tensors are in the order in which transformers joins them.
+        They are grouped by the name of the parameter, and then by the pattern that they match in
+        the conversion table of transformers, in the order in which transformers joins them.
         """
         joined: dict[str, dict[str, list[str]]] = {}
         for tensor in sorted(self._loaded, key=_natural):
@@ -101,7 +103,7 @@ class Skeleton:
         return joined
 
     def operations(self, pattern: str) -> tuple[list[str], list[str]]:
-        """Return the patterns joined with this one (in order), and the joining operations."""
+        """Return the patterns joined with this one, in order, and the operations that join them."""
         _, converters = self._table
         for converter in converters:
             if pattern not in converter.source_patterns:
@@ -115,7 +117,10 @@ class Skeleton:
 
     @cached_property
     def ties(self) -> dict[str, str]:
-        """The parameters that are tied to another one, with that one's name, as in the base."""
+        """The tied parameters, mapped to the names of the parameters they are tied to.
+
+        All names are those in the base model.
+        """
         tied = getattr(self.model, "all_tied_weights_keys", None) or {}
         ties: dict[str, str] = {}
         for name, other in tied.items():
@@ -138,17 +143,17 @@ class Skeleton:
         return tables
 
     def stored(self, name: str) -> str:
-        """Return a parameter's name in the base, or the name itself if the base lacks it."""
+        """Return the name of a parameter in the base model, or `name` if it is not stored there."""
         return self.tensors.get(name, name)
 
     @cached_property
     def _loaded_names(self) -> dict[str, str]:
-        """The transformers names of the base's tensors, by their names in the base."""
+        """The names that tensors have in transformers, by their names in the base model."""
         return {tensor: name for name, tensor in self.tensors.items()}
 
     @cached_property
     def _table(self) -> tuple[list, list]:
-        """transformers' conversion table: entries that rename, and entries that join or split."""
+        """The conversion table of transformers, split into renamings and other conversions."""
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightRenaming
 
@@ -161,7 +166,7 @@ class Skeleton:
 
     @cached_property
     def _loaded(self) -> Mapping[str, tuple[str, str | None]]:
-        """The parameter that each tensor becomes, with the matching pattern if it is joined."""
+        """The parameter into which each tensor is loaded, with the matching pattern if joined."""
         if self.model is None:
             return {}
         try:
@@ -185,7 +190,7 @@ class Skeleton:
 
 
 def _build(base: Checkpoint, architecture: str | None) -> Any:
-    """Build the base's model, or one with the same configuration and another head."""
+    """Build the base model, or one with the same configuration and a different head."""
     import torch
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -203,7 +208,7 @@ def _build(base: Checkpoint, architecture: str | None) -> Any:
 
 
 def _without_reach(config: Mapping[str, object]) -> dict[str, object]:
-    """Return a configuration without the settings listed in `LEFT_OUT`, at any depth."""
+    """Return a copy of a configuration without the settings in `LEFT_OUT`, at any depth."""
     settings: dict[str, object] = {}
     for key, value in config.items():
         if key in LEFT_OUT:
@@ -213,8 +218,8 @@ def _without_reach(config: Mapping[str, object]) -> dict[str, object]:
 
 
 def _is_plausible(base: Checkpoint) -> bool:
-    """Return True if the configuration asks for no more modules than the files have tensors."""
-    # Each module is a Python object, and an untrusted configuration could ask for a billion.
+    """Return False if a configuration specifies many more modules than the files have tensors."""
+    # Each module is a Python object, and an untrusted configuration could specify a billion.
     largest = max(100, len(base.where))
     for key, value in _items(base.config):
         if isinstance(value, int) and value > largest and COUNT.fullmatch(key):
@@ -223,7 +228,7 @@ def _is_plausible(base: Checkpoint) -> bool:
 
 
 def _items(config: Mapping[str, object]) -> list[tuple[str, object]]:
-    """Return the settings of a configuration and of the ones nested in it."""
+    """Return the settings of a configuration and of all nested configurations."""
     items: list[tuple[str, object]] = []
     for key, value in config.items():
         items.append((str(key), value))
@@ -233,7 +238,7 @@ def _items(config: Mapping[str, object]) -> list[tuple[str, object]]:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Return a sort key that puts `experts.10` after `experts.9`."""
+    """Return a sort key that orders numbers by value, so that `experts.10` follows `experts.9`."""
     key: list[tuple[int, str]] = []
     for word in name.split("."):
         if word.isdigit():

@@ -7,7 +7,7 @@ from perdure.errors import CheckpointError
 from perdure.models.patterns import Patterns
 
 ALL_LINEAR = "all-linear"
-# peft's default for `layers_pattern`: any name before a block's number.
+# The default of peft for `layers_pattern`, which matches any name before the number of a block.
 ANY_NAME = r"[^.]*"
 LISTS = (
     "target_modules",
@@ -25,18 +25,18 @@ class Targets:
     Parameters
     ----------
     where
-        The configuration's path, for error messages.
+        The path of the configuration, for error messages.
 
     Raises
     ------
     CheckpointError
-        A setting has a type that peft never writes.
+        A setting has an invalid type, which peft never writes.
     """
 
     def __init__(self, config: Mapping[str, Any], where: str) -> None:
         self.config = config
         self.where = where
-        # All patterns of one file share a time limit for matching.
+        # All patterns in a configuration share one time limit for matching.
         self._patterns = Patterns(CheckpointError)
         for key in LISTS:
             may_be_string = key not in ("target_parameters", "modules_to_save")
@@ -74,7 +74,7 @@ class Targets:
 
     @property
     def parameters(self) -> list[str]:
-        """The single parameters that are targeted, as suffixes of their names."""
+        """The individual parameters that are targeted, as suffixes of their names."""
         return self.config.get("target_parameters") or []
 
     @property
@@ -83,9 +83,10 @@ class Targets:
         return self.config.get("modules_to_save") or []
 
     def value(self, setting: str, layer: str) -> object:
-        """Return a layer's value in `rank_pattern` or `alpha_pattern`, or None if it has none.
+        """Return the value for a layer in `rank_pattern` or `alpha_pattern`.
 
-        The first pattern that matches the end of the layer's name counts.
+        This is the value of the first pattern that matches the end of the layer's name, or None if
+        no pattern matches.
 
         Raises
         ------
@@ -105,14 +106,14 @@ class Targets:
                 return True
         elif _ends_with(layer, excluded):
             return True
-        # A fully trained module has no factors. peft takes its name as a pattern as well.
+        # A fully trained module has no factors. peft also interprets its name as a pattern.
         for module in self.saved_modules:
             if self._match("modules_to_save", rf"(^|.*\.){module}($|\..*)", layer):
                 return True
         return False
 
     def _is_in_blocks(self, layer: str) -> bool:
-        """Return True if a layer's block is in `layers_to_transform`, or that is not set."""
+        """Return True if `layers_to_transform` includes a layer's block or is not set."""
         blocks = self.config.get("layers_to_transform")
         if blocks is None or blocks == []:
             return True
@@ -122,7 +123,7 @@ class Targets:
         if isinstance(patterns, str):
             patterns = [patterns]
         for pattern in patterns:
-            # Lazy, so that the first number counts: the block's, not an inner expert's.
+            # Match lazily, to use the first number, which is the block's, not an inner expert's.
             start = r".*?\." if pattern == ANY_NAME else r"(?:^|.*?\.)"
             block = self._match("layers_pattern", rf"{start}{pattern}\.(?P<idx>\d+)\.", layer)
             if block:
@@ -149,7 +150,7 @@ def _are_strings(value: object, may_be_string: bool) -> bool:
 
 
 def _are_numbers(value: object) -> bool:
-    # `type`, not `isinstance`: in Python, `True` is an int.
+    # Use `type`, not `isinstance`, because `True` is an int.
     if value is None or type(value) is int:
         return True
     return isinstance(value, list) and all(type(number) is int for number in value)

@@ -1,7 +1,7 @@
 """The token tables, which have one row per token and may be tied or resized.
 
-In many language models, the input embedding table is also the output layer's weight
-(`tie_word_embeddings`). If adapters changed only one of the two, the merged model has both.
+In many language models, the input embeddings and the output layer share one table
+(`tie_word_embeddings`). If adapters changed only one of the two, the merged model has two tables.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from perdure.checkpoints.fit import Fitted, agreed
 from perdure.checkpoints.skeleton import Skeleton
 from perdure.errors import CheckpointError, InputError
 
-# The suffixes of language models' architecture names.
+# The suffixes of the architecture names of language models.
 LANGUAGE_MODELS = (
     "ForCausalLM",
     "LMHeadModel",
@@ -29,25 +29,25 @@ LANGUAGE_MODELS = (
 
 @dataclass(frozen=True)
 class Tables:
-    """The decisions about the base's token tables.
+    """The token tables of a merged model, and the adapters to merge.
 
     Attributes
     ----------
     adapters
-        The adapters to merge, without duplicate changes of tied tables.
+        The adapters to merge, without duplicate changes to tied tables.
     saved
         The fully trained tensors to copy from adapters.
     grown
-        Tables whose number of rows differs from the base's, to which the adapters' changes are
-        added.
+        Tables with a different number of rows than in the base model, to which the changes from
+        adapters are added.
     copies
-        New tensors, each with the name of the base's tensor that it starts as a copy of.
+        New tensors that start as copies, mapped to the names of the originals in the base model.
     untied
         True if the output layer and the input embeddings no longer share one table.
     size
-        The number of rows if it differs from the base's, otherwise None.
+        The number of rows if it differs from that of the base model, otherwise None.
     owner
-        The adapter that the number of rows comes from.
+        The adapter whose number of rows is used, if `size` is not None.
     """
 
     adapters: Sequence[Fitted]
@@ -67,14 +67,14 @@ def arrange(
     Parameters
     ----------
     choice
-        The adapter whose tables to use, or `none` to keep the base's. By default, use every
-        adapter's, which must not differ.
+        The adapter whose tables to use, or `none` to use those of the base model. By default, use
+        the tables of all adapters, which must not differ.
 
     Raises
     ------
     CheckpointError
-        Tied tables would have to be separated but cannot be, or tables would have different
-        numbers of rows.
+        Tied tables would have to be separated, which is impossible for this model, or tables
+        would have different numbers of rows.
     InputError
         Adapters have different tables, and no choice is given.
     """
@@ -97,15 +97,15 @@ def arrange(
 
 
 def _may_be_tied(base: Checkpoint, tensor: str) -> bool:
-    """Return True if it is worth asking transformers about a tensor, which takes seconds.
+    """Return True if a tensor may be a token table or tied output layer of a language model.
 
-    This is so if the tensor is a language model's token table, or may be a tied output layer.
+    Only then is it worth building the model with transformers, which takes seconds.
     """
     architectures = base.config.get("architectures")
     architecture = ""
     if isinstance(architectures, list) and architectures:
         architecture = str(architectures[0])
-    # Token tables are outside the blocks, whose layers have a number in their names.
+    # Token tables are outside the blocks, in which the names of layers contain a number.
     is_in_block = _has_number(tensor)
     if is_in_block or not architecture.endswith(LANGUAGE_MODELS):
         return False
@@ -119,7 +119,7 @@ def _may_be_tied(base: Checkpoint, tensor: str) -> bool:
 
 
 def _untie(skeleton: Skeleton, tables: Tables, touched: set[str]) -> Tables:
-    """Separate two tied tables if adapters changed them without keeping them tied."""
+    """Separate two tied tables if adapters change them without keeping them tied."""
     if skeleton.model is None:
         _refuse_unknown(skeleton.base, touched)
         return tables
@@ -134,13 +134,13 @@ def _untie(skeleton: Skeleton, tables: Tables, touched: set[str]) -> Tables:
 
     grown = dict(tables.grown)
     if output in grown:
-        # This is the same table under its other name.
+        # This is the same table under a different name.
         value = grown.pop(output)
         grown.setdefault(table, value)
     saved = dict(tables.saved)
     trained = [adapter for adapter in tables.adapters if table in adapter.saved]
     if table in saved and any(map(_ties, trained)):
-        # peft writes a table that it keeps tied under only one of its names.
+        # peft writes a tied table under only one of its two names.
         saved.setdefault(output, saved[table])
 
     changing = [adapter for adapter in tables.adapters if _changes(adapter, {output, table})]
@@ -149,7 +149,7 @@ def _untie(skeleton: Skeleton, tables: Tables, touched: set[str]) -> Tables:
     trained_as_one = all(map(_ties, changing))
     saved_alike = _are_alike(saved.get(output), saved.get(table))
     if trained_as_one and saved_alike:
-        # Both tables got the same change, which must count only once.
+        # Both tables have the same change, which must count only once.
         saved.pop(output, None)
         adapters = [_without(adapter, output) for adapter in tables.adapters]
         return replace(
@@ -162,10 +162,10 @@ def _untie(skeleton: Skeleton, tables: Tables, touched: set[str]) -> Tables:
 
 
 def _as_two(skeleton: Skeleton, tables: Tables) -> Tables:
-    """Give the output layer its own table, which starts as a copy of the input's."""
+    """Add a separate table for the output layer, which starts as a copy of the input embeddings."""
     copies: dict[str, str] = {}
     grown = dict(tables.grown)
-    # Not only weights, because an output layer's bias may be tied as well.
+    # Do not consider only weights, because the bias of an output layer may also be tied.
     for name, other in skeleton.ties.items():
         if name in tables.saved or name in skeleton.base.where:
             continue
@@ -177,7 +177,7 @@ def _as_two(skeleton: Skeleton, tables: Tables) -> Tables:
 
 
 def _ties(adapter: Fitted) -> bool:
-    """Return True if the adapter trained both tables as one."""
+    """Return True if the two tables stayed tied while the adapter was trained."""
     return bool(adapter.folder.config.get("ensure_weight_tying"))
 
 
@@ -192,7 +192,7 @@ def _are_alike(left: Tensor | None, right: Tensor | None) -> bool:
 
 
 def _without(adapter: Fitted, tensor: str) -> Fitted:
-    """Return an adapter without its change of one tensor."""
+    """Return a copy of an adapter without its change to one tensor."""
     factors = dict(adapter.factors)
     for layer in adapter.factors:
         if adapter.weights[layer].tensor == tensor:
@@ -201,12 +201,12 @@ def _without(adapter: Fitted, tensor: str) -> Fitted:
 
 
 def _refuse_unknown(base: Checkpoint, touched: set[str]) -> None:
-    """Refuse to change a possibly tied table in a model that transformers does not know."""
+    """Raise if a table that may be tied is changed in a model that transformers does not know."""
     stated = _text_config(base).get("tie_word_embeddings")
     for tensor in touched:
         if tensor not in base.where or not _may_be_tied(base, tensor):
             continue
-        # If no other tensor has its shape, the model may use this table for both.
+        # If no other tensor has this shape, the model may use the table for input and output.
         shape = base.stored(tensor).shape
         shapes = [base.stored(other).shape for other in base.where]
         is_alone = shapes.count(shape) == 1
@@ -217,8 +217,8 @@ def _refuse_unknown(base: Checkpoint, touched: set[str]) -> None:
 def _cannot_untie(base: Checkpoint, tensor: str) -> CheckpointError:
     return CheckpointError(
         f"`{tensor}` is changed by an adapter, and `{base.folder}` uses it for both its input and "
-        "its output (`tie_word_embeddings`). The adapter changed only one of them, and this model "
-        "cannot have separate ones, so the adapter cannot be merged."
+        "its output (`tie_word_embeddings`). The adapter changed only one of them, and they cannot "
+        "be separated in this model, so the adapter cannot be merged."
     )
 
 
@@ -226,7 +226,7 @@ def _cannot_untie(base: Checkpoint, tensor: str) -> CheckpointError:
 
 
 def _resize(skeleton: Skeleton, tables: Tables) -> Tables:
-    """Check that all tables have the same number of rows, and set `size` if it is new."""
+    """Check that all tables have the same number of rows; set `size` if they were resized."""
     base = skeleton.base
     resized = set(tables.grown)
     for tensor, value in tables.saved.items():
@@ -256,7 +256,7 @@ def _resize(skeleton: Skeleton, tables: Tables) -> Tables:
 
 
 def _has_other_rows(base: Checkpoint, tensor: str, value: Tensor) -> bool:
-    """Return True if a fully trained tensor is a token table with another number of rows."""
+    """Return True if a fully trained tensor is a token table with a different number of rows."""
     if tensor not in base.where or _has_number(tensor):
         return False
     stored = base.stored(tensor).shape
@@ -272,7 +272,7 @@ def _has_number(tensor: str) -> bool:
 
 
 def _rows(base: Checkpoint, tables: Tables, tensor: str) -> int | None:
-    """Return a table's number of rows in the merged model, or None if it has no such table."""
+    """Return the number of rows of a table in the merged model, or None if it has no such table."""
     value = tables.saved.get(tensor, tables.grown.get(tensor))
     if value is not None:
         return len(value)
@@ -283,7 +283,7 @@ def _rows(base: Checkpoint, tables: Tables, tensor: str) -> int | None:
 
 
 def _check_rows(base: Checkpoint, tables: Tables) -> None:
-    """Check that each change of a resized table has the table's number of rows."""
+    """Check that each change to a resized table has the same number of rows as the table."""
     resized = set(tables.grown)
     for adapter in tables.adapters:
         resized.update(adapter.grown)
@@ -303,7 +303,7 @@ def _check_rows(base: Checkpoint, tables: Tables) -> None:
 
 
 def _text_config(base: Checkpoint) -> dict[str, object]:
-    """Return the base's settings, with a nested text model's for those that it lacks."""
+    """Return the settings of the base model, supplemented by those of a nested text model."""
     nested = base.config.get("text_config")
     settings = dict(nested) if isinstance(nested, dict) else {}
     settings.update(base.config)

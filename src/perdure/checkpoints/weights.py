@@ -1,20 +1,20 @@
-"""The location of a layer's weight in the base."""
+"""The location of a layer's weight in the base model."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Weight:
-    """The location of a weight in the base: a tensor, or one matrix of a stacked tensor.
+    """The location of a weight in the base model: a tensor, or one matrix of a stacked tensor.
 
     Attributes
     ----------
     tensor
-        The tensor's name in the base.
+        The name of the tensor in the base model.
     transposed
-        True if it is stored as in × out, as in a `Conv1D`.
+        True if the weight is stored as in × out, as in a `Conv1D`.
     index
-        The index of the matrix in a 3D tensor; None if the tensor is a single matrix.
+        The index of the matrix in a 3D tensor, or None if the tensor is a single matrix.
     """
 
     tensor: str

@@ -1,10 +1,10 @@
-"""The promises of every method and every rule, as checks that their authors can run without pytest.
+"""Checks that every method and rule must pass, which their authors can run without pytest.
 
 method.py   the checks of a method
-models.py   the pico model and the toy tasks that they train on
+models.py   the pico models and the toy tasks that the checks use
 rule.py     the checks of a rule
 subject.py  a method under test, and its runs
-suite.py    all checks of one method or rule, found by its name or in a Python file: `perdure check`
+suite.py    runs all checks of one method or rule, given by name or as a file: `perdure check`
 
 >>> from pathlib import Path
 >>> from tempfile import TemporaryDirectory

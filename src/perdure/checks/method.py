@@ -1,8 +1,8 @@
-"""The promises of every method, each a function that raises `CheckFailed` if the promise is broken.
+"""The checks that every method must pass, as functions that raise `CheckFailed` if they fail.
 
-A check takes a `MethodUnderTest`; its docstring is the promise, in one sentence. The
-checks train a pico BERT on a toy stream of three tasks, as `perdure.run` and
-`perdure.learn` do it, and some of them pico language models on two.
+A check takes a `MethodUnderTest`; the docstring of the check is the promise that it checks, in one
+sentence. The checks train a pico BERT on a toy stream of three tasks, as `perdure.run` and
+`perdure.learn` do. Some of them also train pico language models on two tasks.
 """
 
 import inspect
@@ -25,21 +25,21 @@ from perdure.models.adapters import Adapter
 from perdure.models.backbone import Backbone, pooled
 
 MORE = Training(epochs=6, batch_size=8, learning_rate=0.02)
-"""A falling loss takes more steps than a comparison of bytes, and a higher learning rate."""
+"""The settings to check that the loss falls, which takes more steps than the other checks."""
 LOWER = 0.7
-"""The bound of the mean loss of the last steps of `MORE`, relative to the first steps."""
+"""The upper bound of the mean loss of the last steps of `MORE`, relative to the first steps."""
 ABOVE_CHANCE = 1.3
-"""Computed heads are right at least this many times as often as guessing."""
+"""Computed heads must be right at least this many times as often as guessing."""
 STOP_AT = 6
-"""The step of the second task after which a run is stopped; the task has eight or more."""
+"""The step of the second task after which a run is stopped; the task has at least eight steps."""
 
 Check = Callable[[MethodUnderTest], None]
 
 
 def checks_of(method: MethodUnderTest) -> tuple[Check, ...]:
-    """Return the checks that apply to a method: one that trains nothing has no loss."""
+    """Return the checks that apply to a method; without training there is no loss to check."""
     if method.family != "encoder":
-        # `classes` too: a task of the stream has none.
+        # `classes` too, because one task of the stream has none.
         has_needs = method.make().needs & {"heads", "classes"}
         return (it_says_what_it_needs,) if has_needs else OF_LANGUAGE
     if method.trains:
@@ -54,13 +54,13 @@ def hooks_take_what_the_loop_gives(method: MethodUnderTest) -> None:
     """Its hooks accept the arguments that the training loop passes."""
     instance = method.make()
     for name, hook in vars(Method).items():
-        # Properties and private names are no hooks.
+        # Properties and private functions are not hooks.
         if name.startswith("_") or not inspect.isfunction(hook):
             continue
         override = getattr(instance, name)
         if not callable(override):
             kind = type(override).__name__
-            raise method.failed(f"has `{name}` as a {kind}, but it is a hook: make it a method.")
+            raise method.failed(f"has a hook `{name}` of type `{kind}`: make it a method.")
         if not _accepts_the_same(override, hook):
             _, *parameters = inspect.signature(hook).parameters  # without `self`
             given = ", ".join(parameters)
@@ -73,7 +73,7 @@ Hook = Callable[..., object]
 
 def _accepts_the_same(override: Hook, hook: Hook) -> bool:
     """Return True if a bound hook can be called with the base class's arguments."""
-    # Bound, not compared: another name for a parameter is fine where the loop gives no names.
+    # The signatures are not compared, because positional parameters may have other names.
     positional: list[None] = []
     by_name: dict[str, None] = {}
     _, *parameters = inspect.signature(hook).parameters.values()  # without `self`
@@ -82,7 +82,7 @@ def _accepts_the_same(override: Hook, hook: Hook) -> bool:
             by_name[parameter.name] = None
         else:
             positional.append(None)
-    # `None` stands for any argument: only names and numbers are compared.
+    # `None` stands for any argument: only the names and the number of arguments matter.
     try:
         inspect.signature(override).bind(*positional, **by_name)
     except TypeError:
@@ -91,7 +91,7 @@ def _accepts_the_same(override: Hook, hook: Hook) -> bool:
 
 
 def loss_is_one_number(method: MethodUnderTest) -> None:
-    """Its loss of a batch is one number, with a gradient."""
+    """Its loss on a batch is a single number with a gradient."""
 
     def inspect_loss(loss: object) -> None:
         if not isinstance(loss, Tensor):
@@ -111,7 +111,7 @@ def loss_is_one_number(method: MethodUnderTest) -> None:
     learn(method.backbone(), method.stream.tasks[:1], instance)
     if not losses.of_tasks[0]:
         raise method.failed(
-            "was never asked for a loss: let `examples` return rows, or let `trains` be False."
+            "never computed a loss: return rows from `examples`, or False from `trains`."
         )
 
 
@@ -128,7 +128,7 @@ def only_its_parameters_change(method: MethodUnderTest) -> None:
         seen.append(task)
         before = _tensors(backbone)
         adapter = learn(backbone, seen, instance, earlier)
-        # The model still holds the task's module, with its parameters as training left them.
+        # The model still contains the task's module, with the trained parameters.
         earlier.append(adapter)
         changed = _changed_in_model(backbone, instance, seen, before)
         if changed is None:
@@ -136,14 +136,14 @@ def only_its_parameters_change(method: MethodUnderTest) -> None:
         if changed is not None:
             raise method.failed(
                 f"changed {changed} while it learned `{task.name}`: "
-                "name it in `parameters`, or leave it as it is."
+                "return it from `parameters`, or do not change it."
             )
 
 
 def _changed_in_model(
     backbone: Backbone, method: Method, seen: Sequence[Task], before: dict[str, Tensor]
 ) -> str | None:
-    """Return the first tensor of the model that changed but should not have."""
+    """Return the name of the first tensor of the model that changed but should not have."""
     # By identity: equal values in two tensors are common, such as zeros in biases.
     trained = {id(parameter) for parameter in method.parameters(backbone)}
     allowed = _heads_of(backbone, method, seen)
@@ -152,7 +152,7 @@ def _changed_in_model(
             allowed.add(_plain(name))
     after = _tensors(backbone)
     for name, value in before.items():
-        if name in allowed or ".default" in name:  # peft's name: a module put in for this task
+        if name in allowed or ".default" in name:  # peft's name for a module added for this task
             continue
         if not torch.equal(after[name], value):
             return f"`{name}`"
@@ -160,8 +160,8 @@ def _changed_in_model(
 
 
 def _changed_in_module(backbone: Backbone, method: Method, adapter: Adapter) -> str | None:
-    """Return the first LoRA factor that changed but is not trained."""
-    # Methods such as InfLoRA freeze one factor of a module that they have put in themselves.
+    """Return the name of the first LoRA factor that changed although it is not trained."""
+    # Methods such as InfLoRA freeze one factor of the module that they add.
     trained = {id(parameter) for parameter in method.parameters(backbone)}
     for layer, (A, B) in adapters.factors(backbone.model).items():
         factors = {
@@ -176,13 +176,13 @@ def _changed_in_module(backbone: Backbone, method: Method, adapter: Adapter) -> 
 
 
 def _plain(name: str) -> str:
-    """Return the name of a tensor in the model without a PEFT module."""
-    # peft moves the layer that it adapts into its own, as `base_layer`.
+    """Return the name that a tensor has in the model without a PEFT module."""
+    # peft wraps the layer that it adapts, and calls it `base_layer`.
     return name.replace(".base_layer", "")
 
 
 def _tensors(backbone: Backbone) -> dict[str, Tensor]:
-    """Return a copy of all tensors, by their names in the model without a PEFT module."""
+    """Return a copy of each tensor, by its name in the model without a PEFT module."""
     tensors: dict[str, Tensor] = {}
     for name, value in backbone.state_dict().items():
         tensors[_plain(name)] = value.clone()
@@ -190,10 +190,10 @@ def _tensors(backbone: Backbone) -> dict[str, Tensor]:
 
 
 def _heads_of(backbone: Backbone, method: Method, seen: Sequence[Task]) -> set[str]:
-    """Return the names of the heads' tensors that may change.
+    """Return the names of the tensors of heads that may change.
 
-    They are the heads of tasks with examples. A method without examples computes its heads,
-    and may compute all of them anew.
+    These are the heads of the tasks with examples to train on. A method without such examples
+    computes its heads, and may recompute all of them.
     """
     with_examples = [rows.task for rows in method.examples(seen)]
     tasks = with_examples or backbone.heads
@@ -205,7 +205,7 @@ def _heads_of(backbone: Backbone, method: Method, seen: Sequence[Task]) -> set[s
 
 
 def training_lowers_the_loss(method: MethodUnderTest) -> None:
-    """Training changes its module and lowers the loss."""
+    """Training changes its PEFT module and lowers the loss."""
     losses: list[float] = []
 
     def log(event: dict[str, object]) -> None:
@@ -221,8 +221,8 @@ def training_lowers_the_loss(method: MethodUnderTest) -> None:
         log=log,
     )
     if adapters.same(adapter.start, adapter.parameters):
-        raise method.failed("left its module as it was: let `parameters` return what is trained.")
-    # Means of four steps, an epoch of this task: single batches differ too much.
+        raise method.failed("did not change its module: return trained tensors from `parameters`.")
+    # Means over four steps, one epoch of this task, because single batches differ too much.
     first = sum(losses[:4]) / 4
     last = sum(losses[-4:]) / 4
     if not last < LOWER * first:
@@ -232,7 +232,7 @@ def training_lowers_the_loss(method: MethodUnderTest) -> None:
 
 
 def computed_heads_know_the_classes(method: MethodUnderTest) -> None:
-    """It trains nothing, and computes heads that know the classes of all tasks."""
+    """It trains nothing, and computes heads that recognise the classes of all tasks."""
     instance = method.make()
     backbone = method.backbone()
     steps: list[object] = []
@@ -242,19 +242,19 @@ def computed_heads_know_the_classes(method: MethodUnderTest) -> None:
         # A step would have been logged.
         if steps or instance.parameters(backbone) or instance.examples(seen):
             raise method.failed(
-                "says by `trains` that it trains nothing, but it has parameters or examples."
+                "declares by `trains` that it trains nothing, but has parameters or examples."
             )
         wrote_module = adapter.config is not None or adapter.parameters
         has_module = adapters.attached(backbone.model)
         if wrote_module or has_module:
             raise method.failed(
-                "says by `trains` that it trains nothing, but it put a module into the model."
+                "declares by `trains` that it trains nothing, but added a module to the model."
             )
         for task in seen:
             right = _accuracy(backbone, task)
             if not right > ABOVE_CHANCE / len(task.classes):
                 raise method.failed(
-                    f"computed a head of `{task.name}` that is right on {right:.0%} of its "
+                    f"computed a head for `{task.name}` that is right on only {right:.0%} of the "
                     "training examples."
                 )
 
@@ -277,7 +277,7 @@ def what_it_isolates_is_learned_alone(method: MethodUnderTest) -> None:
     if not method.make().isolates:
         return
     first, second, *_ = method.stream
-    # New instances and backbones: what is remembered must not pass from one side to the other.
+    # New instances and backbones, so that nothing carries over from one case to the other.
     alone = method.backbone()
     learned_alone = learn(alone, [second], method.make())
     after = method.backbone()
@@ -289,10 +289,10 @@ def what_it_isolates_is_learned_alone(method: MethodUnderTest) -> None:
         alone.own_state(second.name),
         after.own_state(second.name),
     )
-    # Equal to the last bit, because `perdure forget` relies on it.
+    # Exactly equal, because `perdure forget` relies on it.
     if not (same_module and same_head):
         raise method.failed(
-            "says that it `isolates`, but an earlier task changed what it learned of the next."
+            "declares `isolates`, but an earlier task changed what it learned from the next one."
         )
 
 
@@ -304,7 +304,7 @@ def it_does_without_old_examples(method: MethodUnderTest) -> None:
     backbone = method.backbone()
     first, second, *_ = method.stream
     before = learn(backbone, [first], instance)
-    # As in a run whose old tables were deleted: asking for the examples raises `DataError`.
+    # As in a run whose old tables were deleted: reading the examples raises `DataError`.
     gone = TaskWithoutData(
         first.name,
         first.classes,
@@ -315,13 +315,13 @@ def it_does_without_old_examples(method: MethodUnderTest) -> None:
         learn(backbone, [gone, second], instance, [before])
     except DataError as error:
         raise method.failed(
-            "asks for the examples of an earlier task: let `keeps_all` be True, "
-            "or keep what it needs in `state`."
+            "reads the examples of an earlier task: return True from `keeps_all`, "
+            "or store what it needs in `state`."
         ) from error
 
 
 def it_says_what_it_needs(method: MethodUnderTest) -> None:
-    """It is refused before anything is learned, with what to take instead."""
+    """It is rejected before anything is learned, by an error that suggests an alternative."""
     try:
         folder = method.run("refused")
     except InputError as error:
@@ -329,38 +329,38 @@ def it_says_what_it_needs(method: MethodUnderTest) -> None:
         if sentences < 2:
             raise method.failed(f"does not say what to do instead: {error}") from error
         if (method.folder / "refused" / "tasks").exists():
-            raise method.failed("was refused only after a task had begun.") from error
+            raise method.failed("was rejected only after a task had begun.") from error
         return
-    raise method.failed(f"says by `needs` what it lacks, but it learned `{folder.name}`.")
+    raise method.failed(f"has unmet `needs`, but was not rejected in the run `{folder.name}`.")
 
 
 # -- runs
 
 
 def equal_seeds_give_equal_runs(method: MethodUnderTest) -> None:
-    """Two runs with the same seed are equal, byte for byte."""
+    """Two runs with the same seed are identical, byte for byte."""
     _require_equal(
         method,
         method.whole,
         method.run("again"),
-        "gave a different run with the same seed: draw random numbers from torch.",
+        "produced a different run with the same seed: draw random numbers from torch.",
     )
 
 
 def past_tasks_stay_as_they_are(method: MethodUnderTest) -> None:
-    """The files of a learned task stay as they are when other tasks are learned."""
+    """The files of a learned task do not change when other tasks are learned."""
     first = f"tasks/00-{method.stream[0].name}"
     _require_equal(
         method,
         method.alone / first,
         method.whole / first,
-        f"changed `{first}` when it learned other tasks: only the new one may change.",
+        f"changed `{first}` when it learned other tasks: only new folders may change.",
     )
 
 
 def a_run_goes_on_between_tasks(method: MethodUnderTest) -> None:
-    """A run that stopped between two tasks can be resumed, and ends with the same bytes."""
-    # Each call of `run` makes a new instance, as a new process does: only files carry over.
+    """A run that stopped between two tasks can be resumed, and produces the same bytes."""
+    # Each call of `run` creates a new instance, as a new process does: only files carry over.
     between = method.folder / "between"
     shutil.copytree(method.alone, between)
     method.run("between", tasks=2)
@@ -373,10 +373,10 @@ def a_run_goes_on_between_tasks(method: MethodUnderTest) -> None:
 
 
 def a_run_goes_on_inside_a_task(method: MethodUnderTest) -> None:
-    """A run that was stopped inside a task can be resumed, and ends with the same bytes."""
+    """A run that stopped in the middle of a task can be resumed, and produces the same bytes."""
     if threading.current_thread() is not threading.main_thread():
         raise method.failed(
-            "cannot be stopped here: check it in the main thread, which alone gets signals."
+            "cannot be stopped here: check it in the main thread, the only one to get signals."
         )
     until_stopped = _run_until_stopped(method)
     instance = method.make()
@@ -385,21 +385,21 @@ def a_run_goes_on_inside_a_task(method: MethodUnderTest) -> None:
         method,
         method.whole,
         method.run("inside", method=instance),
-        _FORGOT.format("inside a task"),
+        _FORGOT.format("in the middle of a task"),
     )
-    # Equal bytes alone could come from beginning the task again.
+    # Equal bytes alone would not show that the task was not started over.
     if until_stopped.of_tasks[1] + rest.of_tasks[0] != method.losses[1]:
-        raise method.failed("was stopped inside a task, and began it again.")
+        raise method.failed("was stopped in the middle of a task, and started it over.")
 
 
 def _run_until_stopped(method: MethodUnderTest) -> Losses:
-    """Stop the run `inside` by a signal in its second task; return the losses up to then."""
+    """Stop the run `inside` by a signal in its second task; return the counter of its losses."""
 
     def stop_in_time(loss: object) -> None:
         if losses.of_tasks[1:] == [STOP_AT]:
             signal.raise_signal(signal.SIGTERM)
 
-    # A signal in the middle of a step, as a scheduler sends it; the loop stops after the step.
+    # The signal comes in the middle of a step, as it may from a scheduler; the loop stops after it.
     instance = method.make()
     losses = Losses(instance, stop_in_time)
     try:
@@ -407,13 +407,13 @@ def _run_until_stopped(method: MethodUnderTest) -> Losses:
     except Stopped:
         return losses
     raise method.failed(
-        "was asked to stop inside a task, and did not: let no hook catch every exception."
+        "was asked to stop in the middle of a task, and did not: no hook may catch all exceptions."
     )
 
 
 _FORGOT = (
-    "was stopped {} and did not end with the same bytes: "
-    "keep in `state` whatever changes and is needed later."
+    "was stopped {} and did not produce the same bytes: "
+    "store in `state` whatever changes and is needed later."
 )
 
 
@@ -434,12 +434,12 @@ def what_was_used_is_as_good_as_new(method: MethodUnderTest) -> None:
         method,
         run_again("first"),
         run_again("second"),
-        "gave a different run when it was used again: keep in `state` whatever it remembers.",
+        "produced a different run when it was reused: store in `state` whatever it remembers.",
     )
 
 
 def _require_equal(method: MethodUnderTest, expected: Path, actual: Path, failure: str) -> None:
-    """Raise `failure` unless two runs have learned and measured the same."""
+    """Raise an error with the message `failure` unless two runs have equal tensors and scores."""
     left = _bytes(expected)
     right = _bytes(actual)
     if not left:  # two empty folders are equal, too
@@ -450,8 +450,8 @@ def _require_equal(method: MethodUnderTest, expected: Path, actual: Path, failur
 
 
 def _bytes(folder: Path) -> dict[str, bytes]:
-    """Return the tensors and the scores of a run, by file."""
-    # Not the other files: some of them hold times.
+    """Return the contents of the files with a run's tensors and scores, by file name."""
+    # The other files are not compared, because some of them contain times.
     files = [*folder.rglob("*.safetensors"), *folder.glob("scores.csv")]
     contents: dict[str, bytes] = {}
     for path in files:

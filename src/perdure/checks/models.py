@@ -1,4 +1,4 @@
-"""Pico models and toy streams of tasks, made in memory in seconds, without a download."""
+"""Pico models and toy streams of tasks, which are created in seconds, without a download."""
 
 import random
 from dataclasses import replace
@@ -13,12 +13,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from perdure.data.task import Task, TaskStream
 from perdure.models import pretrained
 
-# Words without a meaning: what a check learns comes from the toy tasks alone.
+# Words without a meaning, so that a check can learn only from the toy tasks.
 WORDS = [f"w{i}" for i in range(60)]
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 """Special tokens, in the order of their ids (see `IN_COMMON`)."""
 TELLING = 3
-"""The number of words that tell a class from others."""
+"""The number of words that are typical of a class."""
 SIZES: dict[str, Any] = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -36,8 +36,8 @@ IN_COMMON: dict[str, Any] = {
 }
 
 Family = Literal["encoder", "causal", "seq2seq"]
-"""The kind of a pico model: an encoder with heads, a decoder-only language model, or one with
-encoder and decoder.
+"""The kind of a pico model: an encoder with heads, a decoder-only language model, or an
+encoder-decoder language model.
 """
 OF_TEXT: dict[str, Any] = {
     "vocab_size": len(SPECIAL) + len(WORDS),
@@ -54,7 +54,7 @@ def tokenizer() -> transformers.PreTrainedTokenizerFast:
     vocabulary = {token: i for i, token in enumerate(tokens)}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    # The numbers are the places of the tokens in `SPECIAL`.
+    # The numbers are the positions of the tokens in `SPECIAL`.
     inner.post_processor = processors.TemplateProcessing(
         "[CLS] $A [SEP]",
         special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
@@ -71,9 +71,9 @@ def tokenizer() -> transformers.PreTrainedTokenizerFast:
 
 
 def save(folder: Path, config: transformers.PreTrainedConfig | None = None) -> Path:
-    """Save a text model with random weights, the same each time; by default a pico BERT."""
+    """Save a text model (default: a pico BERT) with random weights that are the same each time."""
     config = config or transformers.BertConfig(**SIZES, **IN_COMMON)
-    # Forked, so that a check does not change the random numbers of whoever calls it.
+    # Forked, so that a check does not change the random numbers of its caller.
     with pretrained.quietly(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         model = transformers.AutoModelForSequenceClassification.from_config(config)
@@ -83,7 +83,7 @@ def save(folder: Path, config: transformers.PreTrainedConfig | None = None) -> P
 
 
 def save_language_model(folder: Path, family: Family) -> Path:
-    """Save a language model with random weights: a pico Llama, or a pico T5 for `seq2seq`."""
+    """Save a pico Llama, or a pico T5 for `seq2seq`, with random weights, the same each time."""
     if family == "causal":
         config = transformers.LlamaConfig(**SIZES, **OF_TEXT, max_position_embeddings=40)
         auto = transformers.AutoModelForCausalLM
@@ -98,10 +98,10 @@ def save_language_model(folder: Path, family: Family) -> Path:
 
 
 def toy_task(name: str, classes: list[str], seed: int, size: int = 32) -> Task:
-    """Return a task on texts of seven to ten words, some of which reveal the class."""
+    """Return a task that classifies texts of seven to ten words, some of which reveal the class."""
 
     def telling_words(label: int) -> list[str]:
-        # The words of one task's classes do not overlap; those of different tasks may.
+        # The classes of one task have no typical words in common; those of different tasks may.
         first = (seed * 7 + TELLING * label) % len(WORDS)
         return WORDS[first : first + TELLING]
 
@@ -112,7 +112,7 @@ def toy_task(name: str, classes: list[str], seed: int, size: int = 32) -> Task:
         return " ".join(words)
 
     def rows(count: int, salt: int) -> Dataset:
-        # Each split has random numbers of its own: its size changes no other split.
+        # Each split has a separate generator, so that its size does not affect the other splits.
         rng = random.Random(1000 * seed + salt)
         labels = [i % len(classes) for i in range(count)]  # balanced
         texts = [text(rng, label) for label in labels]
@@ -140,7 +140,7 @@ def toy_stream() -> TaskStream:
 def text_stream() -> TaskStream:
     """Return a stream of two tasks: one whose classes are words, and one with free-text answers."""
     whole = toy_task("fruit", [WORDS[-1], WORDS[-2]], 1)
-    # Answers in words take longer than heads: a few are enough.
+    # Generating answers takes longer than applying heads, so a few examples must be enough.
     closed = replace(
         whole,
         train=whole.train.select(range(16)),
@@ -149,7 +149,7 @@ def text_stream() -> TaskStream:
     )
 
     def answered(data: Dataset) -> Dataset:
-        # An answer of one or two words of the text, so that answers have several lengths.
+        # The first one or two words of the text, so that answers differ in length.
         words = [text.split() for text in data["text"]]
         targets = [" ".join(of_text[: 1 + len(of_text) % 2]) for of_text in words]
         return Dataset.from_dict({"text": data["text"][:], "target": targets})

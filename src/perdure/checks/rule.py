@@ -1,8 +1,8 @@
-"""The promises of every rule, each a function that raises `CheckFailed` if the promise is broken.
+"""The checks that every rule must pass, as functions that raise `CheckFailed` if they fail.
 
-A check takes a `RuleUnderTest`; its docstring is the promise, in one sentence. The checks combine
-small random task vectors, all but the first of which lack a layer: tasks may change different
-layers.
+A check takes a `RuleUnderTest`; the docstring of the check is the promise that it checks, in one
+sentence. The checks combine small random task vectors. The second and the third lack a layer,
+because tasks may change different layers.
 """
 
 import inspect
@@ -26,9 +26,9 @@ Vectors = dict[str, TaskVector]
 
 @dataclass(frozen=True)
 class Case:
-    """The size, the type and the seed of random task vectors.
+    """The sizes, the dtype and the seed of random task vectors.
 
-    Each has two matrices `w` and `u`, and a bias `b`.
+    The task vectors have two matrices, `w` and `u`, and a bias `b`.
     """
 
     out: int = 5
@@ -40,7 +40,7 @@ class Case:
 
 CASES = (
     Case(),
-    Case(out=2, width=6, rank=3, seed=1),  # factors of a rank above that of the matrix
+    Case(out=2, width=6, rank=3, seed=1),  # factors of a higher rank than the matrix can have
     Case(out=6, width=2, rank=1, seed=2),
     Case(out=3, width=3, rank=2, seed=3, dtype=torch.float32),
 )
@@ -48,18 +48,18 @@ CASES = (
 
 @dataclass
 class RuleUnderTest:
-    """A rule under test.
+    """A rule under test, with its settings and the task vectors to combine.
 
     Parameters
     ----------
     name
         The name of the rule in messages.
     function
-        The rule.
+        The function of the rule.
     options
-        Settings of the rule.
+        The settings of the rule.
     cases
-        The task vectors to try it on.
+        The sizes of the task vectors to combine.
     """
 
     name: str
@@ -69,16 +69,16 @@ class RuleUnderTest:
 
     @property
     def nature(self) -> Nature:
-        """The declaration of the rule."""
+        """What the rule declares with `@nature`."""
         if not hasattr(self.function, "nature"):
             raise self.failed("does not say what it is: declare it with `@nature(order, state=…)`.")
         try:
             return nature_of(self.function)
         except InputError as error:
-            raise self.failed(f"makes a false declaration. {error}") from error
+            raise self.failed(f"has an invalid declaration. {error}") from error
 
     def vectors(self, case: Case) -> Vectors:
-        """Make the task vectors of a case: low-rank except for the bias."""
+        """Return the random task vectors of a case, with low-rank matrices."""
         generator = torch.Generator().manual_seed(case.seed)
 
         def random(*shape: int) -> Tensor:
@@ -87,7 +87,7 @@ class RuleUnderTest:
         made: Vectors = {}
         for number, task in enumerate(TASKS[: self.nature.most]):
             entries: dict[str, Entry] = {}
-            # All are drawn before some are deleted: the next task's numbers do not depend on it.
+            # All entries are drawn before some are deleted, so that later tasks do not change.
             for layer in "wu":
                 B = random(case.out, case.rank)
                 A = random(case.rank, case.width)
@@ -95,14 +95,14 @@ class RuleUnderTest:
             entries["b"] = random(case.out)
             if number == 1:
                 del entries["u"]
-            # A bias is no low-rank matrix.
+            # A bias is not a low-rank matrix.
             if number == 2 or self.nature.low_rank:
                 del entries["b"]
             made[task] = TaskVector(entries)
         return made
 
     def combine(self, vectors: Vectors) -> list[TaskVector]:
-        """Return the result of the rule: one task vector, or one for each task if routed."""
+        """Apply the rule; return one task vector, or one for each task if the rule is routed."""
         options = dict(self.options)
         if "inputs" in self.nature.needs:
             options["inputs"] = {task: covariances(task, vectors) for task in vectors}
@@ -112,13 +112,13 @@ class RuleUnderTest:
     def _as_list(self, merged: object, vectors: Vectors) -> list[TaskVector]:
         if isinstance(merged, TaskVector):
             return [merged]
-        # A mixture holds the task vectors as they act: its experts.
+        # The experts of a mixture are the task vectors that it applies.
         by_task = merged.experts if isinstance(merged, Mixture) else merged
         if not _are_task_vectors(by_task):
             kind = type(by_task).__name__
             raise self.failed(
-                f"returned a {kind}: return a `TaskVector`, "
-                "or if it is routed one for each task or a `Mixture`."
+                f"returned a {kind}: return a `TaskVector` or, "
+                "if it is routed, one for each task or a `Mixture`."
             )
         if set(by_task) != set(vectors):
             raise self.failed(
@@ -127,7 +127,7 @@ class RuleUnderTest:
         return list(by_task.values())
 
     def failed(self, problem: str) -> CheckFailed:
-        """Return an error with a message about the rule."""
+        """Return an error whose message starts with the name of the rule."""
         return CheckFailed(f"`{self.name}` {problem}")
 
 
@@ -141,7 +141,7 @@ def _are_task_vectors(merged: object) -> TypeGuard[Mapping[str, TaskVector]]:
 
 
 def covariances(task: str, vectors: Vectors) -> dict[str, Tensor]:
-    """Return the covariance of random inputs of each layer that is a matrix."""
+    """Return the covariance of random inputs for each layer that is a matrix."""
     made: dict[str, Tensor] = {}
     for vector in vectors.values():
         for name, entry in vector.items():
@@ -156,13 +156,13 @@ def covariances(task: str, vectors: Vectors) -> dict[str, Tensor]:
                 generator=torch.Generator().manual_seed(seed),
                 dtype=torch.float64,
             )
-            # Three times as many inputs as the layer is wide: the covariance can be inverted.
+            # With three times as many inputs as dimensions, the covariance can be inverted.
             made[name] = x.T @ x / len(x)
     return made
 
 
 def full(vectors: Vectors, kind: Callable[[Tensor], Entry] = lambda value: value) -> Vectors:
-    """Return the task vectors with full tensors as entries, each converted by `kind`."""
+    """Return the task vectors with full tensors as entries, each of them converted by `kind`."""
     made: Vectors = {}
     for task, vector in vectors.items():
         entries: dict[str, Entry] = {}
@@ -175,7 +175,10 @@ def full(vectors: Vectors, kind: Callable[[Tensor], Entry] = lambda value: value
 def _different(
     expected: Sequence[TaskVector], actual: Sequence[TaskVector], dtype: torch.dtype
 ) -> str:
-    """Return the first layer for which two results differ by more than rounding, or `""`."""
+    """Return the name of the first layer in which two results differ; "" if there is none.
+
+    Rounding errors do not count as a difference.
+    """
     if len(expected) != len(actual):
         return "the number of task vectors"
     for left, right in zip(expected, actual, strict=True):
@@ -191,7 +194,7 @@ def _different(
 def _close(left: Tensor, right: Tensor, dtype: torch.dtype) -> bool:
     if left.shape != right.shape:
         return False
-    # The type of the case, not of the result, which a rule may have got wrong.
+    # The dtype of the case rather than that of the result, which may be wrong.
     exact = dtype == torch.float64
     return torch.allclose(
         left,
@@ -205,28 +208,28 @@ def _close(left: Tensor, right: Tensor, dtype: torch.dtype) -> bool:
 
 
 def it_takes_vectors_and_settings(rule: RuleUnderTest) -> None:
-    """It takes the task vectors, and its settings by keyword."""
+    """It takes the task vectors as its first argument, and its settings by keyword."""
     parameters = list(inspect.signature(rule.function).parameters.values())
     if not parameters or parameters[0].kind is parameters[0].KEYWORD_ONLY:
-        raise rule.failed("takes no task vectors: its first parameter is `vectors`.")
+        raise rule.failed("takes no task vectors: make `vectors` its first parameter.")
     for parameter in parameters[1:]:
-        # What adapters keep for a rule, such as `inputs`, is no setting.
+        # Statistics that adapters store for a rule, such as `inputs`, are not settings.
         is_setting = parameter.name not in KEPT
         if is_setting and parameter.kind is not parameter.KEYWORD_ONLY:
             raise rule.failed(
-                f"has a setting `{parameter.name}` that is not by keyword only: put `*` before it."
+                f"has a setting `{parameter.name}` that is not keyword-only: put `*` before it."
             )
 
 
 def it_declares_what_it_is(rule: RuleUnderTest) -> None:
-    """It declares with `@nature` if the order matters, and what to keep for the next task."""
+    """It declares with `@nature` whether order matters, and what to store for the next task."""
     order = rule.nature.order
     if order not in get_args(Order):
         known = ", ".join(get_args(Order))
-        raise rule.failed(f"says that it is `{order}`: {known} are known.")
+        raise rule.failed(f"says that it is `{order}`, but must be one of {known}.")
     if not rule.nature.state:
         raise rule.failed(
-            "does not say what has to be kept for the next task: give `@nature` a `state`."
+            "does not say what has to be stored for the next task: give `@nature` a `state`."
         )
     for case in rule.cases:
         vectors = rule.vectors(case)
@@ -238,7 +241,7 @@ def it_declares_what_it_is(rule: RuleUnderTest) -> None:
 
 
 def _after_each_task(rule: RuleUnderTest, vectors: Vectors) -> Iterator[list[TaskVector]]:
-    """Combine the first task, the first two and so on, as a run does after each task."""
+    """Combine the first task, then the first two, and so on, as a run does after each task."""
     learned: Vectors = {}
     for task, vector in vectors.items():
         learned[task] = vector
@@ -249,7 +252,7 @@ def _after_each_task(rule: RuleUnderTest, vectors: Vectors) -> Iterator[list[Tas
 
 
 def shapes_and_dtypes_are_kept(rule: RuleUnderTest) -> None:
-    """Each layer keeps its shape and its type, with finite numbers, for any number of tasks."""
+    """Each combined layer has the right shape and dtype and is finite, for any number of tasks."""
     for case in rule.cases:
         for vectors in _kinds(rule, case):
             shapes = shapes_of(vectors)
@@ -259,7 +262,7 @@ def shapes_and_dtypes_are_kept(rule: RuleUnderTest) -> None:
 
 
 def _kinds(rule: RuleUnderTest, case: Case) -> list[Vectors]:
-    """Return the task vectors of a case in factors, and in full if the rule takes that."""
+    """Return the task vectors of a case as factors, and as full tensors if the rule takes them."""
     vectors = rule.vectors(case)
     if rule.nature.low_rank:
         return [vectors]
@@ -277,7 +280,7 @@ def _check_entries(
             raise rule.failed(f"returned a layer `{name}` that no task changes.")
         value = vector.dense(name)
         expected = tuple(shapes[name])
-        # A deferred entry declares a shape before it has one: both count.
+        # A deferred entry declares its shape before it is computed; both are checked.
         for shape in (tuple(entry.shape), tuple(value.shape)):
             if shape != expected:
                 raise rule.failed(f"returned `{name}` with the shape {shape}, not {expected}.")
@@ -285,7 +288,7 @@ def _check_entries(
             types = f"{value.dtype} for task vectors of {dtype}"
             raise rule.failed(f"returned `{name}` as {types}.")
         if not value.isfinite().all():
-            raise rule.failed(f"returned numbers that are infinite or not defined for `{name}`.")
+            raise rule.failed(f"returned numbers that are infinite or undefined for `{name}`.")
 
 
 def task_vectors_are_left_alone(rule: RuleUnderTest) -> None:
@@ -294,7 +297,7 @@ def task_vectors_are_left_alone(rule: RuleUnderTest) -> None:
         for vectors in _kinds(rule, case):
             before = _copies(vectors)
             for merged in rule.combine(vectors):
-                # Deferred entries do their work, and any harm, only when they are made.
+                # Deferred entries are computed here, and may change the task vectors only now.
                 for name in merged.entries:
                     merged.dense(name)
             for (task, name), value in before.items():
@@ -306,7 +309,7 @@ def task_vectors_are_left_alone(rule: RuleUnderTest) -> None:
 
 
 def _copies(vectors: Vectors) -> dict[tuple[str, str], Tensor]:
-    """Return a copy of each layer of each task."""
+    """Return a copy of each layer of each task, by the names of both."""
     copies: dict[tuple[str, str], Tensor] = {}
     for task, vector in vectors.items():
         for name in vector.entries:
@@ -315,23 +318,23 @@ def _copies(vectors: Vectors) -> dict[tuple[str, str], Tensor]:
 
 
 def the_same_again(rule: RuleUnderTest) -> None:
-    """The same task vectors give the same result again, to the last bit."""
+    """Combining the same task vectors twice gives the same result, to the last bit."""
     for case in rule.cases:
         vectors = rule.vectors(case)
         first = rule.combine(vectors)
         second = rule.combine(vectors)
         for left, right in zip(first, second, strict=True):
             for name in left.entries:
-                # Exactly equal, because a run that goes on must come to the same bytes.
+                # Exactly equal, because a resumed run must produce the same bytes.
                 if not torch.equal(left.dense(name), right.dense(name)):
                     raise rule.failed(
-                        f"made a different `{name}` when it was called again: "
+                        f"computed a different `{name}` when it was called again: "
                         "seed its random numbers."
                     )
 
 
 def factors_and_full_tensors_give_the_same(rule: RuleUnderTest) -> None:
-    """A layer may be given in factors, in full or deferred: the result is the same."""
+    """The result is the same for layers given as factors, as full tensors or deferred."""
     if rule.nature.low_rank:
         return
     for case in rule.cases:
@@ -340,18 +343,18 @@ def factors_and_full_tensors_give_the_same(rule: RuleUnderTest) -> None:
         in_full = full(vectors)
         first = TASKS[0]
         kinds: dict[str, Vectors] = {
-            "in full": in_full,
+            "full": in_full,
             "deferred": full(vectors, lambda value: Deferred(value.shape, lambda: value)),
-            "of both kinds": {**vectors, first: in_full[first]},
+            "mixed": {**vectors, first: in_full[first]},
         }
         for kind, others in kinds.items():
             name = _different(rule.combine(others), expected, case.dtype)
             if name:
-                raise rule.failed(f"made a different `{name}` of layers {kind} than of factors.")
+                raise rule.failed(f"computed a different `{name}` for {kind} layers than factors.")
 
 
 def different_shapes_are_refused(rule: RuleUnderTest) -> None:
-    """A layer of different shapes is refused by an `InputError` that names it, or kept apart."""
+    """A layer whose shapes differ raises an `InputError` that names it, or is not combined."""
     vectors = rule.vectors(Case())
     if len(vectors) < 2:
         return
@@ -365,7 +368,7 @@ def different_shapes_are_refused(rule: RuleUnderTest) -> None:
     except InputError as error:
         if "`w`" not in str(error):
             raise rule.failed(
-                f"refused a layer of different shapes, but did not name it: {error}"
+                f"rejected a layer of different shapes, but did not name it: {error}"
             ) from error
         return
     # Without an error, each result must be the layer of a single task.
@@ -373,11 +376,11 @@ def different_shapes_are_refused(rule: RuleUnderTest) -> None:
     for vector in vectors.values():
         given.append(vector.dense("w"))
     for value in merged:
-        # So does a rule that picks a task, such as `last`.
+        # This is true of a rule that picks one of the tasks, such as `last`.
         if not any(_identical(value, layer) for layer in given):
             raise rule.failed(
                 "combined layers of different shapes: "
-                "refuse them with an `InputError` (`shapes` does)."
+                "raise an `InputError` for them, as `shapes` does."
             )
 
 
@@ -389,7 +392,7 @@ def _identical(left: Tensor, right: Tensor) -> bool:
 
 
 def order_does_not_matter_if_it_says_so(rule: RuleUnderTest) -> None:
-    """If it declares that it is order-free, the order of the tasks does not matter."""
+    """If it declares that it is order-free, the result does not depend on the order of tasks."""
     if rule.nature.order != "order-free":
         return
     for case in rule.cases:
@@ -402,13 +405,13 @@ def order_does_not_matter_if_it_says_so(rule: RuleUnderTest) -> None:
         )
         if name:
             raise rule.failed(
-                f"says that it is order-free, but made a different `{name}` "
-                "of the tasks in another order."
+                f"says that it is order-free, but computed a different `{name}` "
+                "for the tasks in another order."
             )
 
 
 def a_layer_depends_on_itself_if_it_says_so(rule: RuleUnderTest) -> None:
-    """If it declares that it is layerwise, each layer of the result depends on that one alone."""
+    """If it declares that it is layerwise, each layer is combined independently of the others."""
     if not rule.nature.layerwise:
         return
     for case in rule.cases:
@@ -423,7 +426,7 @@ def a_layer_depends_on_itself_if_it_says_so(rule: RuleUnderTest) -> None:
             expected = TaskVector({layer: whole[layer]})
             if _different(merged, [expected], case.dtype):
                 raise rule.failed(
-                    f"says that it is layerwise, but made a different `{layer}` "
+                    f"says that it is layerwise, but computed a different `{layer}` "
                     "without the other layers."
                 )
 

@@ -1,4 +1,4 @@
-"""A method under test: its model, its tasks, its runs, and a count of its losses."""
+"""A method under test, with its model, its tasks and its runs, and a counter of its losses."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -25,18 +25,18 @@ SEED = 3
 
 @dataclass
 class MethodUnderTest:
-    """A method under test.
+    """A method under test, with the model, the tasks and the runs that its checks share.
 
     Parameters
     ----------
     name
         The name of the method in messages.
     make
-        A function that makes a new instance, with the same settings each time.
+        A function that returns a new instance, with the same settings each time.
     folder
-        An empty or missing folder for the checks' runs.
+        A folder for the runs of the checks, empty or not yet existing.
     family
-        The kind of pico model that it is checked with.
+        The kind of pico model that the method is checked with.
     """
 
     name: str
@@ -44,16 +44,16 @@ class MethodUnderTest:
     folder: Path
     family: models.Family = "encoder"
     losses: list[int] = field(default_factory=list, init=False)
-    """The number of losses of each task of the run `whole`."""
+    """The number of losses computed for each task of the run `whole`."""
 
     @cached_property
     def stream(self) -> TaskStream:
-        """The tasks to learn."""
+        """The stream of tasks to learn."""
         return models.toy_stream() if self.family == "encoder" else models.text_stream()
 
     @cached_property
     def model(self) -> Path:
-        """The folder of the pre-trained model."""
+        """The folder of the pre-trained model, which is created on first use."""
         folder = self.folder / "model"
         if self.family == "encoder":
             return models.save(folder)
@@ -61,12 +61,12 @@ class MethodUnderTest:
 
     @cached_property
     def trains(self) -> bool:
-        """True if the method trains anything by gradients."""
+        """True if the method trains any parameters by gradient descent."""
         return self.make().trains
 
     @cached_property
     def whole(self) -> Path:
-        """The folder of a run of all tasks."""
+        """The folder of a run over all tasks, which is performed on first use."""
         instance = self.make()
         # The count is filled while the run goes on.
         self.losses = Losses(instance).of_tasks
@@ -74,7 +74,7 @@ class MethodUnderTest:
 
     @cached_property
     def alone(self) -> Path:
-        """The folder of a run of the first task."""
+        """The folder of a run over the first task only, which is performed on first use."""
         return self.run("alone", tasks=1)
 
     def backbone(self) -> Backbone:
@@ -91,9 +91,9 @@ class MethodUnderTest:
         method: Method | None = None,
         backbone: Backbone | None = None,
     ) -> Path:
-        """Learn the first tasks, or resume a run of them; return its folder.
+        """Learn the first tasks of the stream, or resume the run `name`; return the run folder.
 
-        A stream with fewer tasks is learned as a whole.
+        If the stream has fewer than `tasks` tasks, all of them are learned.
         """
         folder = self.folder / name
         run(
@@ -107,14 +107,14 @@ class MethodUnderTest:
         return folder
 
     def failed(self, problem: str) -> CheckFailed:
-        """Return an error with a message about the method."""
+        """Return an error whose message starts with the name of the method."""
         return CheckFailed(f"`{self.name}` {problem}")
 
 
 class Losses:
-    """A counter of the losses that the loop asks an instance for, by task.
+    """A counter of the losses that a method computes in the training loop, by task.
 
-    `inspect_loss` sees each loss before the loop does.
+    `inspect_loss` is called with each loss before the training loop receives it.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class Losses:
             inspect_loss(value)
             return value
 
-        # On this instance alone: other checks make theirs from the same class.
+        # Only this instance is changed, because other checks use instances of the same class.
         vars(method).update(begin=counted_begin, loss=counted_loss)
 
 

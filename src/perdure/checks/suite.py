@@ -1,4 +1,4 @@
-"""All checks of one method or rule, found by its name or in a Python file."""
+"""The suite of all checks of one method or rule, which is given by name or as a Python file."""
 
 import copy
 import functools
@@ -23,16 +23,16 @@ KINDS: tuple[registry.Kind, ...] = ("method", "rule")
 FAMILIES: dict[models.Family, str] = {
     "encoder": "",
     "causal": "Causal language model: ",
-    "seq2seq": "Encoder and decoder: ",
+    "seq2seq": "Encoder-decoder model: ",
 }
-"""The first words of a promise, for each kind of model."""
-LOADED = "It can be loaded, with these settings."
+"""The prefix of a promise, for each kind of model."""
+LOADED = "It can be loaded with these settings."
 Subject = TypeVar("Subject", MethodUnderTest, RuleUnderTest)
 
 
 @dataclass(frozen=True)
 class Promise:
-    """A promise in one sentence, and the check that raises an error if it is broken."""
+    """A promise in one sentence, with the check that raises an error if it is broken."""
 
     text: str
     check: Callable[[], None]
@@ -45,11 +45,11 @@ class Outcome:
     Attributes
     ----------
     promise
-        The sentence that was checked.
+        The promise that was checked, in one sentence.
     reason
-        The sentence that says why it failed; empty if it passed.
+        One sentence on why the check failed; empty if it passed.
     error
-        The error it raised.
+        The error that the check raised; None if it passed.
     """
 
     promise: str
@@ -61,7 +61,7 @@ class Outcome:
         return self.error is None
 
     def lines(self) -> list[str]:
-        """Return the verdict with the promise, and on a second line the reason of a failure."""
+        """Return lines with the verdict and the promise and, for a failure, with the reason."""
         if self.passed:
             return [f"passed  {self.promise}"]
         return [
@@ -70,7 +70,7 @@ class Outcome:
         ]
 
     def plain(self) -> dict[str, str | bool]:
-        """Return the outcome as JSON values."""
+        """Return the outcome as a dict that can be written as JSON."""
         return {
             "promise": self.promise,
             "passed": self.passed,
@@ -79,14 +79,14 @@ class Outcome:
 
 
 def outcomes(name: str, settings: Sequence[str] = ()) -> Iterator[Outcome]:
-    """Check a method or a rule; yield the outcome of each check as soon as it is known.
+    """Check a method or a rule, and yield the outcome of each check as soon as it is known.
 
     Parameters
     ----------
     name
-        The name of a method or a rule, or the path of a Python file that holds one.
+        The name of a method or a rule, or the path of a Python file that defines one.
     settings
-        Settings as `key=value`; by default its own.
+        Settings in the form `key=value`; the others have their default values.
 
     Raises
     ------
@@ -102,14 +102,14 @@ def outcomes(name: str, settings: Sequence[str] = ()) -> Iterator[Outcome]:
     {True}
     """
     _check_that_it_exists(name)
-    # The runs of a method's checks are written here, and go with the last outcome.
+    # The checks of a method write their runs here; the folder is deleted after the last outcome.
     with TemporaryDirectory(prefix="perdure-check-") as folder:
         promises: list[Promise] = []
 
         def load() -> None:
             promises.extend(_promises(name, settings, Path(folder)))
 
-        # Loading is a check, too: a file that cannot be loaded has no others.
+        # Loading is a check, too, and the only one for a file that cannot be loaded.
         yield _outcome(Promise(LOADED, load))
         for promise in promises:
             yield _outcome(promise)
@@ -121,7 +121,7 @@ def require(name: str, outcomes: Sequence[Outcome]) -> None:
     Raises
     ------
     CheckFailed
-        A check has failed. The cause holds the errors of all that have.
+        A check has failed. The cause is an exception group with the errors of all failed checks.
     """
     errors: list[Exception] = []
     for outcome in outcomes:
@@ -146,7 +146,7 @@ def _check_that_it_exists(name: str) -> None:
 
 
 def _promises(name: str, settings: Sequence[str], folder: Path) -> list[Promise]:
-    """Load a method or a rule; return its promises."""
+    """Load a method or a rule, and return its promises."""
     given = section(name, settings)
     kind = _kind(name)
     loaded = registry.find(kind, name)
@@ -158,7 +158,7 @@ def _promises(name: str, settings: Sequence[str], folder: Path) -> list[Promise]
         return [_promise(check, rule_subject) for check in rule.CHECKS]
     if not (inspect.isclass(loaded) and issubclass(loaded, Method)):
         raise InputError(
-            f"`{name}` holds `{loaded.__name__}`, which is not derived from `perdure.Method`."
+            f"`{name}` defines `{loaded.__name__}`, which is not derived from `perdure.Method`."
         )
     promises: list[Promise] = []
     for family, where in FAMILIES.items():
@@ -179,12 +179,12 @@ def _promise(check: Callable[[Subject], None], subject: Subject, where: str = ""
 
 
 def _kind(name: str) -> registry.Kind:
-    """Return the kind (method or rule) of a name, or of what a file defines.
+    """Return the kind, method or rule, of a name or a Python file.
 
     Raises
     ------
     InputError
-        The file cannot be run, or holds neither a method nor a rule.
+        The file cannot be run, or defines neither a method nor a rule.
     """
     if not name.endswith(".py"):
         # The name exists (`_check_that_it_exists`), so one of the kinds has it.
@@ -196,22 +196,22 @@ def _kind(name: str) -> registry.Kind:
             return kind
         except InputError as error:
             errors[str(error)] = error
-    # The same error for both kinds: the file itself is wrong, whatever it holds.
+    # The same error for both kinds means that the file itself is wrong.
     if len(errors) == 1:
         raise next(iter(errors.values()))
     expected = f"one class derived from `perdure.Method`, or a function `{Path(name).stem}`"
-    raise InputError(f"`{name}` must hold {expected}; it holds neither, or several classes.")
+    raise InputError(f"`{name}` must define {expected}; it defines neither, or several classes.")
 
 
 def _outcome(promise: Promise) -> Outcome:
-    """Run a check, and return its outcome."""
+    """Run the check of a promise, and return its outcome."""
     try:
         promise.check()
-    # Our own errors are sentences already.
+    # The messages of our own errors are already sentences.
     except PerdureError as error:
         return Outcome(promise.text, str(error), error)
     except Exception as error:
-        # An author's error is a failed check with its place in the file, not a crash of ours.
+        # An error in the author's file is a failed check that names the line, not a crash.
         last_line = traceback.format_exception_only(error)[-1]
         summary = " ".join(last_line.split())
         reason = registry.fault(error) or f"{summary}."

@@ -1,6 +1,6 @@
 """The command line.
 
-Commands hold no logic: they read options, call the library, and print what it returns.
+Commands contain no logic: they read options, call the library, and print the results.
 """
 
 import typer
@@ -28,7 +28,7 @@ COMMANDS = (
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,  # an error is one sentence; see `shell.run`
-    # rich's panels cut names where there is little room; plain help does not
+    # rich's panels truncate names in a narrow terminal; plain help does not
     rich_markup_mode="markdown" if shell.is_wide() else None,
     help="Teach one pre-trained transformer new tasks, one after another, without forgetting "
     "the old ones.",

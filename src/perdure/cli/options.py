@@ -1,4 +1,4 @@
-"""The options and arguments that several commands share."""
+"""Options and arguments shared by several commands."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,7 @@ from perdure.registry import Kind
 
 
 def names_of(*kinds: Kind) -> Callable[[str], list[str]]:
-    """Return the function that completes names of these kinds in the shell."""
+    """Return a function that completes names of the given kinds in the shell."""
 
     def completions(incomplete: str) -> list[str]:
         names = []
@@ -23,17 +23,17 @@ def names_of(*kinds: Kind) -> Callable[[str], list[str]]:
 
 
 def template(text: str | None) -> str | None:
-    r"""Return a template with line breaks for `\n`, which a shell passes on as two characters."""
+    r"""Replace `\n`, which a shell passes on as two characters, by line breaks in a template."""
     return text.replace("\\n", "\n") if text else text
 
 
 def parts(incomplete: str) -> list[str]:
-    """Complete the names of the diagnostics in the shell."""
+    """Return the names of the diagnostics that start with `incomplete`, for shell completion."""
     return [name for name in registry.diagnostics() if name.startswith(incomplete)]
 
 
 # Aliases, so that an option has the same name and the same help in every command. Options that may
-# be repeated have an empty list as their default, as typer wants it; no command changes the list.
+# be repeated have an empty list as default, as typer requires; no command modifies the list.
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Where to write.")]
 Seed = Annotated[
@@ -53,26 +53,24 @@ Trust = Annotated[
     bool,
     typer.Option(
         "--trust",
-        help="Run the Python files that the run's recipe names. Only if you trust their author.",
+        help="Run the Python files named in the run's recipe. Use only if you trust their author.",
     ),
 ]
 RuleName = Annotated[
     str | None,
     typer.Option(
         "--rule",
-        help="The rule that combines the adapters; by default the run's own.",
+        help="The rule that combines the adapters; by default, the rule of the run.",
         autocompletion=names_of("rule"),
     ),
 ]
 Texts = Annotated[
     list[str],
-    typer.Option(
-        "--text", help="The column with the text. Give it twice for pairs, in their order."
-    ),
+    typer.Option("--text", help="The column with the text. Give it twice for pairs, in order."),
 ]
 Delimiter = Annotated[
     str | None,
-    typer.Option(help="The separator of a CSV file; by default its header decides."),
+    typer.Option(help="The separator of a CSV file; by default, detected from the header."),
 ]
 Encoding = Annotated[str, typer.Option(help="The encoding of a text file.")]
 Image = Annotated[str | None, typer.Option(help="The column with the image.")]
@@ -88,16 +86,16 @@ Answer = Annotated[
     str | None,
     typer.Option(
         metavar="COLUMN|TEMPLATE",
-        help="The column with the answer in free text, or a template for it.",
+        help="The column with the free-text answer, or a template for it.",
     ),
 ]
 Label = Annotated[
-    str | None, typer.Option(help="The column with the class; by default label, if it exists.")
+    str | None, typer.Option(help="The column with the class; by default, label if it exists.")
 ]
 Score = Annotated[
     str | None,
     typer.Option(
-        help="The measure of the answers, such as exact_match or rouge_l; by default accuracy.",
+        help="The metric for the answers, such as exact_match or rouge_l; by default, accuracy.",
         autocompletion=names_of("score"),
     ),
 ]

@@ -1,4 +1,4 @@
-"""The output of a command when its work is done."""
+"""The output of a command after it has finished."""
 
 import contextlib
 import os
@@ -11,41 +11,39 @@ from perdure.errors import InputError, OutputError, PerdureError, printable
 
 
 def say(*lines: object) -> None:
-    """Print lines, whatever characters the names in them contain."""
+    """Print lines, escaping characters that a terminal would interpret or cannot write."""
     for line in lines:
         typer.echo(printable(str(line)))
 
 
 def done(run: Path) -> list[float]:
-    """Return the times at which a run last learned and last measured something.
+    """Return the modification times of the files that a run changes when it learns or evaluates.
 
-    These times change only when it does so again. (The recipe and the log also change
-    otherwise.)
+    Other events do not change these files, but may change the recipe and the log.
     """
     return [_time(run / name) for name in ("tasks", "scores.csv", "combined.json")]
 
 
 def report(run: Path) -> None:
-    """Write a run's report and show its scores; among several processes only the first one does."""
+    """Write a run's report and show its scores; with several processes, only in the first one."""
     from perdure.report import report
 
-    # torch, which knows the rank, is not needed for a report
+    # read from the environment, because importing torch for the rank would take seconds
     if os.environ.get("RANK", "0") == "0":
         show(report([run], run / "report.html"), run)
 
 
 @contextlib.contextmanager
 def reported(run: Path) -> Iterator[None]:
-    """Write a run's report after something was done to it.
+    """Write a run's report after the block has worked on the run.
 
-    If the command is refused because its work was done before, a report that is missing or
-    older than the run is written nevertheless: the earlier command may have been stopped just
-    before it.
+    If the block fails because its work had already been done, a missing or outdated report is
+    written nevertheless: the earlier command may have been stopped just before writing it.
     """
     try:
         yield
     except (InputError, OutputError):
-        # the refusal is what the user has to read; a second error would hide it
+        # the user should see this error, which a second one would hide
         with contextlib.suppress(PerdureError):
             if _changed_since_report(run):
                 report(run)
@@ -68,7 +66,7 @@ def _time(path: Path) -> float:
 
 
 def show(summary: Mapping[str, object], folder: Path | None = None) -> None:
-    """Show the scores of runs, and where their report is."""
+    """Show the scores of runs, and the path of their report if it is in `folder`."""
     from perdure.report import terminal
 
     terminal.show(summary)

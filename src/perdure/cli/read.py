@@ -1,4 +1,4 @@
-"""The commands that only read a run, or list names of methods, rules and benchmarks."""
+"""The commands that examine or use a run, or list methods, rules, benchmarks and scores."""
 
 import json
 from collections.abc import Callable
@@ -64,17 +64,19 @@ def evaluate(
     rule: RuleName = None,
     settings: Settings = [],
     trust: Trust = False,
-    last: Annotated[bool, typer.Option("--last", help="Measure after the last task only.")] = False,
+    last: Annotated[
+        bool, typer.Option("--last", help="Evaluate only after the last task.")
+    ] = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a run again, or with another rule (--set scale=0.3, --set space=factor)."""
+    """Evaluate a run again, or with another rule (--set scale=0.3, --set space=factor)."""
     from perdure.report import FORMATS, report
     from perdure.runs.extend import evaluate_run
 
     steps = "last" if last else "all"
     evaluate_run(run, rule, settings, steps=steps, trust=trust, quiet=quiet or as_json)
-    summary = report([run], run / "report.html")  # the page has the new scores, too
+    summary = report([run], run / "report.html")  # now with the new scores
     if as_json:
         return typer.echo(FORMATS["json"](summary), nl=False)
     outcome.show(summary, run)
@@ -86,26 +88,26 @@ def diagnose(
     settings: Settings = [],
     trust: Trust = False,
     examples: Annotated[
-        int, typer.Option(min=4, help="Read at most this many examples of each task and split.")
+        int, typer.Option(min=4, help="The maximum number of examples to read per task and split.")
     ] = 100,
     only: Annotated[
         list[str],
         typer.Option(
-            help="One diagnostic, such as interference or zones. Repeatable; by default all.",
+            help="One diagnostic, such as interference or zones. Repeatable; by default, all.",
             autocompletion=parts,
         ),
     ] = [],
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say why the tasks of a run disturb each other.
+    """Diagnose why the tasks of a run interfere with each other.
 
-    The diagnostics look at task vectors, features, probes and the task posterior.
+    The diagnostics examine task vectors, features, probes and the task posterior.
     """
     from perdure.analysis.diagnose import diagnose
     from perdure.report import diagnostics_terminal
 
-    quiet = quiet or as_json  # no progress in between
+    quiet = quiet or as_json  # no progress output
     results = diagnose(run, rule, settings, examples=examples, only=only, trust=trust, quiet=quiet)
     if as_json:
         return typer.echo(json.dumps(results, indent=2))
@@ -127,18 +129,18 @@ def predict(
     prompt_template: Annotated[
         str | None,
         typer.Option(
-            help=r"For a language model: how the prompt is made of the columns, such as "
+            help=r"For a language model: a template that builds the prompt from columns, such as "
             r"'Review: {body}\nStars:', where \n is a line break."
         ),
     ] = None,
     prompt: Annotated[
-        str | None, typer.Option(help="Answer this one prompt, or text, in place of a file.")
+        str | None, typer.Option(help="A single prompt, or text, to answer instead of a file.")
     ] = None,
     task: KnownTask = None,
     encoding: Encoding = "utf-8",
     delimiter: Delimiter = None,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="The number of rows that the model reads at once.")
+        int, typer.Option(min=1, help="The number of rows that the model reads at a time.")
     ] = 64,
     device: Annotated[
         str, typer.Option(help="cpu, cuda, cuda:1, mps; or auto: the accelerator if there is one.")
@@ -146,9 +148,9 @@ def predict(
     trust: Trust = False,
     quiet: Quiet = False,
 ) -> None:
-    """Predict for a table: add the columns label, probability and task.
+    """Make predictions for a table: add the columns label, probability and task.
 
-    A language model adds answer, score (its log-probability per token) and task.
+    A language model adds the columns answer, score (its log-probability per token) and task.
     """
     from perdure.data.rows import Table
     from perdure.errors import InputError
@@ -161,7 +163,7 @@ def predict(
     table = Table.open(file, encoding=encoding, delimiter=delimiter)
     predict = partial(predict_table, text=text, image=image, template=template(prompt_template))
     predict = partial(predict, task=task, batch_size=batch_size, quiet=quiet)
-    # `mail.csv` becomes `mail.predicted.csv`, beside it and of the same format
+    # `mail.csv` becomes `mail.predicted.csv`, in the same folder and format
     output = output or file.with_suffix(f".predicted{file.suffix}")
     _write_predictions(run, table, output, predict, trust=trust, device=device)
 
@@ -169,7 +171,7 @@ def predict(
 def _answer(
     run: Path, prompt: str, *, task: str | None, trust: bool, device: str, quiet: bool
 ) -> None:
-    """Answer one prompt on the terminal."""
+    """Print the answer to a single prompt."""
     from perdure.runs.model import Model
     from perdure.runs.predictions import predict_one
 
@@ -190,7 +192,7 @@ def _write_predictions(
     trust: bool,
     device: str,
 ) -> None:
-    """Write a table with the predictions of a run's model."""
+    """Write a copy of a table with the predictions of a run's model."""
     from perdure.data.table_output import check_output
     from perdure.runs.model import Model
 
@@ -203,16 +205,16 @@ def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN…")],
     output: Output = None,
     format: Annotated[
-        Format, typer.Option(help="All but html are printed unless --output is given.")
+        Format, typer.Option(help="All formats but html are printed unless --output is given.")
     ] = "html",
     as_json: AsJson = False,
 ) -> None:
-    """Report on a run, or compare several; an unfinished run is reported as far as it has got."""
+    """Report on a run, or compare several runs; they may be unfinished."""
     from perdure.report import FORMATS, report, summary
 
     format = "json" if as_json else format
     if format == "html":
-        # the page of one run lies in its folder; a comparison belongs to none of them
+        # the report on a single run is in its folder; a comparison belongs to none of the runs
         output = output or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
     if output is None:
         return typer.echo(FORMATS[format](summary.summarise(runs)), nl=False)
@@ -223,18 +225,18 @@ def report(
 def gate(
     run: RunFolder,
     forgetting: Annotated[
-        float, typer.Option(help="The most points that a task's score may have lost.")
+        float, typer.Option(help="The maximum number of points that a task may have lost.")
     ] = 2.0,
     drift: Annotated[
         float | None,
-        typer.Option(help="The most nats per token that the loss on plain text may have risen."),
+        typer.Option(help="The maximum increase of the loss on plain text, in nats per token."),
     ] = None,
     task_id: Annotated[
-        str | None, typer.Option(help="How the task is known: given, posterior or none.")
+        str | None, typer.Option(help="The source of the task id: given, posterior or none.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say yes or no, task by task: may this model be shipped? The exit status is 0 or 1."""
+    """Decide, task by task, whether the model may be shipped. The exit status is 0 or 1."""
     from perdure.report import gate
 
     verdict = gate.gate(run, forgetting=forgetting, drift=drift, task_id=task_id)
@@ -258,13 +260,13 @@ def check(
     settings: Settings = [],
     as_json: AsJson = False,
 ) -> None:
-    """Check that a method or a rule keeps what all of them promise, on a tiny model."""
+    """Check on a tiny model that a method or rule keeps the promises common to all of them."""
     from perdure.checks import suite
 
     outcomes = []
     for checked in suite.outcomes(name, settings):
         outcomes.append(checked)
-        # printed at once: `outcomes` is a generator, and each check takes its time
+        # printed immediately: `outcomes` is a generator, and each check takes some time
         if not as_json:
             say(*checked.lines())
     if as_json:
@@ -272,7 +274,7 @@ def check(
     suite.require(name, outcomes)
 
 
-# `app` names the command `list`, which here would hide Python's
+# `app` names this command `list`, which would shadow the built-in here
 def list_(as_json: AsJson = False) -> None:
     """List all methods, rules, benchmarks and scores."""
     from perdure import registry
@@ -300,11 +302,11 @@ def show(
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Show what a method, rule, benchmark or score does, or what a run measured."""
+    """Describe a method, rule, benchmark or score, or show the scores of a run."""
     from perdure import registry
     from perdure.report import FORMATS, summary, terminal
 
-    # a path that does not exist is meant as a run, too; the error then says what is missing
+    # a path that does not exist also means a run; the error then says what is missing
     if Path(name).is_dir() or ("/" in name and not name.endswith(".py")):
         measured = summary.summarise([Path(name)])
         if as_json:

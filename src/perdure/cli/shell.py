@@ -17,7 +17,7 @@ from perdure.errors import PerdureError, Stopped, printable
 
 DEBUG = "--debug"
 VARIABLE = "PERDURE_DEBUG"
-PANELS = 60  # characters on a line: with less, rich's panels cut the names of options
+PANELS = 60  # characters per line: with fewer, rich's panels truncate the names of options
 IN_ASCII = {
     "−": "-",
     "–": "-",
@@ -29,8 +29,8 @@ IN_ASCII = {
     "‖": "|",
     "Δ": "d",
 }
-"""Replacements for our own symbols, for outputs that lack them: a number needs its minus sign."""
-INTERRUPTED = 130  # the exit status that click gives Ctrl-C
+"""Replacements for symbols that the output cannot represent; a number needs its minus sign."""
+INTERRUPTED = 130  # the exit status that click uses for Ctrl-C
 
 
 def is_wide() -> bool:
@@ -39,7 +39,7 @@ def is_wide() -> bool:
 
 
 def _print_version(asked: bool) -> bool:
-    if asked:  # typer calls this without the option, too
+    if asked:  # typer also calls this function without the option
         typer.echo(f"perdure {importlib.metadata.version('perdure')}")
         raise typer.Exit
     return asked
@@ -54,19 +54,19 @@ def take_options(
     ] = False,
     debug: Annotated[
         bool,
-        typer.Option(DEBUG, help="Also show the traceback of an error. May stand anywhere."),
+        typer.Option(DEBUG, help="Also show the traceback of an error. Accepted anywhere."),
     ] = False,
 ) -> None:
-    """Handle the options given before a command.
+    """Handle the options that are given before a command.
 
-    `run` has already read `--debug`, wherever it appears; here it only appears in the help.
+    `run` has already handled `--debug`; it is declared here only for the help.
     """
 
 
 def run(app: Callable[..., object]) -> None:
-    """Run the command line: a mistake of the user is one red sentence and status 1.
+    """Run the command line; report a user error as one red sentence and exit with status 1.
 
-    With `--debug` anywhere on the line, or with PERDURE_DEBUG set, the traceback is printed
+    With `--debug` anywhere on the command line, or with PERDURE_DEBUG set, the traceback is printed
     before the sentence. A traceback without `--debug` is a bug.
     """
     _print_in_any_encoding()
@@ -75,7 +75,7 @@ def run(app: Callable[..., object]) -> None:
     try:
         app(arguments)
     except Stopped as stopped:
-        # the status that shells give a process that a signal ended
+        # the status that shells report for a process that was ended by a signal
         _stop(str(stopped), 128 + stopped.signal)
     except (PerdureError, OSError) as error:
         if debug:
@@ -88,7 +88,7 @@ def run(app: Callable[..., object]) -> None:
             _stop("Stopped. What was finished is kept.", INTERRUPTED)
         raise
     except Exception as error:
-        said = registry.fault(error)  # a mistake in the user's own Python file, not in ours
+        said = registry.fault(error)  # a mistake in the user's Python file, not in perdure
         if debug or not said:
             raise
         _stop(f"Error: {said}", 1)
@@ -100,9 +100,9 @@ def _print_traceback(error: Exception) -> None:
 
 
 def _without_debug(arguments: Sequence[str]) -> tuple[list[str], bool]:
-    """Return the arguments without `--debug`, and whether it was among them.
+    """Return the arguments without `--debug`, and whether debugging is enabled.
 
-    typer accepts it only before a command's name, but users type it after.
+    typer accepts `--debug` only before the name of a command, but users type it after the name.
     """
     rest = [argument for argument in arguments if argument != DEBUG]
     asked = len(rest) < len(arguments)
@@ -111,17 +111,17 @@ def _without_debug(arguments: Sequence[str]) -> tuple[list[str], bool]:
 
 
 def _print_in_any_encoding() -> None:
-    """Replace each character that the output's encoding cannot represent.
+    """Make the output streams replace the characters that their encodings cannot represent.
 
     A command that has done its work must not fail because of a character.
     """
     codecs.register_error("perdure", _in_ascii)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None:  # closed by whoever started this process
+        if stream is None:  # closed by the process that started this one
             nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
             setattr(sys, name, nowhere)
-        elif hasattr(stream, "reconfigure"):  # a stand-in, such as a test's, may lack it
+        elif hasattr(stream, "reconfigure"):  # a substitute, for instance in tests, may lack it
             stream.reconfigure(errors="perdure")
 
 
@@ -135,10 +135,10 @@ def _in_ascii(error: UnicodeError) -> tuple[str, int]:
 
 
 def _of_the_system(error: OSError) -> str:
-    """Return the sentence for an error of the operating system, with its file if it names one."""
+    """Return a sentence for an error of the operating system, with its file name if it has one."""
     path = error.filename
     if path is None:
-        path = error.filename2  # of renaming, the new name
+        path = error.filename2  # the new name in a rename
     reason = error.strerror or str(error) or type(error).__name__
     if path is None:
         return f"{reason}."
@@ -152,7 +152,7 @@ def _sentence(
     lineno: int,
     line: str | None = None,
 ) -> str:
-    """Return one of our own warnings as a sentence; another package's with its file and line."""
+    """Format a warning from perdure as a sentence, and others with their file and line."""
     text = printable(str(message))
     if category.__module__.startswith("perdure."):
         return f"Warning: {text}\n"

@@ -1,4 +1,4 @@
-"""The commands that teach a run, or make it forget."""
+"""The commands that train a run, or make it forget a task."""
 
 import json
 from pathlib import Path
@@ -27,8 +27,8 @@ from perdure.cli.options import (
 )
 from perdure.cli.outcome import say
 
-# Commands import the library when they run: torch, transformers and peft take seconds, and neither
-# `--help` nor the shell's completion needs them.
+# Commands import the library only when they run: importing torch, transformers and peft takes
+# seconds, and `--help` and shell completion do not need them.
 
 
 def demo(
@@ -40,15 +40,15 @@ def demo(
     ] = False,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="By default runs/demo, or runs/demo-vision and so on."),
+        typer.Option("--output", "-o", help="By default, runs/demo, runs/demo-vision and so on."),
     ] = None,
     seed: Seed = 0,
     quiet: Quiet = False,
     download: Annotated[
-        bool, typer.Option("--download", help="Only fetch the model and the data.")
+        bool, typer.Option("--download", help="Only download the model and the data.")
     ] = False,
 ) -> None:
-    """Learn real tasks on a real transformer, and see what is forgotten.
+    """Train a real transformer on real tasks, and see what it forgets.
 
     This takes minutes on a laptop.
     """
@@ -59,7 +59,7 @@ def demo(
         raise typer.BadParameter("`--vision` and `--language` are two demos. Choose one.")
     kind: demo.Kind = "images" if vision else "language" if language else "texts"
     if download:
-        return demo.download(kind)  # for a machine that will be without a network
+        return demo.download(kind)  # for a machine that will have no network later
     output = output or Path("runs") / demo.DEMOS[kind].folder
     summary = demo.demo(output, kind, seed=seed, quiet=quiet)
     terminal.matrices(summary)
@@ -70,10 +70,10 @@ def demo(
 def run(
     recipe: Annotated[
         Path,
-        typer.Argument(metavar="RECIPE.yaml|RUN", help="A recipe, or a run to go on with."),
+        typer.Argument(metavar="RECIPE.yaml|RUN", help="A recipe, or a run to resume."),
     ],
     output: Output = None,
-    # None and not 0, so that a recipe keeps its own seed
+    # None instead of 0, so that the seed of the recipe is used
     seed: Annotated[int | None, typer.Option(help="Seed to use instead of the recipe's.")] = None,
     settings: Settings = [],
     trust: Trust = False,
@@ -85,14 +85,14 @@ def run(
 ) -> None:
     """Run a recipe, or resume its run.
 
-    Learn its tasks in order, combine them, and measure after each.
+    Learn the tasks in order, combine them, and evaluate after each task.
     """
     from perdure.runs.recipe import Recipe
 
     changes = list(settings)
     if seed is not None:
         changes.append(f"seed={seed}")
-    # a run goes on in its own folder
+    # a run is resumed in its folder
     output = output or (recipe if recipe.is_dir() else Path("runs") / recipe.stem)
     source = Recipe.read(recipe, changes, trust=trust)
     if dry_run:
@@ -109,14 +109,14 @@ def tune(
     output: Output = None,
     trials: Annotated[int, typer.Option(min=1, help="The number of settings to try.")] = 10,
     tasks: Annotated[
-        int, typer.Option(min=1, help="The number of tasks to learn, from the first on.")
+        int, typer.Option(min=1, help="The number of tasks to learn, starting with the first.")
     ] = 2,
     settings: Settings = [],
     trust: Trust = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Search the learning rate and the method's main coefficient on validation data.
+    """Tune the learning rate and the method's main coefficient on validation data.
 
     Only the first tasks of the stream are used.
     """
@@ -127,7 +127,7 @@ def tune(
     output = output or Path("runs") / f"{recipe.stem}-tune"
     protocol = Protocol(tasks=tasks, trials=trials)
     source = Recipe.read(recipe, settings, trust=trust)
-    # with `--json` the output is JSON and nothing else
+    # with `--json`, the output must be nothing but JSON
     tuning = tune(source, output, protocol=protocol, quiet=quiet or as_json)
     if as_json:
         return typer.echo(json.dumps(vars(tuning), indent=2))
@@ -147,10 +147,11 @@ def learn(
     ],
     validation: Annotated[str | None, typer.Option(help="A file of validation examples.")] = None,
     test: Annotated[
-        str | None, typer.Option(help="A file of test examples; by default a fifth of the data.")
+        str | None, typer.Option(help="A file of test examples; by default, a fifth of the data.")
     ] = None,
     task: Annotated[
-        str | None, typer.Option("--task", help="The task's name; by default that of the file.")
+        str | None,
+        typer.Option("--task", help="The name of the task; by default, the name of the file."),
     ] = None,
     text: Texts = [],
     image: Image = None,
@@ -166,17 +167,17 @@ def learn(
     ] = None,
     backbone: Annotated[
         str | None,
-        typer.Option(help="For a new run: a model's folder or hub id. By default minilm."),
+        typer.Option(help="For a new run: the folder or hub id of a model; by default, minilm."),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="For a new run: its seed.")] = None,
+    seed: Annotated[int | None, typer.Option(help="For a new run: the seed.")] = None,
     settings: Settings = [],
     trust: Trust = False,
     quiet: Quiet = False,
 ) -> None:
-    """Learn a task from your own data: one more for a run, or the first of a new run."""
+    """Learn a task from your own data, as the next task of a run or the first of a new run."""
     from perdure.runs.extend import entry_of, learn_more
 
-    # in a recipe `name` is the task's name, and `task` a column
+    # in a recipe, `name` is the name of the task, and `task` is a column
     columns = {"text": text, "image": image, "label": label, "task": task_column}
     columns |= {"prompt": template(prompt), "answer": template(answer), "score": score}
     reading = {"config": config, "encoding": encoding, "delimiter": delimiter}
@@ -197,16 +198,16 @@ def forget(
         bool,
         typer.Option(
             "--retrain-later",
-            help="Learn again, without it, the tasks in which traces of it remain.",
+            help="Retrain the tasks in which traces of the forgotten task remain.",
         ),
     ] = False,
     trust: Trust = False,
     quiet: Quiet = False,
 ) -> None:
-    """Take a task out of a run: its adapter, head and statistics, and all of its scores.
+    """Remove a task from a run: its adapter, head and statistics, and all of its scores.
 
-    Tasks that were learned on top of it (not with the method `isolated`) keep traces of it; the
-    command says which.
+    Tasks that were learned on top of it retain traces of it (but not with the method `isolated`).
+    The command says which.
     """
     from perdure.runs.extend import forget
 

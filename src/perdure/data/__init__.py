@@ -1,17 +1,17 @@
-"""Tasks from tables and folders of images, which are learned exactly as they are written.
+"""Tasks loaded from tables and image folders; text is used exactly as written.
 
-class_names.py   The classes of a column of labels
-examples.py      Rows as examples: inputs under one name, classes as text
-exemplars.py     Examples that are kept for replay
-formats.py       The columns of a table that hold the prompt and the answer
-image_folder.py  A folder of images, in one folder per class
-images.py        Images as the models read them
-network.py       Whether anything may be downloaded now
-prompts.py       Prompts, and answers in free text, from the cells of a row
-rows.py          Tables, read row by row as they are written
-splits.py        Examples, cut into splits
-table.py         Your own data as tasks
-table_files.py   Readers for the rows of CSV, JSON and Parquet
-table_output.py  Tables, written row by row
+class_names.py   Class names from a label column
+examples.py      Examples built from table rows, with standard column names
+exemplars.py     Examples stored for replay
+formats.py       Detection of the prompt and answer columns
+image_folder.py  Image folders with one subfolder per class
+images.py        Images in the form that models read
+network.py       Forbid downloads, for dry runs
+prompts.py       Prompts and free-text answers, built from the cells of a row
+rows.py          Tables read row by row, without conversion
+splits.py        Splits of data sets into train, validation and test
+table.py         Tasks from your own data
+table_files.py   Row readers for CSV, JSON and Parquet
+table_output.py  Row writers for CSV, JSON and Parquet
 task.py          `Task` and `TaskStream`
 """

@@ -1,20 +1,20 @@
-"""The classes of a column of labels: their order, and labels that look like something else."""
+"""Class names from a label column: sorting them, and spotting labels that are not classes."""
 
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
 MAX_FRACTIONS = 10
-"""The largest number of different fractions that still count as classes: 0.5 to 5 stars are ten."""
+"""The maximum number of distinct fractional labels, such as the ten ratings from 0.5 to 5 stars."""
 WORDS_OF_A_TEXT = 5
 LENGTH_OF_A_TEXT = 50  # characters: some languages write no spaces
-MAX_SHOWN = 60  # characters of a label in a message
+MAX_SHOWN = 60  # characters of a label that a message shows
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Sort the names of classes: numbers by their value, then the others as texts.
+    """Sort class names: first numbers by value, then all other names alphabetically.
 
-    The order is the same in every process: `nan`, which cannot be compared with numbers, is sorted
+    The order is the same in every process. `nan`, which cannot be compared with numbers, is sorted
     as text.
 
     Examples
@@ -26,19 +26,19 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 
 def complaint(labels: Sequence[str], column: str) -> str | None:
-    """Say what a column of labels looks like, if it does not look like classes.
+    """Return an error message if a label column does not look like classes, otherwise None.
 
-    It may hold texts, or numbers to be estimated.
+    The labels may look like free text, or like numbers to be estimated, as in regression.
 
     Examples
     --------
     >>> print(complaint([f"{i / 8}" for i in range(30)], "score"))
-    Column `score` holds 30 different numbers, such as `0.0` and `0.125`, ... `level 0.0`.
+    Column `score` contains 30 different numbers, such as `0.0` and `0.125`, ... `level 0.0`.
     >>> complaint(["0.5", "1.0", "1.5"] * 9, "stars"), complaint(["1", "2", "3"] * 9, "stars")
     (None, None)
     """
     counts = Counter(labels)
-    # Classes repeat themselves, but one or two rows are too few to tell.
+    # Class labels repeat, but one or two rows are too few to tell.
     mostly_different = len(counts) > len(labels) / 2 and len(labels) > 2
     numbers = []
     for name in counts:
@@ -62,7 +62,7 @@ def complaint(labels: Sequence[str], column: str) -> str | None:
 
 
 def shown(label: str) -> str:
-    """Cut a label for a message."""
+    """Shorten a label for use in a message."""
     return label if len(label) <= MAX_SHOWN else label[: MAX_SHOWN - 1] + "…"
 
 
@@ -70,8 +70,8 @@ def _look_like_quantities(numbers: Sequence[float], mostly_different: bool) -> b
     many = len(numbers) > MAX_FRACTIONS
     if any(number % 1 for number in numbers):
         return many or mostly_different
-    # Classes that are numbered from 0 or 1 have no gaps. With a few examples of each, most of the
-    # numbers are different, but they are still no quantities.
+    # Classes that are numbered from 0 or 1 have no gaps. With only a few examples per class, most
+    # of the numbers differ, but they are still not quantities.
     without_gaps = max(numbers) - min(numbers) < len(numbers)
     return many and mostly_different and not without_gaps
 
@@ -79,10 +79,10 @@ def _look_like_quantities(numbers: Sequence[float], mostly_different: bool) -> b
 def _quantities(counts: Counter[str], column: str) -> str:
     first, second, *_ = map(shown, in_order(counts))
     return (
-        f"Column `{column}` holds {len(counts)} different numbers, such as `{first}` and "
+        f"Column `{column}` contains {len(counts)} different numbers, such as `{first}` and "
         f"`{second}`, which look like a quantity to be estimated; perdure learns classes. "
-        "Put the numbers into a few groups, such as `low` and `high`; if each is a class of its "
-        f"own, write a word before it, such as `level {first}`."
+        "Divide the numbers into a few groups, such as `low` and `high`; if each number is a "
+        f"separate class, write a word before it, such as `level {first}`."
     )
 
 
@@ -99,7 +99,7 @@ def _number(name: str) -> float | None:
 
 
 def _sort_key(name: str) -> tuple[bool, float, str]:
-    """Return a key that puts numbers first; the name itself decides between equal numbers."""
+    """Return a sort key that puts numbers first and breaks ties between equal numbers by name."""
     try:
         value = float(name)
     except ValueError:

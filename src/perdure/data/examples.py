@@ -1,9 +1,9 @@
-"""Rows of tables as examples: the inputs under one name, the classes as text.
+"""Examples built from table rows, with standard column names and with classes as text.
 
-Both ways to read data end in the same columns: `text`, or `text` and `text_pair`, or `image`, or
-`messages`; `label` with the name of the class, or `target` with the answer and, if a row has
-several right ones, `answers`; `task`, if a column names each row's task; and `row`, the number of
-the row in its file, for messages.
+Tables and Hugging Face data sets are both converted to the same columns: `text`, or `text` and
+`text_pair`, or `image`, or `messages` for the input; `label` with the class name, or `target` with
+the answer and, if a row has several right answers, `answers`; `task`, if a column names the task of
+each row; and `row`, the number of the row in its file, for error messages.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,16 +27,16 @@ class Columns:
     Attributes
     ----------
     inputs
-        The column of the text or the image, or the columns of the two texts of a pair, in order;
-        or all columns of the prompt.
+        The column that contains the text or the image, the two columns of a text pair in order, or
+        all columns that the prompt uses.
     label
-        The column of the class; None if the answer is free text.
+        The column that contains the class; None if the answer is free text.
     task
-        The column of each row's task, if there is one.
+        The column that names the task of each row, if there is one.
     prompt
-        The prompt that the inputs are combined into, if any.
+        The prompt that is built from the inputs, if any.
     answers
-        The right answers, if the answer is free text.
+        The source of the right answers, if the answer is free text.
     """
 
     kind: Literal["text", "image"]
@@ -48,13 +48,13 @@ class Columns:
 
     @classmethod
     def of_prompts(cls, reading: Reading, label: str, task: str | None) -> "Columns":
-        """Return the columns that make up prompts, and those of their answers or classes."""
+        """Return the columns needed to build prompts and to read their answers or classes."""
         prompt, answers = reading.prompt, reading.answers
         return cls("text", prompt.columns, None if answers else label, task, prompt, answers)
 
     @property
     def names(self) -> list[str]:
-        """All of these columns, without duplicates."""
+        """The names of all columns to read, without duplicates."""
         names = list(self.inputs)
         names += self.answers.columns if self.answers else ()
         for name in (self.label, self.task):
@@ -65,7 +65,7 @@ class Columns:
 
     @property
     def input_names(self) -> tuple[str, ...]:
-        """The names that the inputs have among the examples."""
+        """The names of the input columns in the examples."""
         if self.prompt:
             return (self.prompt.name,)
         if self.kind == "image":
@@ -73,7 +73,7 @@ class Columns:
         return TEXTS[: len(self.inputs)]
 
     def check(self, source: str, present: Sequence[str]) -> None:
-        """Check that a table has these columns.
+        """Check that a table has all the columns to read.
 
         Raises
         ------
@@ -88,11 +88,11 @@ class Columns:
                 )
 
     def _option(self, column: str) -> str:
-        """Return what a column holds, and the option that names it."""
+        """Describe the content of a column and the option that names it, for an error message."""
         if column == self.task:
             return "the task as `task`"
         if column == self.label:
-            return "the class as `label`, or that with a free answer as `answer`"
+            return "the class as `label`, or the column with a free-text answer as `answer`"
         if self.prompt and column in self.inputs:
             return "the prompt as `prompt`"
         if self.answers and column in self.answers.columns:
@@ -105,7 +105,7 @@ class Columns:
         Raises
         ------
         DataError
-            A cell does not hold what its column should.
+            A cell has the wrong kind of value for its column.
         """
         example: dict[str, object] = {}
         if self.prompt:
@@ -124,19 +124,20 @@ class Columns:
 
 
 def from_tables(tables: Sequence[Table], columns: Columns) -> Dataset:
-    """Read the rows of tables, one after the other, into memory.
+    """Read the rows of all tables, in order, into memory.
 
-    Nothing is written to the cache of `datasets`: a table is read as it is now, and leaves no
-    copy behind.
+    The cache of `datasets` is not used: every table is read in its current state, and no copy is
+    left on disk.
 
     Raises
     ------
     DataError
-        A table lacks a column or has no rows, or a cell does not hold what its column should.
+        A column is missing, there are no rows, or a cell has the wrong kind of value for its
+        column.
     """
     examples = _dataset(_examples(tables, columns))
     if not len(examples):
-        raise DataError(f"`{tables[0].path}` has no rows, only the names of columns.")
+        raise DataError(f"`{tables[0].path}` has no rows, only column names.")
     return examples
 
 
@@ -148,8 +149,8 @@ def _examples(tables: Sequence[Table], columns: Columns) -> Iterator[dict[str, o
 
 
 def _dataset(examples: Iterable[Mapping[str, object]]) -> Dataset:
-    """Put examples together, as columns."""
-    # The order of the columns is that of the data set, and so of its fingerprint.
+    """Collect examples in a data set."""
+    # The order of the columns affects the fingerprint of the data set.
     values: dict[str, list[object]] = {}
     for example in examples:
         for name, value in example.items():
@@ -157,47 +158,48 @@ def _dataset(examples: Iterable[Mapping[str, object]]) -> Dataset:
     answers = cast("list[list[str]]", values.get("answers", []))
     if answers:
         values["target"] = [right[0] for right in answers]
-        # A column of lists with one answer each would say nothing more.
+        # If every row has a single answer, `answers` adds nothing to `target`.
         if all(len(right) == 1 for right in answers):
             del values["answers"]
     return Dataset.from_dict(values)
 
 
 def from_dataset(data: Dataset, source: str, columns: Columns) -> Dataset:
-    """Select the columns of a data set that `datasets` has read; its inputs are not copied.
+    """Select the columns of a data set that `datasets` has loaded, without copying the inputs.
 
-    An empty text is let through, because nobody can mend a data set of the hub; it is refused later
-    if the tokenizer makes no token of it. Prompts are made anew.
+    Only prompts, which combine columns, are built as new text. An empty text is accepted, because
+    users cannot correct a data set on the hub; it is rejected later if the tokenizer produces no
+    tokens for it. In prompts, empty cells are errors.
 
     Raises
     ------
     DataError
-        A column is missing, or a cell does not hold what its column should.
+        A column is missing, or a cell has the wrong kind of value for its column.
     """
     columns.check(source, data.column_names)
     if columns.prompt:
         return _dataset(_prompts(data, source, columns))
     if columns.kind == "text":
-        # Only to refuse cells that are not texts: the examples are not built from these rows.
+        # This only rejects cells that are not text; the examples are not built from these rows.
         for row in _rows(data, source, columns.inputs):
             for column in columns.inputs:
                 text(row, column, empty=True)
 
     examples = data.select_columns(list(columns.inputs))
     new_names = dict(zip(columns.inputs, columns.input_names, strict=True))
-    # Both names of a pair at once: its columns may be called `text_pair` and `text`, in this order.
+    # In a single call, because the columns of a pair may be called `text_pair` and `text`.
     examples = examples.rename_columns(new_names)
-    # By name, as in tables, so that tasks from both share the classes of the same name.
+    # Classes are stored by name, as for tables, so that tasks from both can share classes.
     for name, column in {"label": columns.label, "task": columns.task}.items():
         if column is not None:
             examples = examples.add_column(name, _class_names(data, source, column))
-    # Counted from 1, as in tables; filtering and splitting keep the number for messages.
+    # Counted from 1, as in tables; filtering and splitting preserve the numbers for messages.
     numbers = list(range(1, len(data) + 1))
     return examples.add_column("row", numbers)
 
 
 def _prompts(data: Dataset, source: str, columns: Columns) -> Iterator[dict[str, object]]:
-    """Yield the examples of a data set whose inputs become prompts."""
+    """Yield examples with prompts that are built from the rows of a data set."""
     declared: dict[str, list[str]] = {}
     for column in columns.names:
         names = declared_classes(data, column)
@@ -208,13 +210,13 @@ def _prompts(data: Dataset, source: str, columns: Columns) -> Iterator[dict[str,
 
 
 def declared_classes(data: Dataset, column: str) -> list[str] | None:
-    """Return the names that a data set declares for the numbers in a column, if it does."""
+    """Return the class names that a data set declares for a column of integers, or None."""
     feature = data.features[column]
     return feature.names if isinstance(feature, ClassLabel) else None
 
 
 def _rows(data: Dataset, source: str, columns: Sequence[str]) -> Iterator[Row]:
-    # A column at a time: whole rows would decode the images in them.
+    # Read by column, because reading by row would also decode images.
     values = [data[column] for column in columns]
     for number, row in enumerate(zip(*values, strict=True), start=1):
         cells = dict(zip(columns, row, strict=True))

@@ -1,4 +1,4 @@
-"""Examples kept for replay: how they are chosen, and how a method's state stores them."""
+"""Examples stored for replay: choosing them, and saving them in a method's state."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,15 +17,16 @@ from perdure.errors import RunError
 
 Strategy = Literal["balanced", "reservoir", "herding"]
 COLUMNS = ("text", "text_pair", "messages", "target")
-"""The columns of texts that are kept, beside the label."""
+"""The text columns that are stored in addition to the label."""
 
 
 @dataclass
 class Exemplars:
-    """Kept examples by task: each is bytes (a text in UTF-8, or an encoded image) and a label.
+    """The stored examples of each task: inputs as bytes (UTF-8 text or encoded images), and labels.
 
-    An example with more than a text, such as a pair of texts, a conversation, or an answer in
-    words, is a JSON list of what its task's `columns` hold. The label of an answer in words is -1.
+    If the examples of a task are more than a single text, such as text pairs, conversations, or
+    prompts with free-text answers, each input is a JSON list with a value for each of the task's
+    `columns`. The label of an example with a free-text answer is -1.
 
     Examples
     --------
@@ -44,34 +45,34 @@ class Exemplars:
     seen: dict[str, int] = field(default_factory=dict)
     """The number of training examples that each task had."""
     columns: dict[str, list[str]] = field(default_factory=dict)
-    """The columns of the tasks whose examples have more than a text, by task."""
+    """The text columns of each task whose examples are more than a single text."""
 
     def __len__(self) -> int:
         return sum(map(len, self.labels.values()))
 
     @property
     def size(self) -> int:
-        """The size of all inputs, in bytes."""
+        """The total size of all inputs, in bytes."""
         return sum(map(len, self._all_inputs()))
 
     @property
     def counts(self) -> dict[str, int]:
-        """The number of examples that are kept of each task."""
+        """The number of stored examples of each task."""
         return {task: len(labels) for task, labels in self.labels.items()}
 
     def add(self, task: Task, chosen: Sequence[int]) -> None:
-        """Keep the training examples of a task whose row numbers are `chosen`."""
+        """Store the training examples of a task that have the indices `chosen`."""
         data = task.train.select(list(chosen))
         self.kind = task.kind
         if task.kind == "text":
             columns = [name for name in COLUMNS if name in data.column_names]
             inputs = [text.encode() for text in _texts(data, columns)]
-            # A task that is learned again may have other columns than before.
+            # If a task is learned again, its columns may have changed.
             self.columns.pop(task.name, None)
             if columns != ["text"]:
                 self.columns[task.name] = columns
         else:
-            # The encoded file is smaller than its pixels, and decodes to the same image.
+            # An encoded file is smaller than its pixels, and decodes to the same image.
             encoded = images.undecoded(data)
             inputs = [images.content(image) for image in encoded]
         labels = data["label"][:] if task.classes else [-1] * len(data)
@@ -80,18 +81,18 @@ class Exemplars:
         self.seen[task.name] = len(task.train)
 
     def thin(self, counts: Mapping[str, int], random: np.random.Generator) -> None:
-        """Keep at most `counts[task]` of a task's examples, drawn at random."""
+        """Reduce each task in `counts` to at most `counts[task]` examples, drawn at random."""
         for task, count in counts.items():
             inputs = self.inputs[task]
             labels = self.labels[task]
             order = random.permutation(len(labels))
-            # Sorted, so that the examples stay in the order in which the task has them.
+            # Sorted, so that the examples stay in the order of the task.
             chosen = sorted(order[:count].tolist())
             self.inputs[task] = [inputs[i] for i in chosen]
             self.labels[task] = [labels[i] for i in chosen]
 
     def of_tasks(self, tasks: Sequence[str]) -> "Exemplars":
-        """Return the examples of these tasks alone: the others have been forgotten."""
+        """Return the examples of the given tasks only, without those of forgotten tasks."""
         exemplars = Exemplars(self.kind)
         for name in self.labels:
             if name in tasks:
@@ -103,17 +104,17 @@ class Exemplars:
         return exemplars
 
     def rows(self, tasks: Mapping[str, tuple[str, ...]]) -> Rows:
-        """Return the examples of these tasks, as a stream has them.
+        """Return the stored examples of the given tasks as data sets.
 
         Parameters
         ----------
         tasks
-            The class names of each task; empty if the answer is free text.
+            The class names of each task; empty for tasks with free-text answers.
 
         Raises
         ------
         RunError
-            A label is not an index into its task's classes, or an answer in words is missing.
+            A label is not an index into its task's classes, or free-text answers are missing.
         """
         rows: Rows = []
         for task, classes in tasks.items():
@@ -122,21 +123,21 @@ class Exemplars:
                 continue
             if classes and (min(labels) < 0 or max(labels) >= len(classes)):
                 raise RunError(
-                    f"An example of `{task}` that the run keeps is of no class that the task has."
+                    f"A stored example of `{task}` has a label that is not a class of the task."
                 )
             data = self._dataset(task)
             if classes:
                 data = data.add_column("label", labels)  # pyright: ignore[reportCallIssue]
             elif "target" not in data.column_names:
-                raise RunError(f"The examples of `{task}` that the run keeps have no answers.")
+                raise RunError(f"The stored examples of `{task}` have no answers.")
             rows.append(TaskRows(task, data, classes))
         return rows
 
     def _dataset(self, task: str) -> Dataset:
-        """Return the kept examples of a task without their labels."""
+        """Return the stored examples of a task without their labels."""
         inputs = self.inputs[task]
         if self.kind == "text":
-            # They may come from a damaged file: bytes that are not UTF-8 are replaced.
+            # The bytes may come from a damaged file, so invalid UTF-8 is replaced.
             texts = [encoded.decode(errors="replace") for encoded in inputs]
             return Dataset.from_dict(_read(texts, self.columns.get(task, ["text"])))
         encoded = [{"bytes": content, "path": None} for content in inputs]
@@ -148,27 +149,27 @@ class Exemplars:
             joined += inputs
         return joined
 
-    # -- as a method's state
+    # -- saving in a method's state
 
     def state(self) -> dict[str, Any]:
-        """Return the examples as a method's state holds them: tensors and JSON values."""
+        """Return the examples in a form for a method's state: tensors and JSON values."""
         inputs = self._all_inputs()
         lengths = [len(value) for value in inputs]
         labels: list[int] = []
         for task_labels in self.labels.values():
             labels += task_labels
 
-        # One tensor for all inputs: a tensor of its own for each text costs more than most texts.
+        # One tensor for all inputs: the overhead of a separate tensor would exceed most texts.
         content = np.frombuffer(b"".join(inputs), dtype=np.uint8)
         kept: dict[str, object] = {
             "kind": self.kind,
             "tasks": {task: [count, self.seen[task]] for task, count in self.counts.items()},
         }
-        # Left out where there are only texts: the states of older versions have no such key.
+        # Omitted if all examples are single texts, as in the states that older versions wrote.
         if self.columns:
             kept["columns"] = self.columns
         return {
-            # Copied, because the array of a bytes object is read-only, of which torch warns.
+            # Copied, because an array over a bytes object is read-only, and torch warns about that.
             "examples": torch.from_numpy(content.copy()),
             "lengths": torch.tensor(lengths, dtype=torch.int64),
             "labels": torch.tensor(labels, dtype=torch.int64),
@@ -177,20 +178,20 @@ class Exemplars:
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> "Exemplars":
-        """Read the examples from a method's state; none if the state has no examples.
+        """Restore the examples from a method's state; the result is empty if the state has none.
 
         Raises
         ------
         RunError
-            The lengths, labels and counts are inconsistent.
+            The state is damaged; for instance, lengths, labels and counts are inconsistent.
         """
         if "kept" not in state:
             return cls()
-        # The state comes from a run's folder, which may be damaged or made by somebody else.
+        # The state comes from a run folder, which may be damaged or made by somebody else.
         try:
             return cls._unpacked(state)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
-            raise RunError(f"The examples that the run keeps are damaged ({error}).") from error
+            raise RunError(f"The examples stored in the run are damaged ({error}).") from error
 
     @classmethod
     def _unpacked(cls, state: Mapping[str, Any]) -> "Exemplars":
@@ -201,7 +202,7 @@ class Exemplars:
         tasks: dict[str, list[int]] = kept["tasks"]
         exemplars = cls(kept["kind"])
 
-        # Slices never fail: without this check a wrong length would silently cut other examples.
+        # Slicing never fails: without this check, a wrong length would silently shift the examples.
         counts = [count for count, _ in tasks.values()]
         total = sum(counts)
         is_negative = min([0, *lengths, *counts]) < 0
@@ -209,7 +210,7 @@ class Exemplars:
         if is_negative or not fits:
             raise ValueError(f"{total} examples, {len(lengths)} lengths, {len(content)} bytes")
 
-        # The examples lie one after the other, task by task: `number` and `start` walk over them.
+        # The examples are concatenated, task by task; `number` and `start` advance through them.
         number = 0
         start = 0
         for task, (count, seen) in tasks.items():
@@ -224,7 +225,7 @@ class Exemplars:
             exemplars.inputs[task] = inputs
             exemplars.labels[task] = task_labels
             exemplars.seen[task] = int(seen)
-        # Older versions knew no other columns than those of pairs, and listed the tasks with these.
+        # Older versions supported only single texts and pairs, and listed the tasks with pairs.
         columns = dict.fromkeys(kept.get("pairs", []), ["text", "text_pair"])
         for task, names in (columns | kept.get("columns", {})).items():
             if not names or not set(names) <= set(COLUMNS):
@@ -235,7 +236,7 @@ class Exemplars:
 
 
 def _texts(data: Dataset, columns: Sequence[str]) -> list[str]:
-    """Return one text for each example: a JSON list if there are several columns, or turns."""
+    """Return each example as one string: the text itself, or a JSON list of its columns."""
     if columns == ["text"]:
         return data["text"][:]
     values = zip(*(data[name] for name in columns), strict=True)
@@ -243,12 +244,12 @@ def _texts(data: Dataset, columns: Sequence[str]) -> list[str]:
 
 
 def _read(texts: Sequence[str], columns: Sequence[str]) -> dict[str, list[object]]:
-    """Return the columns that a task has, from the texts that `_texts` returned.
+    """Return the columns of a task, decoded from the strings that `_texts` returned.
 
     Raises
     ------
     RunError
-        A text should hold several values, but does not.
+        A string is not a JSON list with a valid value for each column.
     """
     if columns == ["text"]:
         return {"text": list(texts)}
@@ -259,12 +260,12 @@ def _read(texts: Sequence[str], columns: Sequence[str]) -> dict[str, list[object
             read = [_checked(name, value) for name, value in zip(columns, values, strict=True)]
             examples.append(read)
     except (LookupError, ValueError, TypeError, RecursionError) as error:
-        raise RunError(f"An example that the run keeps is damaged ({error}).") from error
+        raise RunError(f"An example stored in the run is damaged ({error}).") from error
     return dict(zip(columns, map(list, zip(*examples, strict=True)), strict=True))
 
 
 def _checked(column: str, value: object) -> object:
-    """Return a value of a column: the turns of a conversation, or a text."""
+    """Return a decoded value in the type of its column: a list of turns, or a string."""
     if column != "messages":
         return str(value)
     if not isinstance(value, list):
@@ -272,11 +273,11 @@ def _checked(column: str, value: object) -> object:
     return [{"role": str(turn["role"]), "content": str(turn["content"])} for turn in value]
 
 
-# -- which examples are kept
+# -- choosing examples
 
 
 def balanced(labels: Sequence[int], per_class: int, random: np.random.Generator) -> list[int]:
-    """Choose at most `per_class` examples of each class, drawn at random."""
+    """Choose at most `per_class` examples of each class at random, and return their indices."""
     counts = dict.fromkeys(labels, 0)
     chosen = []
     for i in random.permutation(len(labels)).tolist():
@@ -290,16 +291,16 @@ def balanced(labels: Sequence[int], per_class: int, random: np.random.Generator)
 def herded(
     features: Float[Tensor, "examples d"], labels: Sequence[int], per_class: int
 ) -> list[int]:
-    """Choose at most `per_class` examples of each class, with a mean close to the class's.
+    """Choose at most `per_class` examples of each class whose mean is close to the class mean.
 
-    They are chosen one at a time, so that the mean of the examples chosen so far is as close as
-    possible to the mean of the class. Features are first scaled to length one.
+    Examples are chosen one at a time. Each choice brings the mean of the examples chosen so far as
+    close as possible to the class mean. Features are first scaled to unit length.
 
     References
     ----------
     Welling, Herding dynamical weights to learn, ICML 2009; Rebuffi et al., iCaRL, arXiv 1611.07725.
     """
-    # In double precision: the sum grows, and rounding should not decide between near neighbours.
+    # In double precision, because the sum grows and rounding should not decide between near ties.
     directions = torch.nn.functional.normalize(features.double(), dim=1)
     chosen = []
     for class_number in sorted(set(labels)):
@@ -308,7 +309,7 @@ def herded(
         # The sum of the chosen features.
         total = torch.zeros(directions.shape[1], dtype=torch.double)
         for count in range(1, min(per_class, len(left)) + 1):
-            # The mean that the chosen examples would have with each of those that are left.
+            # The mean of the chosen examples if each of the remaining ones were added.
             means = (total + directions[left]) / count
             distances = (means - class_mean).norm(dim=1)
             nearest = left.pop(int(distances.argmin().item()))
@@ -320,10 +321,11 @@ def herded(
 def shares(
     capacity: int, seen: Mapping[str, int], kept: Mapping[str, int], random: np.random.Generator
 ) -> dict[str, int]:
-    """Draw the number of examples to keep of each task.
+    """Draw the number of examples to store for each task, at most `capacity` in total.
 
-    All examples seen are equally likely to be kept. The last task is new. An old task can only give
-    examples that are still kept; if these are too few, the new task gives more.
+    Every example seen so far is equally likely to be stored. The last task in `seen` is the new
+    one. An old task can contribute only examples that are still stored; if there are too few of
+    them, the new task contributes more.
 
     Examples
     --------
@@ -335,13 +337,13 @@ def shares(
     total = sum(seen.values())
     size = min(capacity, total)
     kept_of_old = [kept[task] for task in old]
-    # Rounded up as often as the fraction says: always rounding down would favour the new task.
+    # Rounded up with a probability equal to the fraction: rounding down would favour the new task.
     share_of_old = 1 - seen[new] / total
     size_of_old = int(size * share_of_old + random.random())
     count_of_old = min(size_of_old, sum(kept_of_old))
     counts: list[int] = []
     if old:
-        # Each count as if `count_of_old` examples were drawn from one urn that holds them all.
+        # The counts have the distribution of `count_of_old` draws from all stored examples.
         counts = random.multivariate_hypergeometric(kept_of_old, count_of_old).tolist()
     counts.append(min(size - count_of_old, kept[new]))
     return dict(zip(seen, counts, strict=True))

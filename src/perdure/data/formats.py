@@ -1,12 +1,12 @@
-"""Find the columns of a table that contain the prompt and the answer, and their format.
+"""Detection of the columns that contain the prompt and the answer.
 
-The format is recognised by the column names:
+The format of a table is recognised by its column names:
 
-    messages                     conversations; the last turn, the assistant's, is the answer
-    prompt, completion           a prompt, and its answer
-    instruction, input, output   Alpaca's; `input` may be empty, or no column at all
-    text, label                  a text or prompt, and one of some classes
-    any                          through templates, such as "Review: {body}\\nStars:"
+    messages                     conversations; the last turn, by the assistant, is the answer
+    prompt, completion           a prompt and its answer
+    instruction, input, output   the Alpaca format; `input` may be empty or missing
+    text, label                  a text or prompt and its class
+    any other                    with templates, such as "Review: {body}\\nStars:"
 """
 
 import difflib
@@ -27,12 +27,12 @@ from perdure.data.prompts import (
 from perdure.errors import DataError
 
 LABEL = "label"
-"""The usual name of the column of the class."""
+"""The default name of the label column."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """The columns as the caller names them: names, or templates (`prompt` and `answer`)."""
+    """The columns that the caller names; `prompt` and `answer` may also be templates."""
 
     text: Sequence[str] = field(default_factory=list)
     image: str | None = None
@@ -42,18 +42,18 @@ class Request:
 
     @property
     def label_column(self) -> str:
-        """The column of the class, if the answer is a class."""
-        # Not by truth: an empty name is an error, as a script may have lost it.
+        """The label column, if the answer is a class."""
+        # An empty name is not replaced: it is an error, for instance an unset variable in a script.
         return LABEL if self.label is None else self.label
 
     def check(self) -> None:
-        """Check that the named columns are compatible.
+        """Check that the options are compatible with each other.
 
         Raises
         ------
         DataError
-            Two of them name the same thing, or a text is requested as the answer to an image or a
-            pair.
+            Two options exclude each other, `text` names more than two columns or the same column
+            twice, or `answer` is combined with an image or a pair of texts.
         """
         if self.text and self.image:
             raise DataError("Give either `text` or `image`: a task has one kind of input.")
@@ -65,12 +65,12 @@ class Request:
             )
         if self.answer is not None and self.label is not None:
             raise DataError(
-                "Give either `answer` or `label`: an answer is free text, a label is one of some "
-                "classes."
+                "Give either `answer` or `label`: an answer is free text, a label is one of a set "
+                "of classes."
             )
         if self.prompt is not None and (self.text or self.image):
             raise DataError(
-                "Give either `prompt` or `text` and `image`: a prompt is the whole input."
+                "Give either `prompt`, or `text` or `image`: a prompt is the entire input."
             )
         if self.answer is not None and (self.image or len(self.text) > 1):
             given = "an image" if self.image else "a pair of texts"
@@ -82,25 +82,25 @@ class Request:
 
 @dataclass(frozen=True)
 class Reading:
-    """How the rows of a table are read; without answers, the answer is a class."""
+    """The prompt and answers to read from each row; without `answers`, the answer is a class."""
 
     prompt: Prompt
     answers: Answers | None = None
 
 
 def reading_of(columns: Sequence[str], source: str, request: Request) -> Reading | None:
-    """Return how prompts and answers are read; None if the table has a text or an image, and a
-    class.
+    """Return the prompt and the answers to read, or None for plain text or images with a class.
 
     Parameters
     ----------
     columns, source
-        The columns of the table, and the table as messages name it.
+        The columns of the table, and its name for messages.
 
     Raises
     ------
     DataError
-        A template is wrong, or nothing says which column holds the prompt or the answer.
+        Options are incompatible, a column does not exist, a template is invalid, or it is not clear
+        which column contains the prompt or the answer.
 
     Examples
     --------
@@ -117,7 +117,7 @@ def reading_of(columns: Sequence[str], source: str, request: Request) -> Reading
         if prompt is None:
             raise DataError(
                 f"{source} has the columns {list(columns)}: say which holds the prompt, with "
-                "`prompt=…`, a column or a template."
+                "`prompt=…` (a column or a template)."
             )
         return Reading(prompt, _answers(columns, source, request.answer))
     has_input = "text" in columns or "image" in columns
@@ -135,7 +135,7 @@ def reading_of(columns: Sequence[str], source: str, request: Request) -> Reading
 
 
 def usual_prompt(columns: Sequence[str]) -> Prompt | None:
-    """Return the prompt that the column names alone determine, if they do."""
+    """Return the prompt that the column names imply, or None."""
     for name in ("text", "prompt"):
         if name in columns:
             return Cell(name)
@@ -147,12 +147,12 @@ def usual_prompt(columns: Sequence[str]) -> Prompt | None:
 def given_prompt(
     prompt: str, columns: Sequence[str], source: str, *, closed: bool = False
 ) -> Prompt:
-    """Return the prompt that a caller names: a template if it contains a brace, otherwise a column.
+    """Return the prompt named by the caller: a template if it contains a brace, otherwise a column.
 
     Raises
     ------
     DataError
-        There is no such column, or the template is wrong.
+        There is no such column, or the template is invalid.
     """
     if "{" in prompt or "}" in prompt:
         template = Template.parse(prompt, columns, source, "prompt", closed=closed)
@@ -164,7 +164,7 @@ def given_prompt(
 
 
 def _prompt_before(answers: Answers, columns: Sequence[str]) -> Prompt | None:
-    """Return the prompt that usually goes with a column of answers, if the table has both."""
+    """Return the prompt that usually accompanies an answer column, or None if one is missing."""
     (column,) = answers.columns
     if column not in columns:
         return None
@@ -176,7 +176,7 @@ def _prompt_before(answers: Answers, columns: Sequence[str]) -> Prompt | None:
 
 
 def _with_prompt(columns: Sequence[str], source: str, request: Request, prompt: str) -> Reading:
-    """Return the reading for a prompt that the caller names."""
+    """Return the prompt that the caller named, together with its answers if they are free text."""
     if request.answer is not None:
         answers = _answers(columns, source, request.answer)
         return Reading(given_prompt(prompt, columns, source), answers)
@@ -187,26 +187,26 @@ def _with_prompt(columns: Sequence[str], source: str, request: Request, prompt: 
             return Reading(given_prompt(prompt, columns, source), AnswerCell(name))
     raise DataError(
         f"{source} has the columns {list(columns)}: say which holds the answer, with `answer=…` "
-        "(free text: a column or a template) or `label=…` (one of some classes)."
+        "(free text: a column or a template) or `label=…` (a class)."
     )
 
 
 def _answers(columns: Sequence[str], source: str, answer: str) -> Answers:
-    """Return the answers that a caller names."""
+    """Return the answers that the caller named: a template or a column."""
     if "{" not in answer and "}" not in answer:
         if answer not in columns:
             raise DataError(_no_column("answer", answer, columns, source))
         return AnswerCell(answer)
     template = Template.parse(answer, columns, source, "answer")
     _check_differs("answer", answer, template, columns)
-    # A placeholder alone is the cell itself, which may be a list.
+    # A template that is a single placeholder means the cell itself, which may be a list.
     if template.pieces == (("", template.columns[0]), ("", None)):
         return AnswerCell(template.columns[0])
     return AnswerTemplate(template)
 
 
 def _check_differs(option: str, given: str, template: Template, columns: Sequence[str]) -> None:
-    """Check that a template is not the same for all rows."""
+    """Check that a template uses a column, because otherwise it is the same for all rows."""
     if not template.columns:
         raise DataError(
             f"`{option}` is {given!r}, which is the same for all rows. Name a column in it, such "

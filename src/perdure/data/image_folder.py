@@ -1,4 +1,4 @@
-"""A folder of images, with a folder per class. Names are not patterns; links are followed."""
+"""Image folders with one subfolder per class; links are followed, wildcards are not expanded."""
 
 import os
 import re
@@ -16,41 +16,41 @@ SPLIT_WORDS = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-"""The words that mark a folder as a split, as in `imagefolder` of `datasets`."""
+"""The words that mark a folder as a split, as in the `imagefolder` loader of `datasets`."""
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-"""The files from which `imagefolder` of `datasets` reads columns for the images beside them."""
+"""The files in which the `imagefolder` loader of `datasets` expects metadata about the images."""
 
 DEEPEST = 8
-"""The maximum nesting depth of folders; links could make it very large."""
+"""The maximum nesting depth of folders, which links could otherwise make very large."""
 
 EXPECTED = ("thumbs.db", "desktop.ini", "readme.md", "readme.txt", "license", "license.txt")
-"""Files that are often found among images, and are ignored without a warning."""
+"""Files that are often found next to images, and are ignored without a warning."""
 
 Images = Sequence[tuple[str, ...]]
-"""The paths of images, as tuples of their parts relative to the folder."""
+"""The paths of images relative to the folder, each as a tuple of its parts."""
 
 
 def has_metadata(folder: str | Path) -> bool:
-    """Return whether a file in the folder describes its images.
+    """Return whether a folder contains a metadata file for its images.
 
-    The classes are then columns of that file, not folders.
+    If so, the classes are in a column of that file, and folder names are not classes.
     """
     return any(parts[-1] in METADATA for parts in _walk(Path(folder)))
 
 
 def read_image_folder(folder: str | Path) -> dict[str, Dataset]:
-    """Read a folder of images: the columns `image` and `label` of each split.
+    """Read a folder of images into a data set per split, with the columns `image` and `label`.
 
-    An image's class is the name of its folder. If the folders above those of the classes all have
-    the names of splits, such as `train` and `test`, they are the splits; otherwise all images are
-    for training. Hidden files and folders are left out.
+    The class of an image is the name of its folder. If all folders at a level above the class
+    folders are named like splits, such as `train` and `test`, they become the splits; otherwise all
+    images are used for training. Hidden files and folders are skipped.
 
     Raises
     ------
     DataError
-        There are no images, it is not clear what their classes or splits are, or a link leads back
-        to a parent folder.
+        There are no images, their classes or splits are ambiguous, a folder cannot be read, or a
+        link leads back to a parent folder.
     """
     images = _images(folder)
     level = _level_of_splits(folder, images)
@@ -58,14 +58,14 @@ def read_image_folder(folder: str | Path) -> dict[str, Dataset]:
         return _tables(folder, {"train": images})
     splits: dict[str, list[tuple[str, ...]]] = {}
     for parts in images:
-        # Never an empty name: all folders at this level have the names of splits.
+        # The name is never empty, because all folders at this level are named like splits.
         split = _split_of(parts[level]) or ""
         splits.setdefault(split, []).append(parts)
     return _tables(folder, splits)
 
 
 def _tables(folder: str | Path, splits: Mapping[str, Images]) -> dict[str, Dataset]:
-    """Return the columns `image` and `label` of each split; all splits have the same classes."""
+    """Return a data set with `image` and `label` for each split; all splits share their classes."""
     root = Path(folder).expanduser().resolve()
     names: set[str] = set()
     for images in splits.values():
@@ -76,7 +76,7 @@ def _tables(folder: str | Path, splits: Mapping[str, Images]) -> dict[str, Datas
 
     tables = {}
     for split, images in splits.items():
-        # By whole paths, as `imagefolder` sorts: what a run learned is compared in order.
+        # Sorted by full path, like `imagefolder`, because the digest of a split depends on order.
         ordered = sorted(images, key=lambda parts: str(root.joinpath(*parts)))
         columns = {
             "image": [str(root.joinpath(*parts)) for parts in ordered],
@@ -98,53 +98,53 @@ def _images(folder: str | Path) -> Images:
             others.append(parts)
     if not images:
         raise DataError(
-            f"`{folder}` holds no images, such as `.jpg` or `.png`. "
-            "Give a folder with a folder of images per class."
+            f"`{folder}` contains no images, such as `.jpg` or `.png`. "
+            "Give a folder with one subfolder of images per class."
         )
     if others:
         example = "/".join(others[0])
         warnings.warn(
-            f"`{folder}` holds files that are not images by their ending, and are left out: "
+            f"`{folder}` contains files without an image extension, which are skipped: "
             f"{len(others)}, such as `{example}`.",
             PerdureWarning,
             stacklevel=5,  # `read_tasks`
         )
-    # An image of each depth, for the message.
+    # One image at each depth, for the message.
     by_depth = {len(parts): "/".join(parts) for parts in images}
     if len(by_depth) > 1:
         first, second, *_ = by_depth.values()
         raise DataError(
-            f"The images in `{folder}` do not lie equally deep: `{first}` and `{second}`. "
-            "Put each directly into the folder of its class."
+            f"The images in `{folder}` are not all at the same depth: `{first}` and `{second}`. "
+            "Put each image directly into the folder of its class."
         )
     if 1 in by_depth:
         raise DataError(
-            f"The images lie directly in `{folder}`. Put them into one folder per class."
+            f"The images are directly in `{folder}`. Put them into one folder per class."
         )
     return images
 
 
 def _level_of_splits(folder: str | Path, images: Images) -> int | None:
-    """Return the level of the folders that are splits, counted from 0, if there is one."""
+    """Return the level of the folders that are splits, counted from 0, or None."""
     levels = len(images[0]) - 1
     classes = {parts[-2] for parts in images}
     if all(map(_split_of, classes)):
         raise DataError(
-            f"The folders in `{folder}` that hold the images have the names of splits: "
+            f"The folders in `{folder}` that contain the images are named like splits: "
             f"{sorted(classes)}. Put one folder per class into each of them."
         )
-    # From the outside in. Folders that are alone at their level, as archives have them, are
-    # passed; the first level with several folders decides.
+    # From the outside in. A folder that is alone at its level, as in many archives, is skipped;
+    # the first level with several folders decides.
     for level in range(levels - 1):
         names = sorted({parts[level] for parts in images})
         splits = [name for name in names if _split_of(name)]
         if len(splits) == len(names):
             return level
         if splits:
-            # Guessing would hide test images among the classes, or classes among the splits.
+            # A wrong guess would treat test images as a class, or a class as a split.
             others = [name for name in names if name not in splits]
             raise DataError(
-                f"`{folder}` has the folder `{splits[0]}`, which is named like a split, beside "
+                f"`{folder}` has the folder `{splits[0]}`, which is named like a split, next to "
                 f"`{others[0]}`, which is not. Rename or move one of them."
             )
         if len(names) > 1:
@@ -153,9 +153,9 @@ def _level_of_splits(folder: str | Path, images: Images) -> int | None:
 
 
 def _split_of(name: str) -> str | None:
-    """Return the split that a name mentions.
+    """Return the split to which the name of a folder refers, or None.
 
-    For instance, `train`, `seg_train` and `Train-2` all name the training split.
+    For instance, `train`, `seg_train` and `Train-2` all refer to the training split.
     """
     words = re.split(r"[-._ 0-9]+", name.lower())
     for split, known in SPLIT_WORDS.items():
@@ -165,31 +165,31 @@ def _split_of(name: str) -> str | None:
 
 
 def _walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Yield the files in a folder and in those inside it, in order.
+    """Yield the files in a folder and its subfolders, in sorted order.
 
-    A file is given as a tuple of its path's parts. Links are followed. `above` lists the real paths
-    of its parent folders.
+    Each file is a tuple of the parts of its path relative to the folder. Links are followed.
+    `above` contains the real paths of the parent folders.
     """
-    real = os.path.realpath(folder)  # unlike `resolve`, it does not fail for a link to itself
+    real = os.path.realpath(folder)  # unlike `resolve`, does not fail if a link points to itself
     if real in above:
         raise DataError(
-            f"`{folder}` is a link to a folder that it lies in, without end. Remove it."
+            f"`{folder}` is a link to a folder that contains it, without end. Remove it."
         )
     if len(above) > DEEPEST:
         raise DataError(
-            f"`{folder}` lies too deep: at most {DEEPEST} folders inside each other are read."
+            f"`{folder}` is nested too deeply: at most {DEEPEST} levels of folders are read."
         )
     try:
         names = sorted(os.listdir(folder))
     except OSError as error:
         raise DataError(f"`{folder}` cannot be read ({error.strerror}).") from error
     for name in names:
-        # `__MACOSX` holds a copy of each name, made by the archiver of macOS, with no image in it.
+        # Archives made by macOS repeat every file name in `__MACOSX`, which contains no images.
         if name.startswith(".") or name == "__MACOSX":
             continue
         if not _is_text(name):
             raise DataError(
-                f"`{folder}` holds a name that is not UTF-8: {os.fsencode(name)!r}. Rename it."
+                f"`{folder}` contains a name that is not UTF-8: {os.fsencode(name)!r}. Rename it."
             )
         if os.path.isdir(folder / name):
             for parts in _walk(folder / name, (*above, real)):
@@ -199,7 +199,7 @@ def _walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]
 
 
 def _is_text(name: str) -> bool:
-    # Python reads a name that is not UTF-8 as text with halves of surrogate pairs.
+    # Python decodes a name that is not UTF-8 to a string with unpaired surrogates.
     try:
         name.encode()
     except UnicodeEncodeError:

@@ -1,6 +1,6 @@
-"""Images as the models read them: upright, in RGB, with eight bits a channel.
+"""Images in the form that models read: upright, RGB, with 8 bits per channel.
 
-Every image goes through `read_image`, in training as in prediction, so that a model sees the same
+Every image goes through `read_image`, both in training and in prediction, so a model sees the same
 pixels wherever an image comes from.
 """
 
@@ -22,19 +22,19 @@ from PIL import Image, ImageFile
 from perdure.errors import DataError
 
 LISTED = 10
-"""The number of unreadable images that an error names; the others are only counted."""
+"""The maximum number of unreadable images that an error lists; any others are only counted."""
 
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 
-# Pillow gives the samples of these formats, which have 16 bits, as 32-bit integers.
+# Formats whose 16-bit samples Pillow returns as 32-bit integers.
 SIXTEEN_BITS_AS_INTEGERS = ("PPM", "PNG")
 
-# An EPS file is a program, on which Pillow runs Ghostscript; the others Pillow knows by name only.
+# An EPS file is a program, which Pillow runs in Ghostscript; it cannot decode the others itself.
 REFUSED_FORMATS = ("EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF")
 
 ORIENTATION = 0x0112  # the EXIF tag
 
-# The transposition that turns an image upright, by the value of the tag; 1 is upright already.
+# The transposition that makes an image upright, by the value of the tag; 1 means already upright.
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -47,36 +47,37 @@ UPRIGHT = {
 
 
 class EncodedImage(TypedDict):
-    """An image as an undecoded column of `datasets` has it: the content of a file, or its path."""
+    """An image in an undecoded column of `datasets`: the content of a file, or its path."""
 
     bytes: bytes | None
     path: str | None
 
 
 class _Refused(Exception):
-    """An image cannot be read; the message continues after the image's name."""
+    """An image cannot be read. The message is the rest of a sentence that starts with its name."""
 
 
 def read_image(source: object, name: str | None = None) -> Image.Image:
-    """Return an image as the models read it: upright, in RGB, with eight bits a channel.
+    """Return an image in the form that models read: upright, RGB, with 8 bits per channel.
 
-    The image is turned as its EXIF orientation says. The first frame of an animation is read, or
-    the current frame of an object of Pillow. Transparent pixels are shown on white. Grey values
-    of 16 bits are divided by 257, and floats are multiplied by 255 if all of them are in [0, 1].
+    The image is rotated according to its EXIF orientation. For an animation, the first frame is
+    read, or the current frame if `source` is a Pillow image. Transparent pixels are blended with a
+    white background. 16-bit grey values are divided by 257, and floats in [0, 1] are multiplied by
+    255.
 
     Parameters
     ----------
     source
-        A path, the bytes of a file, an object of Pillow, an array that Pillow takes, or a
-        mapping with `bytes` or `path`, as an undecoded column of `datasets` has it.
+        A path, the bytes of a file, a Pillow image, an array that Pillow accepts, or a mapping with
+        `bytes` or `path`, as in an undecoded column of `datasets`.
     name
-        The name of the image in errors; by default its path.
+        The name of the image in error messages; by default, its path.
 
     Raises
     ------
     DataError
-        The image is missing, empty, damaged or cut short, is not a regular file or not an image,
-        has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, or has samples without a known range:
+        The image is missing, empty, damaged or truncated, is not a regular file or not an image,
+        has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, or has samples of an unknown range:
         32-bit integers, or floats outside [0, 1].
 
     Examples
@@ -85,7 +86,7 @@ def read_image(source: object, name: str | None = None) -> Image.Image:
     (128, 128, 128)
     >>> read_image(Image.new("I", (2, 2), 70000))
     Traceback (most recent call last):
-    perdure.errors.DataError: The image holds 32-bit integers, whose range is not known. ...
+    perdure.errors.DataError: The image contains 32-bit integers, whose range is not known. ...
     """
     if isinstance(source, Mapping):
         source, path = _of_column(source)
@@ -95,8 +96,8 @@ def read_image(source: object, name: str | None = None) -> Image.Image:
     name = name or "The image"
     try:
         with warnings.catch_warnings():
-            # Pillow warns of odd metadata, which does no harm, and of sizes, which are checked
-            # here. A warning that becomes an error would make a good image unreadable.
+            # Pillow warns about odd metadata, which is harmless, and about sizes, which are checked
+            # here. If warnings were turned into errors, a good image would become unreadable.
             warnings.simplefilter("ignore")
             return _read(source)
     except _Refused as refusal:
@@ -106,7 +107,7 @@ def read_image(source: object, name: str | None = None) -> Image.Image:
     except Image.UnidentifiedImageError as error:
         raise DataError(f"{name} is not an image that Pillow can read.") from error
     except Exception as error:  # Pillow's decoders raise all kinds of errors for damaged files
-        raise DataError(f"{name} is damaged or cut short ({error}).") from error
+        raise DataError(f"{name} is damaged or truncated ({error}).") from error
 
 
 def _of_column(value: Mapping[str, object]) -> tuple[object, str | None]:
@@ -114,7 +115,7 @@ def _of_column(value: Mapping[str, object]) -> tuple[object, str | None]:
     path = value.get("path")
     name = f"`{path}`" if path else None
     content = value.get("bytes")
-    # Where there are both, the path only names the image: the file may be on another machine.
+    # If both are given, the path only names the image: the file may be on another machine.
     return (path if content is None else content), name
 
 
@@ -128,12 +129,12 @@ def _read(source: object) -> Image.Image:
             raise _Refused("is empty.")
         return _normalised(_open(io.BytesIO(source)))
     if isinstance(source, str) and "://" in source:
-        raise _Refused("is an address. Fetch the image, and give the path of its file.")
+        raise _Refused("is a URL. Download the image, and give the path of the file.")
     if isinstance(source, str | Path):
         with _open_file(Path(source)) as file:
             return _normalised(_open(file))
     raise _Refused(
-        f"is not an image, a path or an array, but of the type `{type(source).__name__}`."
+        f"is not an image, a path or an array, but has the type `{type(source).__name__}`."
     )
 
 
@@ -143,13 +144,13 @@ def _open(file: BinaryIO | io.BytesIO) -> Image.Image:
 
 @cache
 def _formats() -> list[str]:
-    Image.init()  # until then Pillow knows the most common formats only
+    Image.init()  # before this call, Pillow knows only the most common formats
     return [name for name in Image.ID if name not in REFUSED_FORMATS]
 
 
 @cache
 def endings() -> frozenset[str]:
-    """Return the endings of the names of images, in lower case and with the dot."""
+    """Return the file extensions of images, in lower case and with the leading dot."""
     formats = _formats()
     known = Image.registered_extensions()
     return frozenset(ending for ending, name in known.items() if name in formats)
@@ -166,7 +167,10 @@ def _of_array(pixels: np.ndarray) -> Image.Image:
 
 
 def _open_file(path: Path) -> BinaryIO:
-    """Open a regular file: opening a pipe could block forever, and a device may never end."""
+    """Open a file for reading, and raise `_Refused` if it is not a regular file.
+
+    Opening a pipe could block forever, and reading a device might never end.
+    """
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
@@ -180,9 +184,9 @@ def _open_file(path: Path) -> BinaryIO:
         reason = "is a broken link." if path.is_symlink() else "does not exist."
         raise _Refused(reason) from error
     except OSError as error:
-        # A loop of links, a file that may not be read, a name that is too long.
+        # For instance a loop of links, a file without read permission, or a name that is too long.
         raise _Refused(f"cannot be opened ({error.strerror}).") from error
-    except ValueError as error:  # a character that no path has
+    except ValueError as error:  # a character that no path can contain
         raise _Refused("is not a path.") from error
 
 
@@ -190,7 +194,7 @@ def _normalised(image: Image.Image) -> Image.Image:
     width, height = image.size
     if not width * height:
         raise _Refused("has no pixels.")
-    # Before anything is decoded: a small file can hold an image that fills the memory.
+    # Checked before decoding, because a small file can contain an image that fills the memory.
     if Image.MAX_IMAGE_PIXELS and width * height > Image.MAX_IMAGE_PIXELS:
         raise _Refused(f"has {width} × {height} pixels, {_too_many()}")
     _load(image)
@@ -201,11 +205,11 @@ def _normalised(image: Image.Image) -> Image.Image:
 
 
 def _load(image: Image.Image) -> None:
-    """Decode an image, unless it is decoded already.
+    """Decode an image, unless it is already decoded.
 
-    Where Pillow knows the name of an uncompressed TIFF file, it maps the file into memory, with
-    width and height exchanged if its orientation exchanges them (seen in 13.0). Therefore the
-    name is hidden from it.
+    If Pillow knows the name of an uncompressed TIFF file, it maps the file into memory, and swaps
+    width and height if the orientation of the image does so (seen in Pillow 13.0). The name is
+    therefore hidden from Pillow.
     """
     if not isinstance(image, ImageFile.ImageFile):
         return
@@ -223,33 +227,34 @@ def _too_many() -> str:
 
 
 def _orientation(image: Image.Image) -> int | None:
-    """Return the EXIF orientation; damaged metadata is ignored, as viewers do."""
+    """Return the EXIF orientation, or None if it is missing or the metadata is damaged."""
     try:
         return image.getexif().get(ORIENTATION)
-    except Exception:  # its parser raises all kinds of errors, too
+    except Exception:  # the EXIF parser also raises all kinds of errors
         return None
 
 
 def _rgb(image: Image.Image) -> Image.Image:
     as_integers = image.mode == "I" and image.format in SIXTEEN_BITS_AS_INTEGERS
     if image.mode in SIXTEEN_BITS or as_integers:
-        # Pillow's own conversion to RGB would clip them at 255.
+        # Pillow's conversion to RGB would clip the values at 255.
         return _grey(np.asarray(image, dtype=np.float32) / 65535)
     if image.mode == "I":
         raise _Refused(
-            "holds 32-bit integers, whose range is not known. Save it with 8 or 16 bits."
+            "contains 32-bit integers, whose range is not known. Save it with 8 or 16 bits."
         )
     if image.mode == "F":
         values = np.asarray(image)
         if not (values.min() >= 0 and values.max() <= 1):  # this also refuses NaN
             raise _Refused(
-                "holds floats that are not all in [0, 1]. Scale them, or save it with 8 or 16 bits."
+                "contains floats that are not all in [0, 1]. "
+                "Scale them, or save it with 8 or 16 bits."
             )
         return _grey(values)
-    if image.mode == "La":  # Pillow converts it to no other mode
+    if image.mode == "La":  # "LA" is the only mode to which Pillow can convert it
         image = image.convert("LA")
     if image.has_transparency_data:
-        # `convert("RGB")` alone would show the colours that transparent pixels happen to have.
+        # `convert("RGB")` alone would reveal the colours that transparent pixels happen to have.
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
@@ -262,7 +267,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _grey(values: np.ndarray) -> Image.Image:
-    """Return an image of grey values in [0, 1]."""
+    """Return an RGB image of grey values in [0, 1]."""
     levels = np.rint(values * 255).astype(np.uint8)
     return Image.fromarray(levels).convert("RGB")
 
@@ -271,15 +276,15 @@ def _grey(values: np.ndarray) -> Image.Image:
 
 
 def image_column(data: Dataset, column: str, source: str) -> Dataset:
-    """Return the data set with one column turned into images.
+    """Return the data set with one column converted to images.
 
-    The column holds paths, encoded images, or images. An image that has no file of its own is
-    given a name for errors, `source` and its row, as its path.
+    The column may contain paths, encoded images, or images. The path of an image that does not come
+    from a file is set to `source` and its row number, as a name for error messages.
 
     Raises
     ------
     DataError
-        A row has no image, or the column holds something else.
+        A row has no image, or the column contains something else.
 
     Examples
     --------
@@ -292,8 +297,8 @@ def image_column(data: Dataset, column: str, source: str) -> Dataset:
     except (TypeError, ValueError, pa.ArrowException) as error:
         kind = data.features[column]
         raise DataError(
-            f"`{source}`: column `{column}` holds `{getattr(kind, 'dtype', kind)}`, "
-            "but should hold images or paths."
+            f"`{source}`: column `{column}` contains `{getattr(kind, 'dtype', kind)}`, "
+            "but should contain images or paths."
         ) from error
     table = cast("pa.Table", encoded.with_format("arrow")[:])
 
@@ -306,7 +311,7 @@ def image_column(data: Dataset, column: str, source: str) -> Dataset:
 
     features = Features({**data.features, column: ImageColumn()})
     table = table.set_column(data.column_names.index(column), column, images)
-    # `datasets` reads the types of its columns from the metadata of the schema.
+    # `datasets` reads column types from the metadata of the schema.
     table = table.replace_schema_metadata(features.arrow_schema.metadata)
     # The default fingerprint would be a hash of all images.
     origin = f"{data._fingerprint} {column} {source}"
@@ -317,7 +322,7 @@ def image_column(data: Dataset, column: str, source: str) -> Dataset:
 def _with_paths(
     chunk: pa.StructArray, rows_before: int, column: str, source: str
 ) -> pa.StructArray:
-    """Name each image in a chunk that has no file of its own."""
+    """Give a name to each image in a chunk that does not come from a file."""
     contents, paths = chunk.flatten()
     names = paths.to_pylist()
     for index, is_file in enumerate(contents.is_null().to_pylist()):
@@ -326,16 +331,16 @@ def _with_paths(
             names[index] = f"{source}, row {row}"
         elif not names[index]:
             raise DataError(f"`{source}`: row {row} has no image in column `{column}`.")
-    # The encoded images are not copied: they may be most of the memory.
+    # The encoded images, which may take up most of the memory, are not copied.
     arrays = [contents, pa.array(names, pa.string())]
     return pa.StructArray.from_arrays(arrays, names=["bytes", "path"])
 
 
 def as_rows(inputs: Sequence[object]) -> Dataset:
-    """Return a data set with a column `image`, from images of any kind that `read_image` takes.
+    """Return a data set with an `image` column, from images of any kind that `read_image` accepts.
 
-    Files are read lazily. An image in memory is stored as it is now, whichever file it once came
-    from: as PNG, which keeps every pixel.
+    Files are read lazily. An image in memory is stored in its current state, even if it was loaded
+    from a file. It is encoded as PNG, which is lossless.
 
     Raises
     ------
@@ -352,7 +357,7 @@ def as_rows(inputs: Sequence[object]) -> Dataset:
         else:
             file = io.BytesIO()
             image = read_image(source, f"Image {number}")
-            # The fastest compression: the bytes stay in memory, and are soon decoded again.
+            # The fastest compression, because the bytes stay in memory and are soon decoded.
             image.save(file, "PNG", compress_level=1)
             rows.append({"bytes": file.getvalue(), "path": name})
     features = Features({"image": ImageColumn()})
@@ -360,9 +365,10 @@ def as_rows(inputs: Sequence[object]) -> Dataset:
 
 
 def undecoded(data: Dataset, column: str = "image") -> Any:
-    """Return a column's images as they are stored, a sequence of `EncodedImage`.
+    """Return the images in a column without decoding them, as a sequence of `EncodedImage`.
 
-    They are read one by one. The type is the column of `datasets`, which has no annotations.
+    The images are read one at a time. The return type is `Any`, because columns of `datasets` have
+    no type annotations.
     """
     images = data.select_columns([column])
     images = images.cast_column(column, ImageColumn(decode=False))
@@ -370,9 +376,9 @@ def undecoded(data: Dataset, column: str = "image") -> Any:
 
 
 def unreadable(data: Dataset, where: str) -> Iterator[str]:
-    """Yield the reason why an image cannot be read, for each such image of a split.
+    """Yield an error message for each image of a split that cannot be read.
 
-    All images are decoded, one at a time: only this reveals truncated ones.
+    All images are decoded, one at a time, because only decoding reveals truncated images.
     """
     encoded: Sequence[EncodedImage] = undecoded(data)
     for row, image in enumerate(encoded, start=1):
@@ -385,12 +391,12 @@ def unreadable(data: Dataset, where: str) -> Iterator[str]:
 
 
 def content(image: EncodedImage) -> bytes:
-    """Return the bytes of an encoded image, from the table or from its file.
+    """Return the bytes of an encoded image, which are in the data set or in a file.
 
     Raises
     ------
     DataError
-        The file is missing, empty, or not a regular file, or may not be read.
+        The file is missing, empty, unreadable, or not a regular file.
     """
     if image["bytes"] is not None:
         return image["bytes"]

@@ -1,8 +1,8 @@
-"""Prompts and free-text answers: how they are built from the cells of a row.
+"""Prompts and free-text answers, built from the cells of a row.
 
-An answer that is a list of texts (in JSON and Parquet) lists several right answers: the first is
-trained on, and all of them count when the task is measured. `perdure.data.formats` says which
-columns hold them.
+A cell with a list of texts (in JSON and Parquet) contains several right answers. A model is trained
+on the first one, and all of them are accepted in evaluation. `perdure.data.formats` decides which
+columns contain prompts and answers.
 """
 
 import difflib
@@ -16,14 +16,14 @@ from perdure.data.rows import Row, check_characters, class_name, described, text
 from perdure.errors import DataError
 
 Declared = Mapping[str, Sequence[str]]
-"""The names that a table declares for the numbers in a column, by column."""
+"""The class names that a table declares for its columns of integers, by column."""
 Turn = dict[str, str]
-"""A turn of a conversation: its `role` and its `content`."""
+"""A turn of a conversation, with the keys `role` and `content`."""
 
 CHOICES = "choices"
-"""The placeholder that lists the classes of a closed set."""
+"""The name of the placeholder that is replaced by a list of the classes."""
 UNLISTED = "\0"
-"""A placeholder for the list of classes until they are known; no cell can contain it."""
+"""A character that represents the list of classes until they are known; no cell can contain it."""
 PIECES = re.compile(r"\{\{|\}\}|\{[^{}]*\}|[{}]|[^{}]+")
 ROLES = ("system", "user", "assistant")
 
@@ -32,15 +32,15 @@ ROLES = ("system", "user", "assistant")
 
 
 class Prompt(ABC):
-    """What a language model reads before it answers, made of columns of a row."""
+    """The input of a language model, built from the cells of a row."""
 
     name: ClassVar[str] = "text"
-    """The column of the examples that holds it."""
+    """The column that contains the prompt in the examples."""
 
     @property
     @abstractmethod
     def columns(self) -> tuple[str, ...]:
-        """The columns of the table that are read."""
+        """The table columns from which the prompt is built."""
 
     @abstractmethod
     def of(self, row: Row, declared: Declared) -> str | list[Turn]:
@@ -49,13 +49,13 @@ class Prompt(ABC):
         Raises
         ------
         DataError
-            A cell is empty, or does not hold what its column should.
+            A cell is empty, or has the wrong kind of value for its column.
         """
 
 
 @dataclass(frozen=True)
 class Cell(Prompt):
-    """A column that holds the whole prompt."""
+    """A prompt that is the text of a single column."""
 
     column: str
 
@@ -69,15 +69,15 @@ class Cell(Prompt):
 
 @dataclass(frozen=True)
 class Template(Prompt):
-    """A text with placeholders for cells.
+    """A prompt with placeholders that are replaced by cells.
 
-    `{{` and `}}` stand for braces. Numbers, truth values and dates are written as the names of
-    classes are (see `perdure.data.rows`).
+    `{{` and `}}` represent literal braces. Numbers, booleans and dates are written in the same way
+    as class names (see `perdure.data.rows`).
 
     Attributes
     ----------
     pieces
-        The text in pieces: pairs of a text and the column whose cell follows it, if one does.
+        The template as pairs of a literal text and the column whose cell follows it, or None.
 
     Examples
     --------
@@ -98,16 +98,17 @@ class Template(Prompt):
         *,
         closed: bool = False,
     ) -> "Template":
-        """Read a template for a table.
+        """Parse a template for a table.
 
         Parameters
         ----------
         columns, source
-            The columns of the table, and the table as messages name it.
+            The columns of the table, and its name for messages.
         option
-            The setting that holds the template, for messages.
+            The name of the setting that contains the template, for messages.
         closed
-            The answer is a class, so that `{choices}` lists the classes, unless it is a column.
+            True if the answer is a class. Then `{choices}` is replaced by a list of the classes,
+            unless a column has that name.
 
         Raises
         ------
@@ -122,8 +123,8 @@ class Template(Prompt):
                 literal += piece[0]
             elif piece in ("{", "}"):
                 raise DataError(
-                    f"`{option}` has a `{piece}` that belongs to no placeholder: {template!r}. "
-                    f"Write `{piece * 2}` for the character itself."
+                    f"`{option}` has a `{piece}` that is not part of a placeholder: {template!r}. "
+                    f"Write `{piece * 2}` for a literal brace."
                 )
             elif not piece.startswith("{"):
                 literal += piece
@@ -152,7 +153,7 @@ class Template(Prompt):
 
 @dataclass(frozen=True)
 class Instruction(Prompt):
-    """Alpaca's columns: the instruction and, after a blank line, its input if there is one."""
+    """A prompt in the Alpaca format: the instruction and, after a blank line, the input, if any."""
 
     has_input: bool
 
@@ -162,7 +163,7 @@ class Instruction(Prompt):
 
     def of(self, row: Row, declared: Declared) -> str:
         instruction = text(row, "instruction")
-        # A row without an input has an empty cell, a null, or in JSON no such key.
+        # If a row has no input, the cell is empty or null, or in JSON the key is missing.
         if row.cells.get("input") in (None, ""):
             return instruction
         return f"{instruction}\n\n{text(row, 'input')}"
@@ -170,12 +171,12 @@ class Instruction(Prompt):
 
 @dataclass(frozen=True)
 class Conversation(Prompt):
-    """A column of conversations: lists of turns, each with its `role` and `content`.
+    """A conversation as a prompt: a list of turns, each with a `role` and `content`.
 
     Attributes
     ----------
     answered
-        The last turn is the answer, and no part of the prompt.
+        True if the last turn is the answer, which is not part of the prompt.
     """
 
     name: ClassVar[str] = "messages"
@@ -203,27 +204,27 @@ def with_choices(prompt: str, classes: Sequence[str]) -> str:
 
 
 class Answers(ABC):
-    """The right answers to a prompt, made of columns of the same row."""
+    """The right answers to a prompt, built from the cells of the same row."""
 
     @property
     @abstractmethod
     def columns(self) -> tuple[str, ...]:
-        """The columns of the table that are read."""
+        """The table columns from which the answers are built."""
 
     @abstractmethod
     def of(self, row: Row, declared: Declared) -> list[str]:
-        """Return the right answers, at least one. The first is trained on.
+        """Return the right answers for a row (at least one); the first one is used for training.
 
         Raises
         ------
         DataError
-            An answer is empty, or not a text.
+            An answer is empty, or has a type that cannot be written as text.
         """
 
 
 @dataclass(frozen=True)
 class AnswerCell(Answers):
-    """A column that holds the answer, or a list of right ones."""
+    """Answers from a column whose cells contain an answer or a list of right answers."""
 
     column: str
 
@@ -242,7 +243,7 @@ class AnswerCell(Answers):
             )
         answers = []
         for number, answer in enumerate(value, start=1):
-            # As a cell of its own, so that it is checked as all others are.
+            # Treated as a separate cell, so that the same checks apply.
             one = Row(row.number, {self.column: answer}, f"{row.where}, answer {number}")
             answers.append(class_name(one, self.column, expected="text"))
         return list(dict.fromkeys(answers))
@@ -250,7 +251,7 @@ class AnswerCell(Answers):
 
 @dataclass(frozen=True)
 class AnswerTemplate(Answers):
-    """A template that becomes the answer."""
+    """A single answer that is built from a template."""
 
     template: Template
 
@@ -264,7 +265,7 @@ class AnswerTemplate(Answers):
 
 @dataclass(frozen=True)
 class LastTurn(Answers):
-    """The last turn of a conversation, which is the assistant's."""
+    """The last turn of a conversation as the answer; it must be by the assistant."""
 
     column: str = "messages"
 
@@ -293,19 +294,19 @@ def _turns(row: Row, column: str) -> list[Turn]:
     for number, turn in enumerate(value, start=1):
         where = f"{row.where}, turn {number} of column `{column}`,"
         if not isinstance(turn, Mapping):
-            raise DataError(f"{where} is no object with `role` and `content`. Write it as one.")
+            raise DataError(f"{where} is not an object with `role` and `content`. Write it as one.")
         role = turn.get("role")
         if role not in ROLES:
             raise DataError(
-                f"{where} has the role `{str(role)[:60]}`; known are `system`, `user` and "
-                "`assistant`. Rename it, or leave the row out."
+                f"{where} has the role `{str(role)[:60]}`; the known roles are `system`, `user` "
+                "and `assistant`. Rename it, or leave the row out."
             )
         content = turn.get("content")
         if not isinstance(content, str):
             given = "no content" if content is None else f"{described(content)} as its content"
             raise DataError(f"{where} has {given}, where a text is expected. Leave the row out.")
         check_characters(content, row, column)
-        # Other keys, such as a name, are nothing that all chat templates know.
+        # Other keys, such as `name`, are dropped: not all chat templates support them.
         turns.append({"role": role, "content": content})
     return turns
 
@@ -316,7 +317,7 @@ def _check_last(turns: Sequence[Turn], row: Row, column: str) -> None:
     if last["role"] != "assistant":
         raise DataError(
             f"{row.where}, has a conversation in column `{column}` that ends with a turn of the "
-            f"{last['role']}. The last turn is what is learned: it must be the assistant's."
+            f"{last['role']}. The last turn is the answer, so it must be the assistant's."
         )
     if not last["content"].strip():
         raise DataError(
@@ -325,13 +326,13 @@ def _check_last(turns: Sequence[Turn], row: Row, column: str) -> None:
         )
     if len(turns) == 1:
         raise DataError(
-            f"{row.where}, has a conversation in column `{column}` of a single turn, so that "
-            "nothing is asked. Put the turn of the user before it, or leave the row out."
+            f"{row.where}, has a conversation in column `{column}` with a single turn, so there "
+            "is no prompt. Add a turn of the user before it, or leave the row out."
         )
 
 
 def _unknown(name: str, columns: Sequence[str], source: str, option: str, closed: bool) -> str:
-    """Return the message about a placeholder that names no column."""
+    """Return the error message for a placeholder that does not name a column."""
     if name == CHOICES and not closed:
         return (
             f"`{option}` has the placeholder `{{{CHOICES}}}`, which lists the classes, but the "

@@ -1,8 +1,9 @@
-"""Tables, read row by row as they are written: CSV, TSV, JSON lines, JSON lists and Parquet.
+"""Tables read row by row, without conversion: CSV, TSV, JSON Lines, JSON lists and Parquet.
 
-A cell of CSV is its text. In JSON and Parquet a cell has a type. As the name of a class it is
-written in one way: a whole number by its digits, another number as the JSON file writes it (in
-Parquet the shortest digits that mean it), a truth value as `true` or `false`, a date in ISO 8601.
+In CSV and TSV, every cell is text. In JSON and Parquet, cells have types. If such a cell is used as
+a class name, an integer is written in decimal digits, any other number as in the JSON file (for
+Parquet, with the fewest digits that identify it), a boolean as `true` or `false`, and a date in ISO
+8601 format.
 """
 
 import datetime
@@ -28,12 +29,12 @@ class Row:
     Attributes
     ----------
     number
-        The number of the row, counted from 1, without the header and blank lines.
+        The number of the row, counted from 1, not including the header and blank lines.
     cells
-        The cells by column: texts of CSV, values of JSON and Parquet. A row of JSON has the keys
-        of its own object.
+        The cells by column: strings in CSV, typed values in JSON and Parquet. A JSON row has only
+        the keys of its object, which may differ from those of other rows.
     where
-        The row as messages name it.
+        The name of the row in messages.
     """
 
     number: int
@@ -42,14 +43,14 @@ class Row:
 
 
 class Table:
-    """A table in a file, which is read without having all of its rows in memory.
+    """A table in a file, read without loading all of its rows into memory.
 
     Attributes
     ----------
     columns
         The names in the header, or the keys of the first JSON object.
     class_names
-        The names that a Parquet file declares for the numbers in a column, for each such column.
+        The class names that a Parquet file declares for its columns of integers, by column.
 
     Examples
     --------
@@ -67,7 +68,7 @@ class Table:
         self.class_names = reader.class_names
         for name in self.columns:
             if self.columns.count(name) > 1:
-                which = f"of the name `{name}`" if name else "without a name"
+                which = f"named `{name}`" if name else "without a name"
                 raise DataError(
                     f"`{path}` has several columns {which}. Rename or remove all but one."
                 )
@@ -76,27 +77,29 @@ class Table:
     def open(
         cls, path: str | os.PathLike[str], *, encoding: str = "utf-8", delimiter: str | None = None
     ) -> "Table":
-        """Open a table; its file extension says which format it has.
+        """Open a table in the format that its file extension indicates.
 
         Parameters
         ----------
         path
-            A file that ends in `.csv`, `.tsv`, `.jsonl`, `.json` or `.parquet`. No character in
-            it is a wildcard.
+            A file with the extension `.csv`, `.tsv`, `.jsonl`, `.json` or `.parquet`. Wildcards are
+            not expanded.
         encoding
-            The encoding of a text file. A byte order mark of UTF-8 is dropped.
+            The encoding of a text file. A UTF-8 byte order mark is dropped.
         delimiter
-            What separates the cells of CSV and TSV. By default it is a tab in `.tsv`, and in `.csv`
-            whichever of comma, semicolon, tab and `|` splits the header into the most columns.
+            The separator between cells of CSV and TSV. The default for `.tsv` is a tab. The default
+            for `.csv` is whichever of comma, semicolon, tab and `|` splits the header into the most
+            columns.
 
         Raises
         ------
         DataError
-            The file does not exist, is of another kind, or has two columns of one name.
+            The file does not exist, cannot be read, has another format, or has two columns with the
+            same name.
         """
         path = Path(path)
         ending = path.suffix.lower()
-        # First of all: to open a pipe would wait for ever, and a device may never end.
+        # Checked first: opening a pipe could block forever, and reading a device might never end.
         check_file(path)
         if ending == ".parquet":
             return cls(path, Parquet(path))
@@ -112,40 +115,40 @@ class Table:
         )
 
     def rows(self, columns: Sequence[str] | None = None) -> Iterator[Row]:
-        """Yield the rows, with at least the cells of `columns` (by default of all).
+        """Yield the rows, each with at least the cells of `columns` (by default, of all columns).
 
         Raises
         ------
         DataError
-            A row cannot be read; the message names it.
+            A row cannot be read. The message says which one.
         """
         for number, (line, cells) in enumerate(self.reader.rows(columns), start=1):
-            # Both numbers: a spreadsheet counts rows, an editor lines.
+            # Both numbers are given: a spreadsheet counts rows, an editor counts lines.
             where = f"`{self.path}`, row {number}"
             if line is not None:
                 where += f" (line {line})"
             yield Row(number, cells, where)
 
     def class_name(self, row: Row, column: str) -> str:
-        """Return the class that a cell names; see `class_name`."""
+        """Return a cell as a class name (see the function `class_name`)."""
         return class_name(row, column, self.class_names.get(column))
 
 
 def text(row: Row, column: str, *, empty: bool = False) -> str:
-    """Return a cell that is a text, exactly as it is written.
+    """Return the text of a cell exactly as it is written.
 
     Parameters
     ----------
     empty
-        Accept an empty text, and a text of white space alone.
+        If true, accept text that is empty or consists only of whitespace.
 
     Raises
     ------
     DataError
-        The cell is missing or empty, is not a text, or holds a NUL or half of a surrogate pair.
+        The cell is missing or empty, is not text, or contains a NUL or an unpaired surrogate.
     """
     value = row.cells.get(column)
-    # A missing cell is refused even where empty texts are accepted: its key may be misspelled.
+    # A missing cell is rejected even if empty texts are accepted, as its key may be misspelled.
     if value is None or (value == "" and not empty):
         raise DataError(
             f"{row.where}, has nothing in column `{column}`. Complete it or leave it out."
@@ -157,19 +160,19 @@ def text(row: Row, column: str, *, empty: bool = False) -> str:
         )
     if not empty and not value.strip():
         raise DataError(
-            f"{row.where}, has nothing but white space in column `{column}`. Leave it out."
+            f"{row.where}, has nothing but whitespace in column `{column}`. Leave it out."
         )
     check_characters(value, row, column)
     return value
 
 
 def texts(row: Row, columns: Sequence[str], *, empty: bool = False) -> str | tuple[str, str]:
-    """Return the input of a text model: the text of one column, or the pair of texts of two.
+    """Return the input of a text model: the text in one column, or a pair of texts from two.
 
     Raises
     ------
     DataError
-        A cell is not a text.
+        A cell is missing, empty (unless `empty` is true), or not text.
     """
     cells = [text(row, column, empty=empty) for column in columns]
     if len(cells) == 1:
@@ -185,22 +188,23 @@ def class_name(
     *,
     expected: Literal["class", "text"] = "class",
 ) -> str:
-    """Return the name of the class that a cell holds, or a cell that becomes part of a text.
+    """Return a cell as a class name, or as text to be inserted into a template.
 
     Parameters
     ----------
     names
-        The names of the classes, if the cell may be an index into them.
+        The class names, if the cell may be an index into them.
     expected
-        What the cell is for, in messages.
+        The purpose of the cell, for messages.
 
     Raises
     ------
     DataError
-        The cell is empty, or of a type that names no class.
+        The cell is empty, is an index out of range, or has a type that cannot be a class name.
     """
     value = row.cells.get(column)
-    # Checked, because a list takes -1 for its last name; in data sets it means a secret label.
+    # Checked, because the index -1 would return the last name; in data sets, it marks a hidden
+    # label.
     if names is not None and isinstance(value, int):
         if not 0 <= value < len(names):
             raise DataError(
@@ -209,7 +213,7 @@ def class_name(
             )
         return names[value]
     if value is None or isinstance(value, str):
-        # `text` also refuses an empty name, and one that no file can hold.
+        # `text` also rejects an empty name, and characters that cannot be written to a file.
         return text(row, column)
     name = _written(value)
     if name is None:
@@ -222,13 +226,13 @@ def class_name(
 
 
 def _written(value: object) -> str | None:
-    """Write a value of JSON or Parquet as the name of a class; return `None` if it names none."""
-    # The order matters: in Python a truth value is a whole number, and `Number` is a float.
+    """Return a JSON or Parquet value as a class name, or None if it cannot be one."""
+    # The order matters: in Python, `bool` is a subclass of `int`, and `Number` of `float`.
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    if isinstance(value, Number):  # its digits: `1.10` and `1.1` are different names
+    if isinstance(value, Number):  # keeps its digits: `1.10` and `1.1` are different names
         return value.written
     if isinstance(value, int | float | decimal.Decimal):
         return str(value)
@@ -238,8 +242,8 @@ def _written(value: object) -> str | None:
 
 
 def check_characters(value: str, row: Row, column: str) -> None:
-    """Raise `DataError` if a text holds a NUL or half of a surrogate pair."""
-    # A NUL is a sign of a binary file; on half of a pair tokenizers fail.
+    """Raise `DataError` if a text contains a NUL character or an unpaired surrogate."""
+    # A NUL indicates a binary file, and tokenizers fail on unpaired surrogates.
     if "\0" in value:
         raise DataError(f"{row.where}, has a NUL character in column `{column}`. Remove it.")
     if half := half_of_a_pair(value):
@@ -257,14 +261,14 @@ def half_of_a_pair(text: str) -> str | None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        # JSON can write half of a pair, and Python reads it without complaint.
+        # JSON can contain half of a pair, which Python reads without complaint.
         half = text[error.start]
         return f"\\u{ord(half):04x}"
     return None
 
 
 def described(value: object) -> str:
-    """Describe a value's type in the terms of JSON and Parquet."""
+    """Describe a value for an error message, in terms of JSON and Parquet."""
     if isinstance(value, bool):
         return f"the truth value `{str(value).lower()}`"
     if isinstance(value, Number):

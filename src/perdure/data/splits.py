@@ -1,4 +1,4 @@
-"""Splits: cut examples into parts, take some of them, choose classes. Every draw has a seed."""
+"""Functions that split examples, draw samples, and select classes. All draws are seeded."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,17 +14,16 @@ SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
     "test": ("test",),
 }
 
-# Where there is no validation split, one is cut off the training examples. By default it is a
-# tenth of them, but bounded, because it is measured again and again: to keep the best weights,
-# to choose a scale.
+# If there is no validation split, one is taken from the training examples. By default it is a tenth
+# of them, but at most this number, because it is evaluated many times: to keep the best weights,
+# and to choose a scale.
 MAX_DEFAULT_VALIDATION = 500
 
 
 def split_rows(labels: Sequence[int], *, shares: Sequence[float], seed: int) -> list[np.ndarray]:
-    """Split row numbers so that every part has the given share of each class, and at least one row
-    of it.
+    """Split row indices into parts that each have the given share, and at least one row, per class.
 
-    Returns one array of row numbers per share, and a last one with the rest.
+    Return one array of row indices per share, and a last one with the remaining rows.
 
     Examples
     --------
@@ -32,7 +31,7 @@ def split_rows(labels: Sequence[int], *, shares: Sequence[float], seed: int) -> 
     [[2, 3], [0, 1, 4, 5]]
     """
     values = np.asarray(labels)
-    # A single draw for all classes. Changing it would change the splits of all published numbers.
+    # A single draw for all classes. Changing it would change the splits behind published results.
     random = np.random.default_rng(seed)
     shuffled = random.permutation(len(values))
     parts: list[list[int]] = [[] for _ in shares]
@@ -58,9 +57,9 @@ def split_rows(labels: Sequence[int], *, shares: Sequence[float], seed: int) -> 
 
 
 def divided(data: Dataset, size: int, seed: int) -> tuple[Dataset, Dataset]:
-    """Return about `size` examples, with the shares of the classes kept, and the rest.
+    """Draw about `size` examples, stratified by class, and return them and the remaining ones.
 
-    If the answers are free text there are no classes: the examples are drawn from all rows.
+    If the answers are free text, there are no classes, and examples are drawn from all rows.
 
     Examples
     --------
@@ -78,17 +77,18 @@ def divided(data: Dataset, size: int, seed: int) -> tuple[Dataset, Dataset]:
 
 
 def _classes(data: Dataset) -> list[int]:
-    """Return the class of each example; the same for all if the answer is free text."""
+    """Return the class of each example, or 0 for every example if the answers are free text."""
     return data["label"][:] if "label" in data.column_names else [0] * len(data)
 
 
 def bounded(
     data: Mapping[Split, Dataset], sizes: Mapping[Split, int | None], seed: int
 ) -> dict[Split, Dataset]:
-    """Take about `sizes[split]` examples of each split, with the shares of the classes kept.
+    """Draw about `sizes[split]` examples from each split, stratified by class.
 
-    `None` takes all. If `data` has no validation split, `sizes["validation"]` training examples
-    become one, at most a fifth of them; by default a tenth, at most 500.
+    A size of None keeps all examples. If `data` has no validation split, one is taken from the
+    training examples: `sizes["validation"]` examples, but at most a fifth of them. By default, it
+    is a tenth of them, but at most 500 examples.
 
     Examples
     --------
@@ -103,13 +103,13 @@ def bounded(
             raise DataError(f"`{split}` must be at least 1, or left out to take all; got {size}.")
     splits = dict(data)
     if "validation" not in splits:
-        # Before training is cut to its size: the validation split takes nothing from that size.
+        # Done before the training split is reduced to its size, which validation must not affect.
         size = sizes["validation"]
         validation, train = _with_validation(splits["train"], size, seed)
         splits["validation"] = validation
         splits["train"] = train
     for split, size in sizes.items():
-        # A validation split that was just made has its size already.
+        # A validation split that was just made already has its size.
         if size and split in data:
             chosen, _ = divided(splits[split], size, seed)
             splits[split] = chosen
@@ -117,26 +117,26 @@ def bounded(
 
 
 def _with_validation(data: Dataset, size: int | None, seed: int) -> tuple[Dataset, Dataset]:
-    """Cut training examples into a validation split and the rest."""
+    """Split training examples into a validation split and the rest."""
     if size is None:
         size = min(len(data) // 10, MAX_DEFAULT_VALIDATION)
-    # At most a fifth, also of those asked for, and at least one: no split of a task may be empty.
+    # At most a fifth, even if more are requested, and at least one, as no split may be empty.
     size = min(size, len(data) // 5)
     size = max(1, size)
     validation, train = divided(data, size, seed)
-    # Each class gives at least one example to validation: it may have been the only one.
+    # Each class contributes at least one example to validation, which may have been its only one.
     classes = set(_classes(data))
     classes_left = set(_classes(train))
     if len(classes_left) < len(classes):
         raise DataError(
-            "A class has a single training example, which leaves none for validation. "
+            "A class has a single training example, which is too few for a validation split. "
             "Give at least two."
         )
     return validation, train
 
 
 def by_split(data: Dataset, columns: Sequence[str], source: str) -> dict[Split, Dataset]:
-    """Sort the rows of a table by its column `split`, with `columns` alone; drop other splits.
+    """Group the rows of a table by its `split` column, keeping only `columns` and known splits.
 
     Examples
     --------
@@ -162,12 +162,12 @@ def by_split(data: Dataset, columns: Sequence[str], source: str) -> dict[Split, 
     for split in ("train", "test"):
         if split not in splits:
             present = sorted(set(names.tolist()))
-            raise DataError(f"`{source}` has no row of the split `{split}`. Its splits: {present}.")
+            raise DataError(f"`{source}` has no rows in split `{split}`. Its splits: {present}.")
     return splits
 
 
 def of_classes(data: Dataset, numbers: Sequence[int]) -> Dataset:
-    """Return the rows of some classes, with labels from 0 in the order of `numbers`.
+    """Return the rows of the classes `numbers`, relabelled from 0 in that order.
 
     Examples
     --------
@@ -177,8 +177,8 @@ def of_classes(data: Dataset, numbers: Sequence[int]) -> Dataset:
     """
     labels = np.array(data["label"][:])
     largest = max(labels.max(initial=0), *numbers)
-    # A table from the old label to the new one, -1 for other classes. Its last entry is for the
-    # label -1, by which data sets say that a row has no class: NumPy counts it from the end.
+    # A lookup table from old to new labels, with -1 for other classes. Its last entry is for the
+    # label -1, which data sets use for rows without a class: NumPy counts it from the end.
     table = np.full(largest + 2, -1)
     table[list(numbers)] = np.arange(len(numbers))
     new_labels = table[labels]
@@ -197,16 +197,17 @@ def class_tasks(
     sizes: Mapping[Split, int | None],
     seed: int,
 ) -> tuple[Task, ...]:
-    """Deal the classes of a data set out to tasks with the same number of classes each.
+    """Divide the classes of a data set into tasks with the same number of classes.
 
-    A task has about `sizes[split]` examples of each split (see `bounded`). With `order_seed` the
-    classes are shuffled first, by the legacy generator of NumPy: it produces the orders used in the
-    literature.
+    Each task has about `sizes[split]` examples per split (see `bounded`). With `order_seed`, the
+    classes are first shuffled with NumPy's legacy generator, which reproduces the class orders used
+    in the literature.
 
     Raises
     ------
     DataError
-        `tasks` does not divide the number of classes, or a class has a single training example.
+        The classes cannot be divided into `tasks` equal tasks of at least two classes, or a class
+        has a single training example.
     """
     if tasks < 1 or len(classes) % tasks or tasks == len(classes):
         raise DataError(
@@ -215,7 +216,7 @@ def class_tasks(
         )
     order = np.arange(len(classes))
     if order_seed is not None:
-        # Not `default_rng`: its shuffles differ, and the results of papers could not be compared.
+        # Not `default_rng`: its shuffles differ, so results would not be comparable with papers.
         random = np.random.RandomState(order_seed)
         order = random.permutation(len(classes))
 

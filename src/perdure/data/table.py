@@ -1,4 +1,4 @@
-"""Your own data as tasks: tables, folders of images, and data sets from the hub."""
+"""Tasks from your own data: tables, image folders, and data sets on the hub."""
 
 import contextlib
 import errno
@@ -27,9 +27,7 @@ from perdure.data.task import SPLITS, Split, Task
 from perdure.errors import DataError, NotHere
 
 SHARES: dict[Split, float] = {"test": 0.2, "validation": 0.1}
-"""The shares of the training examples that become missing splits, in the order in which they are
-cut off.
-"""
+"""The share of the training examples that is used for each missing split, in this order."""
 
 
 def read_tasks(
@@ -48,56 +46,57 @@ def read_tasks(
     delimiter: str | None = None,
     seed: int = 0,
 ) -> list[Task]:
-    """Read one table as one task, or as several by the values of its column `task`.
+    """Read data as a single task, or as one task for each value in the column `task`.
 
-    A task has classes, or is answered with free text. Without any of `text`, `image`, `prompt`,
-    `answer` and `label` the names of the columns decide: `text` or `image` and `label`;
-    `messages`, conversations whose last turn is the answer; `prompt` and `completion`; or Alpaca's
-    `instruction`, `input` (which may be missing) and `output`.
+    A task has either classes or free-text answers. If none of `text`, `image`, `prompt`, `answer`
+    and `label` is given, the column names decide: `text` or `image` with `label`; `messages`,
+    conversations whose last turn is the answer; `prompt` and `completion`; or the Alpaca columns
+    `instruction`, `input` (optional) and `output`.
 
     Parameters
     ----------
     data
-        A CSV, TSV, JSON(-lines) or Parquet file, a folder of images in one folder per class,
-        a hub id, or a mapping from `train`, `validation` and `test` to files.
+        A CSV, TSV, JSON(-lines) or Parquet file, a folder of such files with names that start with
+        their split, a folder with one subfolder of images per class, a hub id, or a mapping from
+        `train`, `validation` and `test` to files.
     name
-        The task's name; by default that of the file.
+        The name of the task; by default, the name of the file without its extension.
     text, image
-        The column that holds the input; by default `text` or `image`. Two columns of `text`
+        The column that contains the input; by default, `text` or `image`. Two columns for `text`
         are read as pairs, such as a premise and a hypothesis, in this order.
     prompt
-        The input of a language model: a column, or a template for any columns, such as `"Sentence
+        The input of a language model: a column, or a template with any columns, such as `"Sentence
         1: {premise}\\nSentence 2: {hypothesis}\\nAnswer:"`. If the answer is a class, `{choices}`
-        lists the classes. `{{` and `}}` stand for braces.
+        is replaced by a list of the classes. `{{` and `}}` represent literal braces.
     answer
-        The right answer, in free text: a column, or a template. A cell that is a list (in JSON and
-        Parquet) contains several right answers; the first is trained on.
+        The right answer as free text: a column or a template. A cell with a list (in JSON and
+        Parquet) contains several right answers, of which the first is used for training.
     label
-        The column that holds the class; by default `label`.
+        The column that contains the class; by default, `label`.
     task
-        The column that says which task a row belongs to.
+        The column that names the task of each row.
     score
-        The measure of the answers: the name of a file of `perdure/evaluation/scores`, such as
+        The metric for the answers: the name of a file in `perdure/evaluation/scores`, such as
         `rouge_l`.
     config
         The configuration of a hub data set.
     encoding
         The encoding of text files.
     delimiter
-        What separates the cells of a CSV file; by default its header decides (see
-        `perdure.data.rows.Table.open`).
+        The separator between the cells of a CSV file; by default, it is detected from the header
+        (see `perdure.data.rows.Table.open`).
     seed
-        Seed for missing splits. A fifth of the examples is set apart for a missing test split, then
-        a tenth of the rest for a missing validation split, stratified by class if there are
-        classes.
+        The seed for missing splits. A fifth of the examples is used for a missing test split, then
+        a tenth of the rest for a missing validation split. Both are stratified by class if there
+        are classes.
 
     Raises
     ------
     DataError
-        A file or column is missing, a text is not in the encoding, a cell is empty or holds no
-        text, class or conversation, a template has an unknown placeholder, the labels look like
-        texts or quantities, a class has too few examples, or a class of validation or test does
-        not occur in training.
+        A file or column is missing, text is not in the given encoding, a cell is empty or is not a
+        valid text, class or conversation, a template has an unknown placeholder, the labels look
+        like texts or quantities, a class has too few examples, or a class in the validation or test
+        split does not occur in training.
 
     Examples
     --------
@@ -142,19 +141,19 @@ def _check_files(files: Mapping[str, str]) -> None:
         raise DataError(
             f"`data` names the splits {list(files)}; it needs `train`, and can have {list(SPLITS)}."
         )
-    # An empty path would be the current folder.
+    # An empty path would mean the current folder.
     if "" in files.values():
         raise DataError("`data` is empty. Give a file, a folder of images, or a hub id.")
 
 
 def _columns(names: Sequence[str], source: str, request: Request, task: str | None) -> Columns:
-    """Return the columns to read; the input has its usual name if none is given."""
+    """Return the columns to read; if no input column is given, it is `text` or `image`."""
     label = request.label_column
     reading = reading_of(names, source, request)
     if reading:
         return Columns.of_prompts(reading, label, task)
     texts = list(request.text)
-    # A table may have both `text` and `image`: then its texts are read.
+    # If a table has both `text` and `image`, its texts are read.
     if not texts and not request.image:
         if "text" in names:
             texts = ["text"]
@@ -174,13 +173,13 @@ def _columns(names: Sequence[str], source: str, request: Request, task: str | No
 def _tables(
     files: Mapping[str, str], encoding: str, delimiter: str | None
 ) -> dict[Split, list[Table]] | None:
-    """Open the tables of each split; return `None` if the data is not a table in a file."""
+    """Open the tables of each split; return None if the data is not in table files."""
     paths: dict[Split, list[Path]] = {}
     for split in SPLITS:
         if split in files:
             paths[split] = [Path(files[split])]
     first = paths["train"][0]
-    if os.path.isdir(first):  # unlike `Path.is_dir` it takes any name
+    if os.path.isdir(first):  # unlike `Path.is_dir`, accepts any name
         if len(files) > 1 or not _has_tables(first):
             return None
         paths = _paths_by_split(first)
@@ -201,12 +200,12 @@ def _tables(
 
 
 def _has_tables(folder: Path) -> bool:
-    """Return whether a folder holds tables, and not images with a table that describes them."""
+    """Return whether a folder contains tables other than the metadata table of its images."""
     return any(path.stem != "metadata" for path in _table_paths(folder))
 
 
 def _table_paths(folder: Path) -> list[Path]:
-    """Return the tables in a folder, or in its subfolder `data`, where `datasets` puts them."""
+    """Return the table files in a folder, or else in its subfolder `data`, as `datasets` uses."""
     for directory in (folder, folder / "data"):
         paths = sorted(directory.iterdir()) if directory.is_dir() else []
         tables = []
@@ -220,7 +219,7 @@ def _table_paths(folder: Path) -> list[Path]:
 
 
 def _paths_by_split(folder: Path) -> dict[Split, list[Path]]:
-    """Sort the tables in a folder into splits by the words that their names begin with."""
+    """Group the table files in a folder by split, according to the first word of their names."""
     tables = _table_paths(folder)
     if len(tables) == 1:
         return {"train": tables}
@@ -234,8 +233,8 @@ def _paths_by_split(folder: Path) -> dict[Split, list[Path]]:
     if "train" not in paths:
         names = [path.name for path in tables]
         raise DataError(
-            f"`{folder}` holds the tables {names}. "
-            "Name one of them, or call them `train…` and `test…`."
+            f"`{folder}` contains the tables {names}. "
+            "Give one of them, or rename them to `train…` and `test…`."
         )
     return paths
 
@@ -243,7 +242,7 @@ def _paths_by_split(folder: Path) -> dict[Split, list[Path]]:
 def _read_tables(
     tables: Mapping[Split, Sequence[Table]], request: Request, task: str | None
 ) -> tuple[dict[Split, Dataset], list[str] | None]:
-    """Read the examples of each split, and the classes that the first table declares."""
+    """Return the examples of each split, and the classes that the first table declares."""
     first = tables["train"][0]
     columns = _columns(first.columns, f"`{first.path}`", request, task)
     splits: dict[Split, Dataset] = {}
@@ -254,13 +253,13 @@ def _read_tables(
     return splits, first.class_names.get(columns.label)
 
 
-# -- folders of images, and what `datasets` reads
+# -- image folders, and data sets that `datasets` reads
 
 
 def _read_datasets(
     files: Mapping[str, str], config: str | None, request: Request, task: str | None
 ) -> tuple[dict[Split, Dataset], list[str] | None]:
-    """Read the examples of each split of a folder of images, or of a data set on the hub."""
+    """Return the examples of an image folder or hub data set by split, and its declared classes."""
     source = files["train"]
     data = _load_images(files) if os.path.isdir(source) else from_hub(source, config)
     splits: dict[Split, Dataset] = {}
@@ -270,7 +269,7 @@ def _read_datasets(
                 splits[split] = data[key]
     if "train" not in splits:
         raise DataError(f"`{source}` has no split named `train`.")
-    # Training decides which columns are read; `from_dataset` refuses a split that lacks one.
+    # The training split decides which columns are read; `from_dataset` rejects splits without them.
     columns = _columns(splits["train"].column_names, f"`{source}`", request, task)
     examples: dict[Split, Dataset] = {}
     for split, rows in splits.items():
@@ -282,12 +281,12 @@ def _read_datasets(
 
 
 def _load_images(files: Mapping[str, str]) -> Mapping[str, Dataset]:
-    """Read the splits of a folder of images."""
+    """Load the splits of an image folder."""
     folder = files["train"]
     if len(files) > 1:
         raise DataError(
-            f"`data` names the folder `{folder}` and others. "
-            "Give one folder, with a folder for each split in it."
+            f"`data` names the folder `{folder}` and other paths. "
+            "Give one folder that contains a folder for each split."
         )
     if not has_metadata(folder):
         return read_image_folder(folder)
@@ -295,16 +294,16 @@ def _load_images(files: Mapping[str, str]) -> Mapping[str, Dataset]:
 
 
 def _where(files: Mapping[str, str], split: Split) -> str:
-    """Return the name of a split's table for error messages."""
+    """Return a name for the data of a split, for use in error messages."""
     file = files.get(split, files["train"])
     if os.path.exists(file):
         return Path(file).name
-    # A data set on the hub: its id alone would not tell the splits apart.
+    # For a data set on the hub, the id alone would not distinguish the splits.
     return f"{file}, {split}"
 
 
 def from_hub(name: str, config: str | None = None) -> Mapping[str, Dataset]:
-    """Return all splits of a data set on the hub.
+    """Load all splits of a data set on the hub.
 
     Raises
     ------
@@ -326,12 +325,12 @@ def from_hub(name: str, config: str | None = None) -> Mapping[str, Dataset]:
 
 
 def _load(source: str, load: Callable[[], object]) -> Mapping[str, Dataset]:
-    """Call `datasets.load_dataset` quietly; turn any failure into a one-sentence error."""
+    """Load a data set without console output; any failure becomes a one-sentence `DataError`."""
     with _quiet():
         try:
             return cast("Mapping[str, Dataset]", load())
         except Exception as error:  # datasets wraps whatever its readers raise
-            # The cause has the reader's own words; the lines after the first are of no use here.
+            # The cause has the reader's message, of which only the first line is useful here.
             message = str(error.__cause__ or error).strip()
             reason = message.splitlines()[0]
             if "corresponds to no data" in reason:
@@ -339,24 +338,23 @@ def _load(source: str, load: Callable[[], object]) -> Mapping[str, Dataset]:
             if _cannot_be_written(error):
                 reason += (
                     ". Set `HF_HOME` to a folder where you may write: "
-                    "`datasets` keeps what it fetches there"
+                    "`datasets` stores its downloads there"
                 )
             raise DataError(f"`{source}` could not be read: {reason}.") from error
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence `datasets`, and stop it from reporting to the hub what is read; put all back at the
-    end.
+    """Silence `datasets` and its usage reports to the hub; restore all settings at the end.
 
-    These settings are process-wide, and the caller may have chosen them deliberately.
+    The settings are process-wide, and the caller may have chosen them deliberately.
     """
     verbosity = datasets.logging.get_verbosity()
     has_bars = datasets.is_progress_bar_enabled()
     counts = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
-    # Otherwise the hub is told of each table that is read, of one's own too.
+    # Otherwise, the hub is notified of every table that is read, even if it is a local file.
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
-    # Its errors are logged as well as raised; a user should see them once.
+    # `datasets` logs the errors that it raises; a user should see them only once.
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     datasets.disable_progress_bars()
     try:
@@ -369,9 +367,9 @@ def _quiet() -> Iterator[None]:
 
 
 def _cannot_be_written(error: BaseException) -> bool:
-    """Return whether the cache of `datasets` failed: the home folder is missing or read-only."""
+    """Return whether loading failed because the cache of `datasets` cannot be written."""
     numbers = set()
-    # `datasets` wraps errors: the one of the system is then its cause or context.
+    # `datasets` wraps errors: the system error is then the cause or the context.
     for reason in (error, error.__cause__, error.__context__):
         if isinstance(reason, OSError):
             numbers.add(reason.errno)
@@ -383,14 +381,14 @@ def _cannot_be_written(error: BaseException) -> bool:
 
 
 def _by_task(splits: Mapping[Split, Dataset]) -> dict[str, dict[Split, Dataset]]:
-    """Divide the examples by task, in the order in which the training split names the tasks."""
+    """Group the examples by task; tasks are in order of first appearance in the training split."""
     names: dict[Split, np.ndarray] = {}
     for split, data in splits.items():
         names[split] = np.array(data["task"][:])
     titles = dict.fromkeys(names["train"].tolist())
     splits_of_tasks: dict[str, dict[Split, Dataset]] = {}
     for title in titles:
-        # A split without a row of the task is empty here, which `Task` refuses with a message.
+        # A split without rows of this task is empty here, which `Task` rejects with a message.
         splits_of_task: dict[Split, Dataset] = {}
         for split, data in splits.items():
             is_of_task = names[split] == title
@@ -407,15 +405,15 @@ def _task(
     column: str,
     seed: int,
 ) -> Task:
-    """Number the classes of a task, and cut the splits that are missing off its training split.
+    """Create a task with numbered classes, taking missing splits from its training examples.
 
-    `declared` are the class names, if the table declares them; `column` is what messages call the
-    column of the labels.
+    `declared` contains the class names, if the table declares them; `column` is the name of the
+    label column, for messages.
     """
     labels = splits["train"]["label"][:]
     present = set(labels)
     if declared:
-        # The table may declare classes that occur in other tasks only.
+        # The table may declare classes that occur only in other tasks.
         names = [name for name in declared if name in present]
     else:
         reason = complaint(labels, column)
@@ -434,7 +432,7 @@ def _task(
 
 
 def _free_task(title: str, splits: Mapping[Split, Dataset], score: str, seed: int) -> Task:
-    """Make a task that is answered with free text, and cut the splits that are missing."""
+    """Create a task with free-text answers, taking missing splits from its training examples."""
     examples: dict[Split, Dataset] = {}
     for split, data in splits.items():
         names = [name for name in data.column_names if name != "task"]
@@ -444,14 +442,14 @@ def _free_task(title: str, splits: Mapping[Split, Dataset], score: str, seed: in
             if len(examples["train"]) < 2:
                 raise DataError(
                     f"Task `{title}` has too few examples to set some apart for `{split}`. Give "
-                    f"at least three, or a `{split}` file of its own."
+                    f"at least three, or a separate `{split}` file."
                 )
             _cut(examples, split, share, seed)
     return Task(title, (), **examples, score=score)
 
 
 def _cut(splits: dict[Split, Dataset], split: Split, share: float, seed: int) -> None:
-    """Cut a missing split off the training examples."""
+    """Move a share of the training examples to a missing split."""
     train = splits["train"]
     splits[split], splits["train"] = divided(train, round(share * len(train)), seed)
 
@@ -465,7 +463,7 @@ def _with_choices(data: Dataset, classes: Sequence[str]) -> Dataset:
 
 
 def _numbered(title: str, split: str, data: Dataset, names: Sequence[str]) -> Dataset:
-    """Return the examples with the numbers of their classes in place of the names."""
+    """Return the examples with class numbers instead of class names as labels."""
     index = {name: i for i, name in enumerate(names)}
     numbers = []
     for row, name in zip(data["row"][:], data["label"][:], strict=True):
@@ -480,11 +478,11 @@ def _numbered(title: str, split: str, data: Dataset, names: Sequence[str]) -> Da
 
 
 def _check_counts(title: str, train: Dataset, names: Sequence[str], split: Split) -> None:
-    """Check that each class can give an example to a split, and keep another one."""
+    """Check that each class has one example for a missing split, and another one for training."""
     counts = np.bincount(train["label"][:], minlength=len(names))
     if counts.min() < 2:
         rare = shown(names[int(counts.argmin())])
         raise DataError(
             f"Task `{title}`: class `{rare}` has too few examples to set some apart for "
-            f"`{split}`. Give at least three of each class, or a `{split}` file of its own."
+            f"`{split}`. Give at least three of each class, or a separate `{split}` file."
         )

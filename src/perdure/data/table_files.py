@@ -1,8 +1,8 @@
-"""Readers for the files that hold tables: the rows of CSV, JSON and Parquet, one at a time.
+"""Readers for table files, which yield the rows of CSV, JSON and Parquet one at a time.
 
-A reader has its file's `columns` and the `class_names` that the file declares for some of them. It
-yields each row as a pair: a line number (`None` if the format has no lines), and the cells by
-column.
+A reader has the `columns` of its file, and the `class_names` that the file declares for some of
+them. It yields each row as a pair of a line number (None if the format has no lines) and the cells
+by column.
 """
 
 import codecs
@@ -17,18 +17,18 @@ from pyarrow import ArrowException
 
 from perdure.errors import DataError
 
-# Characters of a line or a cell: a file that is not a table may be one endless line. War and Peace
-# has 3.2 million.
+# The maximum number of characters in a line or a cell, because a file that is not a table may be a
+# single endless line. War and Peace has 3.2 million.
 MAX_LINE = 10_000_000
 DELIMITERS = (",", ";", "\t", "|")
-CHUNK = 1 << 16  # the characters of JSON that are read at once
-PARQUET_ROWS = 1024  # the rows of Parquet that are read at once, whatever its row groups are
+CHUNK = 1 << 16  # the number of JSON characters to read at a time
+PARQUET_ROWS = 1024  # the number of Parquet rows to read at a time, regardless of row groups
 
 Cells = tuple[int | None, dict[str, object]]
 
 
 def check_file(path: Path) -> None:
-    """Refuse anything but a regular file, before it is opened.
+    """Check that a path is a regular file, before it is opened.
 
     Opening a pipe could block forever, and reading a device could fill the memory.
 
@@ -40,7 +40,7 @@ def check_file(path: Path) -> None:
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError) as error:
-        # `NotADirectoryError`: something above it in the path is a file.
+        # `NotADirectoryError`: one of the parents in the path is a file.
         raise DataError(f"There is no file `{path}`.") from error
     except OSError as error:
         raise DataError(f"`{path}` cannot be read: {error.strerror}.") from error
@@ -53,14 +53,15 @@ def check_file(path: Path) -> None:
 
 
 def check_text_file(path: Path) -> None:
-    """Refuse files in other formats that are named like text files.
+    """Check that a file named like a text file does not have a binary format.
 
     Raises
     ------
     DataError
-        The file begins as an archive, an Excel workbook or a Parquet file does.
+        The file starts like a gzip or ZIP archive, an Excel workbook or a Parquet file.
     """
-    # These begin with fixed bytes. Without this check the error would be one of encoding or of CSV.
+    # These formats start with fixed bytes. Without this check, the error message would be about
+    # the encoding, or about CSV.
     try:
         with path.open("rb") as file:
             beginning = file.read(4)
@@ -75,23 +76,23 @@ def check_text_file(path: Path) -> None:
 
 
 def lines(path: Path, encoding: str) -> Iterator[str]:
-    """Yield the lines of a text, each with its end, without a byte order mark.
+    """Yield the lines of a text file with their line endings, but without a byte order mark.
 
     Raises
     ------
     DataError
-        The text is not in this encoding, or a line is too long or holds a NUL character.
+        The file is not in this encoding, or a line is too long or contains a NUL character.
     """
     number = 0
     try:
-        # `newline=""`: the ends of lines inside quoted cells of CSV stay as they are written.
+        # `newline=""` preserves the line endings inside quoted CSV cells.
         with path.open(encoding=_codec(encoding), newline="") as file:
-            # One character more than is allowed, so that a line that is too long shows.
+            # Read one character more than allowed, to detect a line that is too long.
             while line := file.readline(MAX_LINE + 1):
                 number += 1
                 if "\0" in line:
                     raise DataError(
-                        f"`{path}`, line {number}, holds a NUL character, so it is not a text in "
+                        f"`{path}`, line {number}, contains a NUL character, so it is not text in "
                         f"{encoding}. Save the table as UTF-8, or give its `encoding`."
                     )
                 if len(line) > MAX_LINE:
@@ -115,18 +116,18 @@ def lines(path: Path, encoding: str) -> Iterator[str]:
 def _codec(encoding: str) -> str:
     try:
         name = codecs.lookup(encoding).name
-        b"".decode(encoding)  # refuses codecs such as `hex`, which make no text
+        b"".decode(encoding)  # rejects codecs such as `hex`, which do not produce text
     except (LookupError, ValueError) as error:
         raise DataError(f"There is no encoding `{encoding}`. Try `utf-8` or `latin-1`.") from error
-    # Excel puts a byte order mark before its UTF-8, which would become part of the first column.
+    # Excel writes a byte order mark before UTF-8, which would become part of the first column name.
     return "utf-8-sig" if name == "utf-8" else encoding
 
 
 class Delimited:
-    """A table with a header line: CSV with any delimiter, or TSV.
+    """A reader for tables with a header line: CSV with any delimiter, or TSV.
 
-    Without a `delimiter`, the header decides: it is split by each of the usual ones, and the one
-    that makes the most columns is taken, a comma if there is only one column.
+    If no `delimiter` is given, it is detected: the header is split by each common delimiter, and
+    the one that produces the most columns is used. If there is only one column, it is a comma.
     """
 
     def __init__(self, path: Path, encoding: str, delimiter: str | None):
@@ -134,21 +135,21 @@ class Delimited:
         self.path = path
         self.encoding = encoding
         self.class_names: dict[str, list[str]] = {}
-        if delimiter == "\\t":  # as a shell passes it on
+        if delimiter == "\\t":  # as given on the command line
             delimiter = "\t"
         if delimiter and (len(delimiter) > 1 or delimiter in '"\r\n'):
             raise DataError(
                 f"`delimiter` is {delimiter!r}, but should be one character, such as `;`."
             )
         headers = self._headers([delimiter] if delimiter else DELIMITERS)
-        # `max` takes the first of equals: a comma where the header is a single column.
+        # `max` returns the first of equal candidates: a comma if the header has a single column.
         self.delimiter = max(headers, key=lambda candidate: len(headers[candidate]))
         self.columns = headers[self.delimiter]
 
     def _headers(self, delimiters: Sequence[str]) -> dict[str, list[str]]:
-        """Return the columns that each delimiter makes of the header.
+        """Return the columns into which each delimiter splits the header.
 
-        Delimiters that would misplace quotes are left out.
+        Delimiters that would put quotes in the wrong places are omitted.
         """
         headers = {}
         for delimiter in delimiters:
@@ -158,13 +159,13 @@ class Delimited:
                 if not isinstance(error.__cause__, csv.Error):
                     raise
         if not headers:
-            # None of them fits: the first is tried once more, for its error.
+            # No delimiter fits. The first one is tried once more, to raise its error.
             first = delimiters[0]
             headers[first] = self._header(first)
         return headers
 
     def rows(self, columns: Sequence[str] | None) -> Iterator[Cells]:
-        """Yield each row below the header; blank lines are not rows."""
+        """Yield each row after the header, skipping blank lines."""
         records = self._records(self.delimiter)
         next(records)  # the header
         for number, (line, cells) in enumerate(records, start=1):
@@ -186,17 +187,17 @@ class Delimited:
         raise DataError(f"`{self.path}` is empty. Its first line must name the columns.")
 
     def _records(self, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-        """Yield each record's first line number, and its cells."""
-        csv.field_size_limit(MAX_LINE)  # the default refuses texts of more than 131,072 characters
+        """Yield the number of the first line and the cells of each record."""
+        csv.field_size_limit(MAX_LINE)  # by default, at most 131,072 characters are accepted
         line = 1
         try:
-            # Only a strict reader notices a quote that is never closed, which swallows the rest
-            # of the table.
+            # Only a strict reader detects a quote that is never closed, which would swallow the
+            # rest of the table.
             reader = csv.reader(lines(self.path, self.encoding), delimiter=delimiter, strict=True)
             for cells in reader:
                 if cells:
                     yield line, cells
-                # A record may have several lines; the reader's number is that of its last one.
+                # A record may span several lines; `line_num` is the number of its last line.
                 line = reader.line_num + 1
         except csv.Error as error:
             raise DataError(
@@ -207,8 +208,10 @@ class Delimited:
 
 
 class Number(float):
-    """A JSON number with a fraction or an exponent; `written` is its text in the file: `1.10`,
-    `1e5`."""
+    """A JSON number with a fraction or an exponent.
+
+    `written` is the number as written in the file, such as `1.10` or `1e5`.
+    """
 
     written: str
 
@@ -219,14 +222,17 @@ class Number(float):
 
 
 class Json:
-    """Objects in a JSON file: one on each line, or all in a list. Their keys are the columns."""
+    """A reader for JSON files that contain one object per line or a single list of objects.
+
+    The columns are the keys of the first object.
+    """
 
     def __init__(self, path: Path, encoding: str):
         check_text_file(path)
         self.path = path
         self.encoding = encoding
         self.class_names: dict[str, list[str]] = {}
-        # `Number` keeps the digits: a class may be called `1.10`, which is not the class `1.1`.
+        # `Number` preserves the digits: a class may be called `1.10`, which is not the class `1.1`.
         self.decoder = json.JSONDecoder(
             parse_float=Number,
             object_pairs_hook=_without_repeated_keys,
@@ -235,7 +241,7 @@ class Json:
         first = next(self.rows(None), None)
         if first is None:
             raise DataError(
-                f"`{path}` holds an empty list. It must hold objects, one for each row."
+                f"`{path}` contains an empty list. It must contain objects, one for each row."
             )
         _, cells = first
         self.columns = list(cells)
@@ -244,10 +250,10 @@ class Json:
         for line in lines(self.path, self.encoding):
             if line.strip():
                 return line.lstrip()[0]
-        raise DataError(f"`{self.path}` is empty. It must hold objects, one on each line.")
+        raise DataError(f"`{self.path}` is empty. It must contain objects, one on each line.")
 
     def rows(self, columns: Sequence[str] | None) -> Iterator[Cells]:
-        """Yield each object."""
+        """Yield each object as a row; `columns` is ignored."""
         values = self._from_list() if self.is_list else self._from_lines()
         for number, (line, value) in enumerate(values, start=1):
             if not isinstance(value, dict):
@@ -270,8 +276,8 @@ class Json:
                 ) from error
 
     def _from_list(self) -> Iterator[tuple[int | None, object]]:
-        """Decode one object after the other: the list may be larger than the memory."""
-        # A list may be written on a single line, so its rows are named by number alone.
+        """Decode the objects one at a time, because the list may not fit into memory."""
+        # A list may be written on a single line, so rows are identified by number alone.
         text = _Buffer(lines(self.path, self.encoding))
         text.skip("[")
         number = 0
@@ -287,17 +293,17 @@ class Json:
                 text.skip(",")
             elif text.next_character() != "]":
                 raise DataError(
-                    f"`{self.path}`, after row {number}: the list of objects breaks off."
+                    f"`{self.path}`, after row {number}: the list of objects is incomplete."
                 )
         text.skip("]")
         if text.next_character():
-            raise DataError(f"`{self.path}` goes on after its list of {number} objects.")
+            raise DataError(f"`{self.path}` continues after its list of {number} objects.")
 
 
 def _reason(error: Exception) -> str:
-    """Describe what is wrong with a line of JSON.
+    """Describe a JSON error, without the line number that `json` reports.
 
-    The line number that `json` gives is left out: it counts from where the decoder began.
+    That number is relative to the position at which the decoder started.
     """
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg} at character {error.colno}"
@@ -305,7 +311,7 @@ def _reason(error: Exception) -> str:
 
 
 class _Buffer:
-    """The text of a JSON file that has been read but not yet decoded."""
+    """A buffer for the text of a JSON file that has been read but not yet decoded."""
 
     def __init__(self, source: Iterator[str]):
         self.source = source
@@ -313,8 +319,8 @@ class _Buffer:
         self.is_whole = False
 
     def _read(self, size: int) -> None:
-        """Read until the buffer holds `size` characters, or the text ends."""
-        # Joined once: adding each line to a long text would copy it as often.
+        """Read until the buffer contains `size` characters, or the text ends."""
+        # Joined once, because appending each line to a long text would copy it every time.
         pieces = [self.text]
         length = len(self.text)
         while length < size and not self.is_whole:
@@ -325,7 +331,7 @@ class _Buffer:
         self.text = "".join(pieces)
 
     def next_character(self) -> str:
-        """Return the next character that is not white space, or an empty text at the end."""
+        """Return the next character that is not whitespace, or an empty string at the end."""
         self.text = self.text.lstrip()
         while not self.text and not self.is_whole:
             self._read(CHUNK)
@@ -333,7 +339,7 @@ class _Buffer:
         return self.text[:1]
 
     def skip(self, character: str) -> None:
-        """Consume the next character, which must be this one."""
+        """Consume the next character that is not whitespace; it must be `character`."""
         assert self.next_character() == character
         self.text = self.text[1:]
 
@@ -345,7 +351,7 @@ class _Buffer:
             try:
                 value, end = decoder.raw_decode(self.text)
             except ValueError:
-                # The value may only be cut off: read on, and decode it once more. As the size
+                # The value may be incomplete: read more, and decode it again. Because the size
                 # doubles, less than twice the value is decoded in vain.
                 if self.is_whole or len(self.text) > MAX_LINE:
                     raise
@@ -357,7 +363,7 @@ class _Buffer:
 
 
 def _without_repeated_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    # `json` would keep the last value, and the user would not learn that the first was ignored.
+    # `json` would use the last value and silently ignore the first.
     cells = dict(pairs)
     if len(cells) < len(pairs):
         names = [name for name, _ in pairs]
@@ -367,7 +373,7 @@ def _without_repeated_keys(pairs: list[tuple[str, object]]) -> dict[str, object]
 
 
 class Parquet:
-    """A Parquet file, read in batches from its row groups."""
+    """A reader for Parquet files, which loads the rows in batches."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -380,7 +386,7 @@ class Parquet:
         self.class_names = _declared_classes(schema.metadata)
 
     def rows(self, columns: Sequence[str] | None) -> Iterator[Cells]:
-        """Yield each row, with only `columns`."""
+        """Yield each row with only the cells of `columns` (by default, of all columns)."""
         names = list(self.columns if columns is None else columns)
         try:
             with pq.ParquetFile(self.path) as file:
@@ -393,19 +399,19 @@ class Parquet:
             raise self._unreadable(error) from error
 
     def _unreadable(self, error: Exception) -> DataError:
-        # Arrow's messages go on with its own calls, and some errors have no message.
+        # Arrow's messages continue with a list of calls, and some errors have no message.
         lines = str(error).strip().splitlines() or [type(error).__name__]
         reason = lines[0].rstrip(".")
         return DataError(f"`{self.path}` cannot be read as Parquet: {reason}.")
 
 
 def _declared_classes(metadata: dict[bytes, bytes] | None) -> dict[str, list[str]]:
-    """Return the names of classes that a Parquet file declares, by column.
+    """Return the class names that a Parquet file declares, by column.
 
-    `datasets` writes them into the metadata of the files that it makes; the cells are numbers.
+    `datasets` writes them to the metadata of its Parquet files; the cells contain class numbers.
     """
     declared: dict[str, list[str]] = {}
-    # Anybody can write such metadata. It is ignored unless it has the form of `datasets`.
+    # Anybody can write such metadata. It is ignored unless it has the form that `datasets` uses.
     try:
         features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
         for column, feature in features.items():

@@ -1,8 +1,8 @@
-"""Tables, written row by row; the file extension determines the format.
+"""Tables written row by row, in the format that the file extension indicates.
 
-These are the formats that `perdure.data.rows` reads. Cells stay as they were read: the digits of
-a JSON number, a list or an object inside a row. A cell of CSV is text, so other values are
-written there as JSON writes them.
+The formats are those that `perdure.data.rows` reads. Cells are written as they were read, including
+the digits of JSON numbers, and lists or objects inside a row. In CSV, where every cell is text,
+other values are written as JSON.
 """
 
 import contextlib
@@ -24,24 +24,24 @@ from perdure.errors import DataError
 from perdure.storage.files import check_place
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
-"""The first characters by which spreadsheets recognise formulas.
+"""The initial characters by which spreadsheets recognise formulas.
 
-The wide forms are taken for the narrow ones in East Asian settings.
+In East Asian locales, the full-width forms have the same effect as the usual ones.
 """
 PLAIN_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", flags=re.ASCII)
 WHOLE = range(-(2**63), 2**63)
-"""The whole numbers that a column of Parquet can hold."""
+"""The integers that fit into a Parquet column."""
 
 Cells = Mapping[str, object]
 
 
 def check_output(path: Path) -> None:
-    """Check that a table can be written to a path: its ending is known, and it does not exist yet.
+    """Check that a table can be written to a new file with a known extension.
 
     Raises
     ------
     DataError
-        No format has this ending, or the folder does not exist.
+        No format has this extension, or the folder does not exist.
     OutputError
         The path already exists.
     """
@@ -56,11 +56,11 @@ def check_output(path: Path) -> None:
 
 
 def safe_in_spreadsheets(text: str) -> str:
-    """Return the text in a form that no spreadsheet treats as a formula.
+    """Return a text in a form that no spreadsheet interprets as a formula.
 
-    A formula would be run when somebody opens the table. Such a text is prefixed with an
-    apostrophe, as is usual in spreadsheets. A number is left alone, though it may begin with a
-    sign.
+    A spreadsheet would evaluate a formula when the table is opened. A text that looks like one is
+    prefixed with an apostrophe, the usual escape character in spreadsheets. Numbers are not
+    changed, even if they start with a sign.
 
     Examples
     --------
@@ -73,10 +73,10 @@ def safe_in_spreadsheets(text: str) -> str:
 
 
 class DelimitedOutput:
-    """CSV or TSV, in UTF-8, with a header.
+    """A writer for CSV or TSV in UTF-8, with a header.
 
-    `made` are the columns that perdure adds, which are kept safe in spreadsheets. The columns of
-    the input stay as they are.
+    `made` lists the columns that perdure adds; their cells are made safe for spreadsheets. The
+    columns of the input are written unchanged.
     """
 
     def __init__(self, file: BinaryIO, columns: Sequence[str], delimiter: str, made: Sequence[str]):
@@ -85,12 +85,12 @@ class DelimitedOutput:
         self._writer = csv.writer(
             _Utf8(file),
             delimiter=delimiter,
-            lineterminator="\n",  # not the default, which is that of Windows
+            lineterminator="\n",  # the default is the line ending of Windows
         )
         self._writer.writerow(columns)
 
     def write(self, rows: Sequence[Cells]) -> None:
-        """Write rows."""
+        """Append rows to the file."""
         for row in rows:
             cells = [self._cell(row, name) for name in self._columns]
             self._writer.writerow(cells)
@@ -105,29 +105,29 @@ class DelimitedOutput:
             text = value.isoformat()
         else:
             text = to_json(value)
-        # The user's own cells are theirs; the names of classes may come from a stranger's run.
+        # The user's cells are not changed; class names may come from somebody else's run.
         return safe_in_spreadsheets(text) if name in self._made else text
 
     def close(self) -> None:
-        """Do nothing: every row has been written already."""
+        """Do nothing, because all rows have already been written."""
 
 
 class _Utf8:
-    """The text file that `csv` writes to.
+    """A text file for `csv` to write to, on top of a binary file.
 
-    Unlike a `TextIOWrapper` it never closes the file below it, and never writes late.
+    Unlike a `TextIOWrapper`, it never closes the binary file, and does not buffer.
     """
 
     def __init__(self, file: BinaryIO):
         self._file = file
 
     def write(self, text: str) -> None:
-        # Half of a surrogate pair, which JSON can hold, is written as JSON writes it.
+        # An unpaired surrogate, which JSON can contain, is written as an escape, as in JSON.
         self._file.write(text.encode("utf-8", errors="backslashreplace"))
 
 
 class JsonOutput:
-    """JSON objects, one on each line, or all in a list."""
+    """A writer for JSON objects, one per line or all in a list."""
 
     def __init__(self, file: BinaryIO, *, as_list: bool):
         self._file = file
@@ -135,31 +135,31 @@ class JsonOutput:
         self._between = b"[\n" if as_list else b""
 
     def write(self, rows: Sequence[Cells]) -> None:
-        """Write rows."""
+        """Append rows to the file."""
         for row in rows:
-            # Between rows, not after them: JSON allows no comma after the last one.
+            # Separators are written before rows, because JSON allows no comma after the last one.
             line = to_json(row).encode()
             self._file.write(self._between + line)
             self._between = b",\n" if self._as_list else b"\n"
 
     def close(self) -> None:
-        """Finish the table; the file stays open."""
+        """Finish the table, without closing the file."""
         self._file.write(b"\n]\n" if self._as_list else b"\n")
 
 
 class ParquetOutput:
-    """Parquet with the columns and types of a schema; each `write` makes a row group."""
+    """A writer for Parquet with a given schema; each call of `write` adds a row group."""
 
     def __init__(self, file: BinaryIO, schema: pa.Schema):
         self._schema = schema
         self._writer = pq.ParquetWriter(file, schema)
 
     def write(self, rows: Sequence[Cells]) -> None:
-        """Write rows."""
+        """Append rows to the file."""
         columns = []
         for field in self._schema:
             values = [row.get(field.name) for row in rows]
-            # A column of several types was given the type of a text (see `Types`).
+            # A column with values of several types is stored as strings (see `Types`).
             if pa.types.is_string(field.type):
                 values = [_as_text(value) for value in values]
             columns.append(pa.array(values, field.type))
@@ -167,7 +167,7 @@ class ParquetOutput:
         self._writer.write_table(table)
 
     def close(self) -> None:
-        """Finish the table; the file stays open."""
+        """Finish the table, without closing the file."""
         self._writer.close()
 
 
@@ -184,15 +184,15 @@ TableOutput = DelimitedOutput | JsonOutput | ParquetOutput
 def table_output(
     file: BinaryIO, path: Path, table: Table, types: "Types", made: Mapping[str, pa.DataType]
 ) -> Iterator[TableOutput]:
-    """Write a table into an open file, in the format that the ending of `path` says.
+    """Yield a writer for a table in an open file, in the format that the extension of `path` names.
 
     Parameters
     ----------
     table
-        The table that the rows come from. The output has its delimiter of CSV, and its types of
-        Parquet.
+        The table that the rows come from. CSV output uses its delimiter, and Parquet output its
+        column types.
     types
-        The types of all its rows.
+        The types of all rows of the table.
     made
         The columns that are added, with their types.
     """
@@ -200,8 +200,8 @@ def table_output(
     try:
         yield output
     except BaseException:
-        # A Parquet writer that is still open writes when it is collected, to a file that may be
-        # closed by then. What it writes now does not matter: the file is thrown away in any case.
+        # A Parquet writer that is still open writes when it is garbage-collected, when the file
+        # may already be closed. What it writes now does not matter: the file is discarded anyway.
         with contextlib.suppress(Exception):
             output.close()
         raise
@@ -216,11 +216,11 @@ def _opened(
         return JsonOutput(file, as_list=ending == ".json")
     if ending == ".parquet":
         return ParquetOutput(file, _schema(table, types, made))
-    # A header needs all columns at the start; later rows of JSON may have keys of their own.
+    # A header must list all columns in advance; later JSON rows may have additional keys.
     names = [*table.columns, *types.columns, *made]
     columns = list(dict.fromkeys(names))
     delimiter = "\t" if ending == ".tsv" else ","
-    # From CSV to CSV, the delimiter stays: it is the one that its readers are set up for.
+    # From CSV to CSV, the delimiter is preserved, because the user's programs expect it.
     if ending == table.path.suffix.lower() == ".csv" and isinstance(table.reader, Delimited):
         delimiter = table.reader.delimiter
     return DelimitedOutput(file, columns, delimiter, list(made))
@@ -239,14 +239,14 @@ def _schema(table: Table, types: "Types", made: Mapping[str, pa.DataType]) -> pa
 
 
 def to_json(value: object) -> str:
-    """Write a value of JSON or Parquet as JSON, with the digits of each number as they were read.
+    """Return a JSON or Parquet value as JSON text, preserving the digits of each number.
 
     Raises
     ------
     DataError
-        The value is of a type that JSON does not have, such as bytes.
+        The value has a type that JSON does not support, such as bytes.
     """
-    # Not by a subclass of `JSONEncoder`: it writes every float, and so a `Number`, by itself.
+    # A subclass of `JSONEncoder` could not do this: it formats floats, including `Number`, itself.
     if isinstance(value, Number):
         return value.written
     if isinstance(value, Mapping):
@@ -272,7 +272,7 @@ def to_json(value: object) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Write a text in quotes, escaping as little as possible."""
+    """Return a text as a JSON string, escaping as little as possible."""
     try:
         text.encode()
     except UnicodeEncodeError:  # half of a surrogate pair, which UTF-8 cannot write
@@ -281,7 +281,7 @@ def _quoted(text: str) -> str:
 
 
 class Types:
-    """The types of Parquet that the columns of a table need, learned from its rows.
+    """The Parquet types that the columns of a table require, inferred from its rows.
 
     Examples
     --------
@@ -296,7 +296,7 @@ class Types:
         self._seen: dict[str, set[str]] = {}
 
     def see(self, row: Cells) -> None:
-        """Take note of a row's columns and the kinds of their values."""
+        """Record the columns of a row and the types of its values."""
         for name, value in row.items():
             kinds = self._seen.setdefault(name, set())
             kinds.add(_kind(value))
@@ -307,11 +307,12 @@ class Types:
         return list(self._seen)
 
     def inferred(self) -> dict[str, pa.DataType]:
-        """Return the type of each column.
+        """Return the Parquet type of each column.
 
-        A column that holds several kinds of values, lists or objects is text, in JSON.
+        A column that contains lists, objects or values of incompatible types is stored as strings;
+        values other than text are then written as JSON.
         """
-        # Every type of Parquet has a null, so a cell without a value says nothing about it.
+        # Every Parquet type allows nulls, so a cell without a value says nothing about its type.
         types = {}
         for name, kinds in self._seen.items():
             types[name] = _type(kinds - {"nothing"})
@@ -321,7 +322,7 @@ class Types:
 def _kind(value: object) -> str:
     if value is None:
         return "nothing"
-    if isinstance(value, bool):  # first, because in Python it is a whole number, too
+    if isinstance(value, bool):  # first, because `bool` is a subclass of `int`
         return "truth"
     if isinstance(value, int):
         return "whole" if value in WHOLE else "other"

@@ -1,4 +1,4 @@
-"""Tasks to learn: a `Task` has examples in three splits, a `TaskStream` has tasks in order."""
+"""Tasks to learn. A `Task` has examples in three splits; a `TaskStream` is a sequence of tasks."""
 
 import hashlib
 import json
@@ -26,11 +26,11 @@ class TaskRows(NamedTuple):
     Attributes
     ----------
     task
-        The task's name.
+        The name of the task.
     data
-        The rows, with labels of the task's own classes, or with answers in words.
+        The rows, with indices into the classes of the task as labels, or with free-text answers.
     classes
-        The names of its classes, as a language model answers with them.
+        The class names, which are also the answers of a language model.
     """
 
     task: str
@@ -39,27 +39,28 @@ class TaskRows(NamedTuple):
 
 
 Rows = list[TaskRows]
-"""Examples of one or several tasks."""
+"""Examples of one or more tasks."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One task: a name, its classes, and its examples.
+    """A task with a name, classes, and examples.
 
     Each split has a column `text` (strings) or `image` (PIL images), and a column `label` with
-    indices into `classes`. With a column `text_pair` the two texts of a row are read as a pair. A
-    column `row` gives an example's row number in its table, for messages.
+    indices into `classes`. If there is a column `text_pair`, the two texts of a row are read as a
+    pair. An optional column `row` contains the row number of each example in its table, for
+    messages.
 
-    A task without classes is answered with free text. In place of `label` its rows have `target`,
-    the answer that is trained on, and may have `answers`, a list of all right ones. The prompt is
-    `text`, or `messages`: the turns of a conversation before the answer.
+    A task without classes has free-text answers. Instead of `label`, its rows have `target`, the
+    answer that is used for training, and optionally `answers`, a list of all right answers. The
+    prompt is in `text`, or in `messages` as the turns of a conversation before the answer.
 
     Parameters
     ----------
     classes
-        The names of the classes; empty if the answer is free text.
+        The class names; empty if the answers are free text.
     score
-        The measure of its answers: a file of `perdure/evaluation/scores`.
+        The metric for the answers: the name of a file in `perdure/evaluation/scores`.
 
     Raises
     ------
@@ -82,12 +83,12 @@ class Task:
     score: str = "accuracy"
 
     def __post_init__(self):
-        # The name becomes that of a folder in the run's folder.
+        # The name is also used for a folder in the run folder.
         if not isinstance(self.name, str) or not TASK_NAME.fullmatch(self.name):
             raise DataError(
                 f"`{self.name}` cannot name a task. Use letters, digits, `-` and `_`, starting "
-                "with a letter or digit. If it is the name of a file, give the task a `name` of "
-                "its own (`--task`)."
+                "with a letter or digit. If it is the name of a file, give the task another `name` "
+                "(`--task`)."
             )
         different = len(set(self.classes))
         if self.classes and (different < 2 or different < len(self.classes)):
@@ -95,17 +96,17 @@ class Task:
                 f"Task `{self.name}` needs at least two different classes, "
                 f"got {list(self.classes)}. Check that the label column is the right one."
             )
-        # Now, because later an error would come in the middle of a run.
+        # Checked now, because a later error would occur in the middle of a run.
         for split in SPLITS:
             self._check(split)
 
     def _check(self, split: Split) -> None:
-        # The sizes and labels alone: whether all images can be read takes long (see `unreadable`).
+        # Only sizes and labels are checked: decoding all images takes long (see `unreadable`).
         data: Dataset = getattr(self, split)
         where = f"Task `{self.name}`, split `{split}`,"
         if len(data) == 0:
             raise DataError(
-                f"{where} is empty. Give it examples, or leave the split out to have one made."
+                f"{where} is empty. Give it examples, or omit the split to have it created."
             )
         is_conversation = self.kind == "text" and "messages" in data.column_names
         prompt = "messages" if is_conversation else self.kind
@@ -121,11 +122,10 @@ class Task:
 
     def _check_labels(self, data: Dataset, where: str) -> None:
         labels = np.asarray(data["label"][:])
-        # Floats are not rounded: they are a quantity, or whole numbers of which some are missing.
+        # Floats are not rounded: they are a quantity, or integers of which some are missing.
         if not np.issubdtype(labels.dtype, np.integer):
             raise DataError(
-                f"{where} needs whole numbers as labels, indices into the classes; "
-                f"got `{labels[0]!r}`."
+                f"{where} needs integers as labels, indices into the classes; got `{labels[0]!r}`."
             )
         count = len(self.classes)
         out_of_range = labels[(labels < 0) | (labels >= count)]
@@ -137,36 +137,36 @@ class Task:
 
     @property
     def missing(self) -> str:
-        """The reason why the examples are not here; empty if they are available."""
+        """The reason why the examples are unavailable; empty if they are available."""
         return ""
 
     @property
     def kind(self) -> Literal["text", "image"]:
-        """The column that holds the input: `text` or `image`."""
+        """The kind of input: `text` or `image`."""
         return "image" if "image" in self.train.column_names else "text"
 
     def rows(self, split: Split) -> "Rows":
-        """Return the examples of a split, with the task's name.
+        """Return the examples of a split as a list with a single `TaskRows`.
 
-        The rows of several tasks are joined with `+`.
+        The lists of several tasks can be joined with `+`.
         """
         return [TaskRows(self.name, getattr(self, split), self.classes)]
 
     def groups(self, split: Split) -> list[int]:
-        """Return the group of each example: its class, or the only group if there are no classes.
+        """Return the group of each example: its class, or 0 if there are no classes.
 
-        The task posterior describes each group of a task by itself.
+        The task posterior models each group of a task separately.
         """
         data: Dataset = getattr(self, split)
         return data["label"][:] if self.classes else [0] * len(data)
 
     @property
     def group_count(self) -> int:
-        """The number of groups that `groups` tells apart."""
+        """The number of groups that `groups` distinguishes."""
         return max(1, len(self.classes))
 
     def references(self, split: Split) -> list[list[str]]:
-        """Return the right answers to each example, in words: at least one."""
+        """Return the right answers to each example as texts, at least one per example."""
         data: Dataset = getattr(self, split)
         if self.classes:
             return [[self.classes[label]] for label in data["label"]]
@@ -174,21 +174,28 @@ class Task:
             return data["answers"][:]
         return [[target] for target in data["target"]]
 
+    def sources(self, split: Split) -> list[str]:
+        """Return the prompt of each example; of a conversation, the turn that is answered."""
+        data: Dataset = getattr(self, split)
+        if "messages" in data.column_names:
+            return [turns[-1]["content"] for turns in data["messages"]]
+        return data["text"][:]
+
     def digests(self) -> dict[str, str]:
-        """Return the SHA-256 of each split: of its inputs, encoded, and labels, in order."""
+        """Return the SHA-256 of each split, computed from its inputs and labels or answers."""
         return dict(self._digests)
 
     def has_digests(self, digests: Mapping[str, str]) -> bool:
-        """Return whether a run that keeps these digests has learned these examples.
+        """Return whether a run with the given digests has learned these examples.
 
-        Version 0.1.0 hashed the path of an image in a file instead of its content; its runs
+        Version 0.1.0 hashed the path of an image file instead of its content; runs of that version
         still match.
         """
         if digests == self.digests():
             return True
         if self.kind == "text":
             return False
-        # Only now, because most runs match by content, and each digest reads a whole split.
+        # Tried last, because most runs match by content, and each digest reads an entire split.
         by_path = {}
         for split in SPLITS:
             by_path[split] = _digest(getattr(self, split), "image", _content_or_path)
@@ -196,10 +203,10 @@ class Task:
 
     @cached_property
     def unreadable(self) -> tuple[str, ...]:
-        """The reason why an image cannot be read, for each such image of all splits."""
+        """An error message for each image of any split that cannot be read."""
         if self.kind == "text":
             return ()
-        # Cached, because all images are decoded, and every run over the task asks again.
+        # Cached, because all images are decoded, and every run on the task checks them.
         reasons = []
         for split in SPLITS:
             where = f"Task `{self.name}`, split `{split}`"
@@ -208,19 +215,19 @@ class Task:
 
     @cached_property
     def _digests(self) -> dict[str, str]:
-        # Cached, because at each task a run asks for the digests of all tasks so far.
+        # Cached, because at each task, a run needs the digests of all tasks so far.
         digests = {}
         for split in SPLITS:
             digests[split] = _digest(getattr(self, split), self.kind)
         return digests
 
     def limited(self, sizes: dict[str, int | None], seed: int) -> "Task":
-        """Return the task with at most `sizes[split]` examples a split, drawn with `seed`."""
+        """Return the task with at most `sizes[split]` examples per split, drawn with `seed`."""
         splits = {}
         for split, size in sizes.items():
             data: Dataset = getattr(self, split)
             if size is not None and size < len(data):
-                # A generator of its own for each split: bounding one does not change another.
+                # A separate generator for each split, so that limiting one does not change another.
                 order = np.random.default_rng(seed).permutation(len(data))
                 chosen = np.sort(order[:size])
                 splits[split] = data.select(chosen)
@@ -233,7 +240,7 @@ def check_images(tasks: Iterable[Task]) -> None:
     Raises
     ------
     DataError
-        Some cannot be read. The message has their number, and the first reasons.
+        Some images cannot be read. The message gives their number and the first few reasons.
     """
     reasons: list[str] = []
     for task in tasks:
@@ -246,24 +253,24 @@ def check_images(tasks: Iterable[Task]) -> None:
         sentences.append(f"And {remaining} more.")
     count = "One image" if len(reasons) == 1 else f"{len(reasons)} images"
     raise DataError(
-        f"{count} cannot be read; replace or remove what is named. {' '.join(sentences)}"
+        f"{count} cannot be read and must be replaced or removed. {' '.join(sentences)}"
     )
 
 
 class TaskWithoutData(Task):
-    """A task that a run has learned, and whose examples are not here.
+    """A task that a run has learned, but whose examples are no longer available.
 
-    It takes the task's place in a stream, so that the run can learn more: it has the name, the
-    classes and the digests that the run's folder keeps. Accessing its examples is an error.
+    It replaces the task in a stream, so that the run can continue with new tasks. It has the name,
+    classes and digests that are stored in the run folder. Accessing its examples is an error.
 
     Parameters
     ----------
     name, classes
         The name and the classes of the task.
     digests
-        The SHA-256 of each split, as it was learned.
+        The SHA-256 of each split at the time of training.
     missing
-        The reason why the examples are not here, as a sentence.
+        The reason why the examples are unavailable, as a sentence.
 
     Examples
     --------
@@ -274,8 +281,8 @@ class TaskWithoutData(Task):
     """
 
     def __init__(self, name: str, classes: Sequence[str], *, digests: dict[str, str], missing: str):
-        # Not by the constructor of `Task`, which checks examples; by `vars`, as the class is
-        # frozen. `_digests` fills the cache of the property, which would hash the examples.
+        # The constructor of `Task` is not called, because it checks examples. `vars` is used,
+        # because the class is frozen. `_digests` fills the cache of the property of that name.
         vars(self).update(
             name=name,
             classes=tuple(classes),
@@ -288,7 +295,7 @@ class TaskWithoutData(Task):
         return vars(self)["_missing"]
 
     def __getattr__(self, name: str) -> object:
-        """Refuse the splits, the only attributes of a task that are missing here."""
+        """Raise `DataError` for the splits, the only attributes of a task that are missing."""
         if name not in SPLITS:
             raise AttributeError(name)
         raise DataError(f"The examples of task `{self.name}` are needed, but: {self.missing}")
@@ -296,7 +303,7 @@ class TaskWithoutData(Task):
     def __repr__(self) -> str:
         return f"TaskWithoutData({self.name!r}, missing={self.missing!r})"
 
-    # The comparison of `Task`, field by field, would ask for examples.
+    # `Task` is compared field by field, which would require examples.
 
     def __eq__(self, other: object) -> bool:
         return self is other
@@ -332,28 +339,28 @@ def _digest(
             digest.update(answers.encode())
             digest.update(b"\0")
         return digest.hexdigest()
-    # Always 64 bits: the digest is kept, and must not depend on how a table stores its labels.
+    # Always 64 bits: the digest is stored, and must not depend on how a table stores its labels.
     labels = np.asarray(data["label"][:], dtype=np.int64)
     digest.update(labels.tobytes())
     return digest.hexdigest()
 
 
 def _prompts(data: Dataset) -> Iterable[str]:
-    """Return the prompts as texts, conversations as JSON."""
+    """Return the prompts as strings, with conversations in JSON."""
     if "messages" in data.column_names:
         return (json.dumps(turns, ensure_ascii=False) for turns in data["messages"])
     return data["text"]
 
 
 def _answers(data: Dataset) -> Iterable[str]:
-    """Return the right answers to each example as one text."""
+    """Return the right answers to each example as a single string."""
     if "answers" in data.column_names:
         return (json.dumps(answers, ensure_ascii=False) for answers in data["answers"])
     return data["target"]
 
 
 def _check_targets(data: Dataset, where: str) -> None:
-    """Check that every example has an answer in words."""
+    """Check that every example has a text as its answer."""
     for number, target in enumerate(data["target"], start=1):
         if not isinstance(target, str) or not target.strip():
             raise DataError(
@@ -368,12 +375,12 @@ def _content_or_path(image: EncodedImage) -> bytes:
 
 @dataclass(frozen=True)
 class TaskStream:
-    """Tasks in the order of learning.
+    """A sequence of tasks, in the order in which they are learned.
 
-    `scenario` says what is known about an input at test time (van de Ven & Tolias 2022). With
-    `task`, its task is known. With `domain` it is not, and all tasks have the same classes. With
-    `class` it is not either, and the class may be one of any task. Classes of the same name in
-    different tasks are the same class.
+    `scenario` determines what is known about an input at test time (van de Ven & Tolias 2022). With
+    `task`, its task is known. With `domain`, its task is unknown, and all tasks have the same
+    classes. With `class`, its task is unknown, and its class may belong to any task. Classes with
+    the same name in different tasks are the same class.
 
     Examples
     --------
@@ -391,7 +398,7 @@ class TaskStream:
     def __post_init__(self):
         names = self.names
         if not names:
-            raise InputError(f"Stream `{self.name}` has no task.")
+            raise InputError(f"Stream `{self.name}` has no tasks.")
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise InputError(
@@ -400,14 +407,14 @@ class TaskStream:
         scenarios = list(get_args(Scenario))
         if self.scenario not in scenarios:
             raise InputError(f"`scenario` must be one of {scenarios}, got `{self.scenario}`.")
-        # As sets: tasks may name the same classes in different orders.
+        # Compared as sets, because tasks may list the same classes in different orders.
         class_sets = {frozenset(task.classes) for task in self.tasks}
         if self.scenario == "domain" and len(class_sets) > 1:
             raise InputError(
                 "With `scenario: domain` all tasks must have the same classes. "
                 "Use `class` or `task`."
             )
-        # A task without data cannot tell its kind.
+        # The kind of a task without data is unknown.
         kinds = {task.kind for task in self.tasks if not task.missing}
         if len(kinds) > 1:
             raise InputError(
@@ -429,7 +436,7 @@ class TaskStream:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names of all classes, each once, in the order in which the tasks introduce them."""
+        """The class names of all tasks without duplicates, in order of first appearance."""
         names: list[str] = []
         for task in self.tasks:
             names += task.classes
@@ -437,7 +444,7 @@ class TaskStream:
 
     @property
     def missing(self) -> dict[str, str]:
-        """The tasks whose examples are not here, each with the reason."""
+        """The names of the tasks whose examples are unavailable, with the reason for each."""
         return {task.name: task.missing for task in self.tasks if task.missing}
 
     def task(self, name: str) -> Task:
@@ -447,12 +454,12 @@ class TaskStream:
         return self.tasks[self.names.index(name)]
 
     def class_index(self, name: str) -> list[int]:
-        """Return the index in `classes` of each class of a task."""
+        """Return the indices of a task's classes in `classes`."""
         index = {class_name: i for i, class_name in enumerate(self.classes)}
         return [index[class_name] for class_name in self.task(name).classes]
 
     def until(self, step: int) -> "TaskStream":
-        """Return the stream of the first `step` tasks."""
+        """Return a stream of the first `step` tasks."""
         return replace(self, tasks=self.tasks[:step])
 
     def limited(
@@ -463,15 +470,15 @@ class TaskStream:
         test: int | None = None,
         seed: int = 0,
     ):
-        """Return the stream with at most `train` training examples per task, and so on.
+        """Return the stream with at most the given number of examples per task and split.
 
-        They are drawn with `seed`.
+        The examples are drawn with `seed`. A split without a number keeps all of its examples.
         """
         sizes = {"train": train, "validation": validation, "test": test}
         tasks = tuple(task.limited(sizes, seed) for task in self.tasks)
         return replace(self, tasks=tasks)
 
     def ordered(self, names: Sequence[str]) -> "TaskStream":
-        """Return the stream with the tasks `names`, in that order."""
+        """Return a stream of the tasks called `names`, in that order."""
         tasks = tuple(self.task(name) for name in names)
         return replace(self, tasks=tasks)

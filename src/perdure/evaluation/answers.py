@@ -1,6 +1,6 @@
-"""Answers to a task's examples, as classes or as free text, and the task's score for them."""
+"""Answers to the examples of a task, as classes or as free text, and their scores."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from jaxtyping import Float, Int
@@ -10,33 +10,38 @@ from perdure import registry
 from perdure.errors import InputError
 from perdure.evaluation.calibration import expected_calibration_error, reliability
 from perdure.evaluation.score import TaskId
+from perdure.evaluation.task_score import takes_sources
 
 
 @dataclass(frozen=True)
 class Texts:
-    """The answers to a task's examples, as free text.
+    """Free-text answers to the examples of a task.
 
     Attributes
     ----------
     references
-        All right answers to each example.
+        All correct answers to each example.
     answered
-        The text that was answered, for each way to know the task.
+        The model's answer to each example, by `task_id`.
     metric
         The name of the task's score.
+    sources
+        The prompt of each example, for scores that take it.
     """
 
     references: list[list[str]]
     answered: dict[TaskId, list[str]]
     metric: str = "accuracy"
+    sources: Sequence[str] = ()
 
     def scores(self) -> dict[TaskId, float]:
-        """Return the score between 0 and 1, for each way to know the task."""
+        """Return the score, a number between 0 and 1, for each `task_id`."""
         score = registry.find("score", self.metric)
+        more = {"sources": self.sources} if takes_sources(score) else {}
         values: dict[TaskId, float] = {}
         for task_id, answers in self.answered.items():
-            value = score(answers, self.references)
-            # A score may be the user's own: what it returns is written into the run's folder.
+            value = score(answers, self.references, **more)
+            # A score may be user-defined, and its result is written to the run folder.
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
                 raise InputError(
                     f"The score `{self.metric}` returned {str(value)[:100]}, but must return a "
@@ -46,32 +51,33 @@ class Texts:
         return values
 
     def worded(self) -> "Texts":
-        """Return the answers themselves: they are words already."""
+        """Return these answers unchanged, because they are already texts."""
         return self
 
     def calibration_errors(self) -> dict[TaskId, float]:
-        """Return nothing: free text has no confidence among choices."""
+        """Return an empty dictionary, because free text has no confidence over a set of classes."""
         return {}
 
     def counts(self, task_id: TaskId) -> dict[str, dict[str, int]]:
-        """Return nothing: free texts are not confused with each other, as classes are."""
+        """Return an empty dictionary, because free text has no confusion matrix."""
         return {}
 
 
 @dataclass(frozen=True)
 class Answers:
-    """The answers to a task's examples, as indices into `classes`.
+    """Answers to the examples of a task, as indices into `classes`.
 
     Attributes
     ----------
     true
-        The right class of each example.
+        The correct class of each example.
     answered
-        The class that was answered, for each way to know the task.
+        The class that the model chose for each example, by `task_id`.
     metric
         The name of the task's score.
     confidence
-        The probability of each answer among all that could be given; of language models only.
+        The probability of each answer among all possible answers, by `task_id`; only for language
+        models.
     """
 
     classes: tuple[str, ...]
@@ -81,7 +87,7 @@ class Answers:
     confidence: Mapping[TaskId, Float[Tensor, " examples"]] = field(default_factory=dict)
 
     def scores(self) -> dict[TaskId, float]:
-        """Return the score between 0 and 1, for each way to know the task."""
+        """Return the score, a number between 0 and 1, for each `task_id`."""
         if self.metric != "accuracy":
             return self.worded().scores()
         shares = {}
@@ -91,7 +97,7 @@ class Answers:
         return shares
 
     def calibration_errors(self) -> dict[TaskId, float]:
-        """Return the expected calibration error, for each `task_id`."""
+        """Return the expected calibration error for each `task_id`."""
         errors = {}
         for task_id, confidence in self.confidence.items():
             right = self.answered[task_id] == self.true
@@ -99,7 +105,7 @@ class Answers:
         return errors
 
     def worded(self) -> "Texts":
-        """Return the answers as the names of their classes."""
+        """Return the answers as texts, which are the names of the classes."""
         answered: dict[TaskId, list[str]] = {}
         for task_id, indices in self.answered.items():
             answered[task_id] = [self.classes[index] for index in indices.tolist()]
@@ -107,9 +113,10 @@ class Answers:
         return Texts(references, answered, self.metric)
 
     def counts(self, task_id: TaskId) -> dict[str, dict[str, int]]:
-        """Return the confusion matrix: the number of answers by true and by answered class.
+        """Return the confusion matrix: the number of answers by true class and by answered class.
 
-        Classes are named, and those that are true come in their order.
+        The keys are class names. True classes are in the order of `classes`; those without
+        examples are left out.
 
         Examples
         --------
@@ -129,7 +136,7 @@ class Answers:
             of_class = counts.setdefault(self.classes[true], {})
             name = self.classes[answered]
             of_class[name] = of_class.get(name, 0) + 1
-        # In the order of the classes, not in that of the examples.
+        # Use the order of the classes, not that of the examples.
         in_order: dict[str, dict[str, int]] = {}
         for name in self.classes:
             if name in counts:

@@ -1,4 +1,4 @@
-"""Confusion matrices, and how well a classifier's confidence matches its accuracy."""
+"""Confusion matrices, and the calibration of a classifier's confidence."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,9 +10,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Bin:
-    """The number of examples with confidence in (low, high], their mean confidence and accuracy.
+    """One bin of a reliability table: the examples with a confidence in (low, high].
 
-    The means of an empty bin are None.
+    `count` is the number of these examples; `confidence` and `accuracy` are their means, which are
+    None if the bin is empty.
     """
 
     low: float
@@ -25,14 +26,14 @@ class Bin:
 def confusion(
     true: Int[Tensor, " examples"], predicted: Int[Tensor, " examples"], count: int
 ) -> Int[Tensor, "true predicted"]:
-    """Count how often each of `count` kinds (a row) was classified as each kind (a column).
+    """Return the confusion matrix of `count` classes: rows are true, columns predicted classes.
 
     Examples
     --------
     >>> confusion(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), 2).tolist()
     [[1, 1], [0, 1]]
     """
-    # Each pair (true, predicted) becomes one number, so that a single `bincount` does it all.
+    # Each pair (true, predicted) becomes one number, so that a single `bincount` is enough.
     pairs = true * count + predicted
     return torch.bincount(pairs, minlength=count * count).reshape(count, count)
 
@@ -40,9 +41,9 @@ def confusion(
 def reliability(
     confidence: Float[Tensor, " examples"], right: Bool[Tensor, " examples"], *, bins: int = 15
 ) -> list[Bin]:
-    """Return the reliability table: bins of equal width from 0 to 1.
+    """Return the reliability table, which has confidence bins of equal width from 0 to 1.
 
-    A confidence of 0 counts in the first bin.
+    A confidence of 0 belongs to the first bin.
 
     Examples
     --------
@@ -77,10 +78,10 @@ def reliability(
 
 
 def expected_calibration_error(table: Sequence[Bin]) -> float:
-    """ECE = sum over bins of count / n · |accuracy - confidence|, with n examples in all.
+    """Return ECE = sum over bins of count / n · |accuracy - confidence|, with n examples in total.
 
-    At 0, a share p of the answers given with confidence p is right. Without examples it is nan.
-    See Guo et al. 2017, arXiv 1706.04599.
+    If the ECE is 0, answers with confidence p are correct with frequency p. Without examples it is
+    nan. See Guo et al. 2017, arXiv 1706.04599.
 
     Examples
     --------

@@ -1,7 +1,9 @@
-"""A language model apart from its tasks: its loss on plain text, and how far it has moved.
+"""Measurements of a language model outside its tasks: its loss on plain text, and its divergence
+from the pre-trained model.
 
-Neither needs a benchmark. The rise of the first is peft's own measure of forgetting; the second
-predicts forgetting before any old task is measured (Shenfeld et al., RL's Razor, arXiv 2509.04259).
+Neither requires a benchmark. The rise of the loss is the measure of forgetting that peft uses. The
+divergence predicts forgetting before any old task is measured (Shenfeld et al., RL's Razor, arXiv
+2509.04259).
 """
 
 import hashlib
@@ -25,36 +27,39 @@ from perdure.models.examples import Examples
 from perdure.vectors.task_vector import TaskVector
 
 GeneralSetting = bool | str | dict[str, object] | None
-"""`evaluation.general`: true, a text's name or file, or a mapping of `text`, `tokens`, `tasks`."""
+"""The setting `evaluation.general`: true, the name or file of a text, or a mapping with the keys
+`text`, `tokens` and `tasks`.
+"""
 
 USUAL = "editorials"
 TOKENS = 2048
-"""The number of tokens of plain text that are predicted: seconds for a small model on a CPU."""
+"""The default number of tokens of plain text to predict; a small model takes seconds on a CPU."""
 LENGTH = 128
-"""The number of tokens in one piece of the text."""
+"""The number of tokens in each piece of the text."""
 PROMPTS = 64
-"""The most prompts of the new task on which the model is compared with the pre-trained one."""
+"""The maximum number of prompts on which the model is compared with the pre-trained model."""
 FEW = 4
-"""The number of examples in a batch: every token has logits over the whole vocabulary."""
+"""The batch size, which is small because every token has logits over the entire vocabulary."""
 READ = 2**20
-"""The most characters of a file that are read: pieces are taken evenly from all of them."""
+"""The maximum number of characters to read from a file, from which pieces are taken evenly."""
 
 
 @dataclass(frozen=True)
 class General:
-    """The values that were measured apart from the tasks.
+    """The results of measuring a language model outside the tasks that it learns.
 
     Attributes
     ----------
     cross_entropy
         The mean of -log p over the tokens of plain text, in nats.
     divergence
-        KL(pre-trained ‖ now) on prompts of the new task, in nats; None before the first task, or if
-        its examples are missing.
+        KL(pre-trained ‖ current model) on prompts of the new task, in nats; None before the first
+        task, or if the examples of the new task are missing.
     scores
-        The score of each task that is never trained, with the score's name, by the task's name.
+        The name and the value of the score of each task that is never trained, by task name.
     task_id
-        How the task was known: `none`, or `posterior` if each task has its own model.
+        How a task's model was chosen: by the task `posterior` if each task has a separate model,
+        or `none` if there is a single model.
     """
 
     cross_entropy: float
@@ -65,18 +70,18 @@ class General:
 
 @dataclass(frozen=True)
 class Source:
-    """The text that is measured on, and tasks that are never trained.
+    """The text to predict, and the tasks that are measured but never trained.
 
     Attributes
     ----------
     text
-        A name or a file.
+        The name of a text, or a file.
     tokens
         The number of tokens to predict.
     tasks
-        Entries as in a recipe's stream.
+        The tasks that are never trained, in the format of a recipe's stream.
     digest
-        The SHA-256 of the text that the run began with; empty before that.
+        The SHA-256 of the text with which the run began; empty before the run begins.
     """
 
     text: str = USUAL
@@ -86,12 +91,12 @@ class Source:
 
 
 def source(setting: GeneralSetting) -> Source | None:
-    """Return what the setting asks for; None if nothing is measured.
+    """Return the text and tasks that a setting specifies, or None if nothing is measured.
 
     Raises
     ------
     InputError
-        It has none of the allowed forms.
+        The setting has none of the allowed forms.
 
     Examples
     --------
@@ -111,7 +116,7 @@ def source(setting: GeneralSetting) -> Source | None:
     tasks = setting.get("tasks", [])
     digest = setting.get("digest", "")
     is_known = setting.keys() <= {"text", "tokens", "tasks", "digest"} and isinstance(digest, str)
-    # `true` is a number for Python, but less than LENGTH.
+    # `true` is a number in Python, but less than LENGTH.
     if is_known and isinstance(text, str) and isinstance(tokens, int) and isinstance(tasks, list):
         are_entries = all(isinstance(entry, Mapping) for entry in tasks)
         if tokens >= LENGTH and are_entries:
@@ -124,9 +129,9 @@ def source(setting: GeneralSetting) -> Source | None:
 
 
 def with_current_digest(setting: GeneralSetting) -> GeneralSetting:
-    """Return the setting with the digest of its text, if that is a file which is here.
+    """Return the setting with the digest of its text added, if the text is an existing file.
 
-    With it a run can tell later whether the text is still the same.
+    The digest allows a run to detect later that the text has changed.
     """
     asked = source(setting)
     if asked is None or asked.digest or not Path(asked.text).is_file():
@@ -135,7 +140,7 @@ def with_current_digest(setting: GeneralSetting) -> GeneralSetting:
 
 
 def with_digest(setting: GeneralSetting, digest: str) -> GeneralSetting:
-    """Return the setting with a digest in place of its own; unchanged if the digest is empty."""
+    """Return the setting with the given digest, or unchanged if the digest is empty."""
     asked = source(setting)
     if asked is None or not digest:
         return setting
@@ -144,33 +149,35 @@ def with_digest(setting: GeneralSetting, digest: str) -> GeneralSetting:
 
 
 def check_name(before: Source, now: Source) -> None:
-    """Check that a text which comes with a package, and so has no digest, is still the same one.
+    """Check that a run still uses the same text, if that text comes with a package.
+
+    Such texts have no digest, so their names are compared.
 
     Raises
     ------
     DataError
-        It is another text.
+        The run was measured on another text before.
     """
     if not before.digest and before.text != now.text and before.text in registry.names("text"):
         raise DataError(
             f"`{now.text}`, the text of `evaluation.general`, is not `{before.text}`, which the "
-            "run was measured on before: the rise of its loss would compare two texts. Use "
+            "run was measured on before. The change in its loss would compare two texts. Use "
             f"`{before.text}`, or begin a new run."
         )
 
 
 def check_text(setting: Source, digest: str) -> None:
-    """Check that the text is the one with this digest; an empty digest fits any.
+    """Check that the text has this digest; an empty digest matches any text.
 
     Raises
     ------
     DataError
-        It is another text.
+        The digest of the text is different.
     """
     if digest and _digest(texts(setting.text)) != digest:
         raise DataError(
             f"`{setting.text}`, the text of `evaluation.general`, is not the one that the run was "
-            "measured on before: the rise of its loss would compare two texts. Restore the file, "
+            "measured on before. The change in its loss would compare two texts. Restore the file, "
             "or begin a new run."
         )
 
@@ -180,14 +187,16 @@ def _digest(parts: Sequence[str]) -> str:
 
 
 def texts(name: str) -> list[str]:
-    """Return the plain texts of a name or a file.
+    """Return the plain texts with this name, or the content of the file with this name.
 
     Raises
     ------
     UnknownName
-        There is neither.
+        There is no such text.
+    InputError
+        The name looks like a file name, but there is no such file.
     DataError
-        The file is not text in UTF-8, or is empty.
+        The file cannot be read, is not UTF-8 text, or is empty.
     """
     known = registry.names("text")
     if name in known:
@@ -208,17 +217,17 @@ def texts(name: str) -> list[str]:
     except OSError as error:
         raise DataError(f"`{name}` cannot be read: {error.strerror}.") from error
     if not content.strip():
-        raise DataError(f"`{name}` has no text. `evaluation.general` needs some to predict.")
+        raise DataError(f"`{name}` has no text. `evaluation.general` needs text to predict.")
     return [content]
 
 
 def pieces(backbone: Backbone, setting: Source) -> Examples:
-    """Return pieces of the text, as a language model is to predict them.
+    """Return pieces of the text, as examples for a language model to predict.
 
     Raises
     ------
     BackboneError
-        The model answers with classes.
+        The backbone is a classifier, not a language model.
     DataError
         The text is too short for a single piece, or has changed.
     """
@@ -236,24 +245,24 @@ def pieces(backbone: Backbone, setting: Source) -> Examples:
 def measured(
     system: System, setting: Source, new: Task | None, never: Sequence[Task] = ()
 ) -> General:
-    """Measure a system apart from its tasks. The backbone is left as it was.
+    """Measure a language model outside the tasks that it has learned, without changing it.
 
     Parameters
     ----------
     new
-        The task that was learned last; None before the first.
+        The task that was learned last; None before the first task.
     never
         The tasks that are never trained.
 
     Raises
     ------
     NotFinite
-        The model's answers are not finite numbers.
+        The loss, the divergence or the answers of the model are not finite numbers.
     """
     backbone = system.backbone
     combined = system.combined
     examples = pieces(backbone, setting)
-    # Without a task there is no single model of a routed rule: each piece gets its likeliest.
+    # A routed rule has no single model, so each piece gets the model of its most likely task.
     picked = system.likeliest(examples) if combined.routed else None
     with evaluating(backbone):
         loss = cross_entropy(backbone, combined, examples, picked)
@@ -263,7 +272,7 @@ def measured(
     for value in (loss, divergence):
         if value is not None and not math.isfinite(value):
             raise NotFinite(
-                f"The rule `{system.rule.label}` makes a model whose loss is {value}. "
+                f"The rule `{system.rule.label}` produces a model whose loss is {value}. "
                 "Choose a smaller `scale`, or another rule."
             )
     scores = {task.name: (task.score, never_trained(system, task)) for task in never}
@@ -271,15 +280,15 @@ def measured(
 
 
 def never_trained(system: System, task: Task) -> float:
-    """Return the score of a task that was not learned, by the model as it is now.
+    """Return the score of the current model on a task that was not learned.
 
-    If the task is closed, only its own words can be the answer.
+    If the task has classes, the model chooses only among the names of these classes.
     """
     combined = system.combined
     if not combined.routed:
         alone = {task.name: task.classes}
         return system.answer(task, "test", ["given"], among=alone).scores()["given"]
-    # Each example is read by the model of its likeliest task, as if it were one of that task's.
+    # Each example is answered by the model of its most likely task, as if it belonged to that task.
     picked = system.likeliest(system.backbone.encode(task.rows("test")))
     texts: list[str] = [""] * len(picked)
     for name, rows in _by_model(picked, len(picked)).items():
@@ -287,7 +296,13 @@ def never_trained(system: System, task: Task) -> float:
         answers = system.answer(some, "test", ["given"], among={some.name: task.classes})
         for row, text in zip(rows, answers.worded().answered["given"], strict=True):
             texts[row] = text
-    return Texts(task.references("test"), {"given": texts}, task.score).scores()["given"]
+    whole = Texts(
+        references=task.references("test"),
+        answered={"given": texts},
+        metric=task.score,
+        sources=task.sources("test"),
+    )
+    return whole.scores()["given"]
 
 
 @torch.no_grad()
@@ -297,12 +312,12 @@ def cross_entropy(
     examples: Examples,
     picked: Sequence[str] | None = None,
 ) -> float:
-    """Return CE = -(1/n) sum over the n tokens of log p(token | the tokens before it), in nats.
+    """Return CE = -(1/n) sum over n tokens of log p(token | the tokens before it), in nats.
 
     Parameters
     ----------
     picked
-        The task of each example, whose model predicts it, if the model is routed.
+        The task whose model predicts each example, if the combined model is routed.
     """
     total = 0.0
     count = 0
@@ -317,7 +332,7 @@ def cross_entropy(
 
 
 def _by_model(picked: Sequence[str] | None, count: int) -> Mapping[str | None, list[int]]:
-    """Return the rows that each task's model reads; a single model has no task."""
+    """Return the rows that each task's model reads, by task; a single model has the key None."""
     if picked is None:
         return {None: list(range(count))}
     rows: dict[str | None, list[int]] = {}
@@ -330,10 +345,10 @@ def _by_model(picked: Sequence[str] | None, count: int) -> Mapping[str | None, l
 def divergence_from_base(backbone: Backbone, combined: Combined, task: Task) -> float:
     """Return KL(p0 ‖ p) = sum over tokens of p0 · (log p0 - log p) on a task's prompts, in nats.
 
-    p0 is the pre-trained model and p the combined one. Both read the prompts with their right
-    answers, of at most `PROMPTS` validation examples. The mean is taken over an example's positions
-    (the prompt's last token and each token of the answer but its last: those that predict the
-    answer's next token), and then over examples.
+    p0 is the pre-trained model and p is the combined model. Both read at most `PROMPTS` validation
+    examples, each a prompt with its correct answer. The divergence is averaged over the positions
+    of an example that predict a token of the answer (the last token of the prompt, and all tokens
+    of the answer except the last), and then over examples.
     """
     rows = task.limited({"validation": PROMPTS}, 0).rows("validation")
     examples = backbone.prepare(rows, batch_size=FEW)

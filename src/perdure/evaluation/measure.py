@@ -1,4 +1,4 @@
-"""Measure a system: combine its tasks and score them. No file is written."""
+"""The measurement of a system: its tasks are combined and scored, and no file is written."""
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,22 +23,22 @@ from perdure.seeds import derived
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """The measurements to make while a stream is learned.
+    """Settings for the measurements made while a stream is learned.
 
     Parameters
     ----------
     task_ids
-        The assumptions about the task of a test example: `given`, inferred by the task `posterior`,
-        or not known at all (`none`): all heads compete.
+        How the task of a test example is determined: it is `given`, inferred by the task
+        `posterior`, or unknown (`none`), in which case all heads compete.
     steps
-        Measure after `all` tasks, after the `last` only, or never (`none`; `perdure evaluate` can
-        do it later).
+        When to measure: after each task (`all`), after the `last` task only, or never (`none`;
+        `perdure evaluate` can do it later).
     future
         Also measure tasks before they are learned, which forward transfer needs.
     general
-        Also measure what a language model can do besides its tasks, before the first task and
-        after each one: true, a file of plain text, or a mapping of `text` (the file), `tokens`
-        (the number to predict, by default 2048) and `tasks` (entries as in a recipe's stream, of
+        Also measure the abilities of a language model outside its tasks, before the first task and
+        after each task: true, a file of plain text, or a mapping of `text` (the file), `tokens`
+        (the number to predict, by default 2048) and `tasks` (entries as in a recipe's stream, for
         tasks that are never trained).
     """
 
@@ -48,7 +48,7 @@ class Evaluation:
     general: GeneralSetting = None
 
     def __post_init__(self):
-        general.source(self.general)  # a wrong one is refused before anything is loaded
+        general.source(self.general)  # reject a bad value before anything is loaded
 
     @property
     def begins_before(self) -> bool:
@@ -56,7 +56,7 @@ class Evaluation:
         return self.future or (bool(self.general) and self.steps != "none")
 
     def due(self, step: int, tasks: int) -> bool:
-        """Return True if a measurement is due after `step` of the tasks."""
+        """Return True if a measurement is due after `step` of `tasks` tasks have been learned."""
         if self.steps == "last":
             return step == tasks
         return self.steps == "all"
@@ -64,7 +64,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Score:
-    """One value, measured after `step` tasks: a row of `scores.csv`."""
+    """A value measured after `step` tasks, which is one row of `scores.csv`."""
 
     step: int
     task: str
@@ -82,17 +82,17 @@ class Measurement:
     Attributes
     ----------
     rule
-        The rule as it was given; its label appears in the scores.
+        The rule as configured; its label appears in the scores.
     applied
         The rule with the scale that a search has chosen.
     candidates
         Each scale that the search tried, with its score.
     answers
-        The answers to the test examples, by task; tasks with missing examples are left out.
+        The answers to the test examples, by task name; tasks with missing examples are left out.
     scores
-        The score of each task for each way to know the task, and what else was measured.
+        The score of each task for each `task_id`, and all other measured values.
     seconds
-        The time that the measurement took.
+        The duration of the measurement.
     """
 
     step: int
@@ -115,14 +115,14 @@ def measure(
 ) -> Measurement:
     """Combine the tasks of a system and score them on test examples.
 
-    The backbone is left as it was. Tasks whose examples are missing get no score.
+    The backbone is not changed. Tasks whose examples are missing get no score.
 
     Parameters
     ----------
     seed
-        Seed for the untrained heads of future tasks, with `evaluation.future`.
+        The seed for the untrained heads of future tasks, which `evaluation.future` needs.
     never
-        The tasks of `evaluation.general`, which are never trained.
+        The tasks from `evaluation.general`, which are never trained.
     """
     started = time.perf_counter()
     step = len(system.learned)
@@ -143,7 +143,7 @@ def measure(
     with system.loaded(), Progress(title, len(tasks), quiet=quiet) as progress:
         if evaluation.future:
             _give_fresh_heads(system, stream.tasks[step:], seed)
-        # Inside `loaded`, because a search answers validation examples with the heads of now.
+        # Inside `loaded`, because a search answers validation examples with the current heads.
         acting, candidates = with_best_scale(system, stream)
         # Before the first task every head is untrained: all tasks of the stream compete.
         among = acting.classes
@@ -162,7 +162,7 @@ def measure(
             new = stream.tasks[step - 1] if step else None
             values = general.measured(acting, elsewhere, new, never)
             besides = _besides(system, values, stream.scenario)
-        # A milestone: outside a terminal, a log gets a line with the averages.
+        # A milestone: outside a terminal, this prints a line with the averages.
         progress.to(len(tasks), _averages(answers), reached=True)
     seconds = time.perf_counter() - started
     return Measurement(
@@ -182,9 +182,9 @@ def _scores(
     evaluation: Evaluation,
     answers: Mapping[str, Answers | Texts],
 ) -> Iterable[Score]:
-    # A `task` stream promises the task's name. Answered without it, it is class-incremental.
+    # A `task` stream promises the task's name. Without the name, it becomes class-incremental.
     unknown = "class" if stream.scenario == "task" else stream.scenario
-    # Once per task, not once per row; for each, the score first and then what stands beside it.
+    # Computed once per task, not once per row: the score, followed by the calibration error.
     values: dict[str, dict[str, dict[TaskId, float]]] = {}
     for task, of_task in answers.items():
         values[task] = {
@@ -208,7 +208,7 @@ def _scores(
 
 
 def _besides(system: System, values: General, scenario: Scenario) -> list[Score]:
-    """Return rows for what was measured apart from the tasks, under names that no task has."""
+    """Return rows for the results of `evaluation.general`, under names that no task can have."""
     named = [("text", "cross_entropy", values.cross_entropy)]
     if values.divergence is not None:
         named.append(("prompts", "divergence", values.divergence))
@@ -230,13 +230,16 @@ def _besides(system: System, values: General, scenario: Scenario) -> list[Score]
 
 
 def measurable(stream: TaskStream, step: int, evaluation: Evaluation) -> list[str]:
-    """Return the names of the tasks to measure after `step` tasks: those with examples."""
+    """Return the names of the tasks to measure after `step` tasks.
+
+    Tasks whose examples are missing are left out.
+    """
     tasks = stream.tasks if evaluation.future else stream.tasks[:step]
     return [task.name for task in tasks if not task.missing]
 
 
 def check_search(stream: TaskStream, step: int, rule: Rule) -> None:
-    """Raise `InputError` if a rule has to search its scale and lacks examples for it."""
+    """Raise `InputError` if a rule searches its scale, but validation examples are missing."""
     # Before the first task there is nothing to scale.
     missing = stream.until(step).missing if step else {}
     if not rule.searches or not missing:
@@ -245,12 +248,12 @@ def check_search(stream: TaskStream, step: int, rule: Rule) -> None:
     raise InputError(
         f"The rule `{rule.label}` searches its scale on the validation examples of all tasks, "
         f"but those of `{name}` are missing: {reason} Put them back, or use a rule that needs "
-        "none: `perdure run RUN --set rule=task_arithmetic` changes the run's."
+        "none: `perdure run RUN --set rule=task_arithmetic` changes the rule of the run."
     )
 
 
 def _averages(answers: Mapping[str, Answers | Texts]) -> str:
-    """Format the average score for each way to know the task; say if the scores differ."""
+    """Format the average score for each `task_id`, with a note if tasks have different scores."""
     values: dict[TaskId, list[float]] = {}
     for of_task in answers.values():
         for task_id, score in of_task.scores().items():
@@ -265,9 +268,9 @@ def _averages(answers: Mapping[str, Answers | Texts]) -> str:
 
 
 def _give_fresh_heads(system: System, tasks: Iterable[Task], seed: int) -> None:
-    """Give future tasks the head that all tasks share, or untrained ones.
+    """Give each future task the shared head, if there is one, or else an untrained head.
 
-    Untrained heads are the same at each step, so that differences between steps come from
+    Untrained heads are the same at each step, so that differences between steps are due to
     learning.
     """
     backbone = system.backbone

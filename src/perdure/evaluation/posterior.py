@@ -1,10 +1,11 @@
-"""The task posterior p(t | x): which task an input belongs to, when nobody says.
+"""The task posterior p(t | x): the probability that an input x belongs to task t.
 
 p(class | x) = sum over t of p(t | x) p(class | t, x)   (Kim et al. 2022, arXiv 2211.02633)
 
-Each class is a Gaussian over the features of the *frozen* backbone, all with one covariance (linear
-discriminant analysis). For each task only sums are kept. They add up example by example and task by
-task, do not depend on the order and hold no example; a task is forgotten by leaving its sums out.
+Each class is modelled as a Gaussian over the features of the *frozen* backbone, and all classes
+share one covariance (linear discriminant analysis). Only sums are stored for each task. They do not
+depend on the order of examples or tasks, and they contain no examples. A task is forgotten by
+leaving out its sums.
 """
 
 from __future__ import annotations
@@ -23,23 +24,24 @@ from perdure.vectors.statistics import Statistics, within
 
 
 class TaskPosterior:
-    """log p(t | x) from the statistics of tasks.
+    """The task posterior log p(t | x), computed from statistics of the tasks.
 
-    p(t | x) is proportional to the sum over the classes c of t of pi_c N(x; mu_c, Sigma).
-    Before x is seen all tasks are equally likely, and within a task a class is as likely as
-    it was in training. Sigma is the covariance within classes, pooled over tasks and shrunk:
+    p(t | x) is proportional to the sum over the classes c of t of pi_c N(x; mu_c, Sigma). A priori,
+    all tasks are equally likely, and within a task each class is as likely as it was in training.
+    Sigma is the covariance within classes, pooled over tasks and shrunk:
     (1 - s) Sigma + s (trace Sigma / d) I.
 
-    This is linear discriminant analysis, and it is overconfident: a transformer's features are not
-    Gaussian, and each of their many dimensions counts as new evidence. Probabilities are closer to
-    0 and 1 than they should be, at any shrinkage. They still serve to weigh the heads.
+    This is linear discriminant analysis, and it is overconfident: the features of a transformer are
+    not Gaussian, and each of their many dimensions counts as independent evidence. Probabilities
+    are closer to 0 and 1 than they should be, at any shrinkage. They are still good enough to
+    weight the heads.
 
     Parameters
     ----------
     statistics
-        The statistics of each task, by its name.
+        The statistics of each task, by task name.
     shrinkage
-        s, between 0 and 1.
+        The shrinkage s, between 0 and 1.
 
     Examples
     --------
@@ -57,7 +59,7 @@ class TaskPosterior:
         means: list[Tensor] = []
         log_priors: list[Tensor] = []
         for of_task in statistics.values():
-            # A class without training examples has no mean, and the posterior leaves it out.
+            # A class without training examples has no mean, so it is left out.
             present = of_task.counts > 0
             n = of_task.counts[present]
             share = n / of_task.counts.sum()
@@ -68,7 +70,7 @@ class TaskPosterior:
             log_priors.append(share.log())
         self.means = torch.cat(means)
         self.log_prior = torch.cat(log_priors)
-        # One covariance for all classes, so the products of all tasks are added.
+        # All classes share one covariance, so the products of all tasks are added.
         products = torch.stack([of_task.products for of_task in statistics.values()])
         covariance = within(
             torch.cat(counts),
@@ -88,7 +90,7 @@ class TaskPosterior:
         RunError
             The features, or the statistics, are not finite numbers.
         """
-        # Double precision, on the CPU: the statistics are kept so, and not every device has it.
+        # Double precision, on the CPU, like the statistics: not every device supports it.
         x = features.double().cpu()
         # log N(x; mu_c, Sigma) without the terms that all classes share
         weighted = self.means @ self.precision
@@ -111,12 +113,12 @@ class TaskPosterior:
 
 @torch.no_grad()
 def describe(backbone: Backbone, examples: Examples) -> Float[Tensor, "examples features"]:
-    """Return the frozen backbone's features of examples; they are computed once and kept."""
-    # Kept with the examples, because training, measuring and searching all ask for them.
+    """Return the frozen backbone's features of the examples, which are computed once and cached."""
+    # Cached with the examples, because training, measurement and the scale search all use them.
     if examples.described is None:
         backbone.eval()
         described = []
-        # The features must not change from task to task: no adapter may act.
+        # The features must not change from task to task, so no adapter may be active.
         with adapters.disabled(backbone.model):
             for rows, batch in examples.batches(device=backbone.device):
                 features = backbone.features(batch).cpu()

@@ -1,7 +1,7 @@
-"""Progress: a bar on a terminal; elsewhere, such as in a scheduler's log, an occasional line.
+"""Progress reports: a bar on a terminal, or an occasional line elsewhere, such as in a job's log.
 
-Both go to standard output, before the result; with `--quiet` or `--json` only the result is
-printed.
+Both are printed to standard output before the result. With `--quiet` or `--json`, only the result
+is printed.
 """
 
 import time
@@ -15,7 +15,7 @@ from rich.table import Column
 from perdure.errors import printable
 
 SILENCE = 60.0
-"""Seconds after which a line is printed outside a terminal even without a milestone."""
+"""The number of seconds without output after which a line is printed even without a milestone."""
 BAR = 20  # characters
 
 
@@ -25,16 +25,16 @@ class Progress:
     Parameters
     ----------
     title
-        The work, such as "Learning fruit".
+        A name for the work, such as "Learning fruit".
     total
-        The number of steps of the work; None if it is unknown.
+        The total number of steps; None if it is unknown.
     done
-        The number of steps that an earlier process had done when it was stopped.
+        The number of steps that an earlier process had completed when it was stopped.
     quiet
-        Print nothing, because the user asked for it or another process reports.
+        Print nothing, because the user asked for this or because another process reports.
     bar
-        Draw a bar on a terminal, inside a `with` block. Set it to False for work whose parts draw
-        bars of their own: nothing is then printed on a terminal.
+        Draw a bar on a terminal, inside a `with` block. Set this to False if parts of the work draw
+        their own bars; nothing is then printed on a terminal.
 
     Examples
     --------
@@ -47,10 +47,10 @@ class Progress:
     ):
         self.title = printable(title)
         self.total = total
-        self.first = done  # the pace is measured from here
+        self.first = done  # the pace is measured from this step
         console = Console()
         is_terminal = console.is_terminal and not console.is_dumb_terminal
-        # A notebook draws bars, too, although it is no terminal.
+        # A notebook draws bars too, although it is not a terminal.
         live = console.is_jupyter or is_terminal
         self._lines = not quiet and not live
         self._bar = _bar(console) if bar and live and not quiet else None
@@ -77,16 +77,16 @@ class Progress:
             self._bar.stop()
 
     def to(self, done: int, message: str = "", *, reached: bool = False) -> None:
-        """Report that `done` steps have been made.
+        """Report that `done` steps are complete.
 
         Parameters
         ----------
         message
-            The state of the work, such as the loss.
+            The current state of the work, such as the loss.
         reached
-            Mark a milestone (an epoch, a task): outside a terminal a line is printed.
+            True at a milestone (an epoch, a task): outside a terminal, a line is then printed.
         """
-        # It may hold names from a stranger's folder.
+        # The message may contain names from someone else's run folder.
         message = printable(message)
         if self._bar:
             text = f"{self.title}  {message}" if message else self.title
@@ -99,15 +99,15 @@ class Progress:
             self._spoke = time.monotonic()
             state = message or f"{done:,} done"
             words = [state, *self._left(done)]
-            # Flushed at once: the reader of a log wants to know that the process is alive.
+            # Flushed immediately, because the log should show that the process is alive.
             print(f"{self.title}: {', '.join(words)}", flush=True)
 
     def _silent(self) -> bool:
         return time.monotonic() - self._spoke >= SILENCE
 
     def _left(self, done: int) -> list[str]:
-        """Estimate the time left from the pace so far; empty if there is no pace yet."""
-        # Steps of an earlier process took none of this one's time.
+        """Estimate the time left from the pace so far; return an empty list if it is unknown."""
+        # Steps of an earlier process took no time in this process.
         steps = done - self.first
         if self.total is None or steps <= 0:
             return []
@@ -119,13 +119,13 @@ class Progress:
 
 
 def _bar(console: Console) -> rich.progress.Progress:
-    # On a narrow terminal the text folds and the bar shrinks; by default, numbers are cut.
+    # On a narrow terminal, wrap the text and shrink the bar; by default, rich cuts off numbers.
     folded = Column(overflow="fold")
     shrinking = Column(width=BAR)
     percent = Column(min_width=len("100%"), no_wrap=True)
     clock = Column(min_width=len("0:00:00"), no_wrap=True)
     return rich.progress.Progress(
-        # Without markup: a title such as "[red]" is text.
+        # Without markup, a title such as "[red]" is shown as it is.
         TextColumn("{task.description}", markup=False, table_column=folded),
         BarColumn(bar_width=None, table_column=shrinking),
         TaskProgressColumn(table_column=percent),
@@ -136,7 +136,7 @@ def _bar(console: Console) -> rich.progress.Progress:
 
 
 def duration(seconds: float) -> str:
-    """Return a time in words.
+    """Format a duration, with at most two units.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Find the scale of a rule on validation data."""
+"""The search for a rule's scale on validation data."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -16,26 +16,30 @@ from perdure.models import quantised
 from perdure.vectors.task_vector import LowRank, TaskVector
 
 Scale = float | dict[str, float] | dict[str, list[float]]
-"""A number, one for each task, or a list for each task (by parts of equal depth)."""
+"""A single number, a number for each task, or a list of numbers for each task.
+
+A list has one number for each group of layers; layers are grouped by depth.
+"""
 
 
 class Candidate(TypedDict):
-    """A scale that a search tried, and its average validation score, as JSON has it."""
+    """A scale that a search has tried, and its average validation score, in JSON format."""
 
     scale: Scale
     score: float
 
 
 def with_best_scale(system: System, stream: TaskStream) -> tuple[System, list[Candidate]]:
-    """Return the system with its best scale on validation examples, and all candidates.
+    """Return the system with the best scale on validation examples, and all candidates.
 
-    A rule without a search is left as it is. Test data is never used. The validation examples of
-    earlier tasks have to be kept; if that is not allowed, use a scale that needs no data (`1/n`).
+    If the rule does not search, the system is returned unchanged. Test data is never used. The
+    search needs the validation examples of earlier tasks. If these must not be stored, use a scale
+    that needs no data (`1/n`).
     """
     rule = system.rule
     if not rule.searches or not system.learned:
         return system, []
-    # The harder way to know the task, unless the stream promises to name it.
+    # The task is inferred, which is harder, unless the stream promises to name it.
     task_id: TaskId = "given" if stream.scenario == "task" else "posterior"
 
     def named(scales: Scales) -> Scale:
@@ -51,7 +55,7 @@ def with_best_scale(system: System, stream: TaskStream) -> tuple[System, list[Ca
                 combined=combined,
             )
             total += answers.scores()[task_id]
-        # Each task has the same weight, whatever the number of its examples.
+        # Each task has the same weight, regardless of its number of examples.
         return total / len(system.tasks)
 
     with _scaled(system) as scaled:
@@ -61,10 +65,10 @@ def with_best_scale(system: System, stream: TaskStream) -> tuple[System, list[Ca
             try:
                 return accuracy(combined)
             except NotFinite:
-                # The scale is too large to answer anything. That is a bad score, not an error.
+                # The scale is too large for finite answers, which is a bad score, not an error.
                 return 0.0
 
-        # Inside the block: each candidate is scored with the model in its moved state.
+        # Inside the block, because each candidate changes the weights of the model.
         start = search.start_of(len(system.tasks), rule.search)
         tried = search.candidates(score, start, rule.search)
     best = named(search.best(tried))
@@ -76,10 +80,10 @@ def with_best_scale(system: System, stream: TaskStream) -> tuple[System, list[Ca
 
 @contextlib.contextmanager
 def _scaled(system: System) -> Iterator[Callable[[Scale], Combined]]:
-    """Yield a function from a scale to the combination with it.
+    """Yield a function that returns the combined model for a scale.
 
-    Low-rank task vectors of `task_arithmetic` are added to the model's own weights: each candidate
-    then costs only the difference from the previous one, not a whole combination.
+    Low-rank task vectors of `task_arithmetic` are added to the weights of the model, so that each
+    candidate costs only the difference from the previous one, not a complete combination.
     """
     vectors = _low_rank_vectors(system)
     if not vectors:
@@ -90,15 +94,16 @@ def _scaled(system: System) -> Iterator[Callable[[Scale], Combined]]:
 
         def moved(scale: Scale) -> Combined:
             folded.move(_per_task(scale, len(vectors)))
-            # The weights already hold the sum, so nothing is left to add.
+            # The weights already include the sum, so there is nothing left to add.
             return Combined(TaskVector({}))
 
         yield moved
 
 
 def _low_rank_vectors(system: System) -> list[TaskVector]:
-    """Return the task vectors if their scales can be moved in the model's weights, otherwise an
-    empty list.
+    """Return the task vectors whose scales can be changed directly in the weights of the model.
+
+    The list is empty if that is not possible for all of them.
     """
     rule = system.rule
     if quantised.is_quantised(system.backbone.model):
@@ -114,7 +119,7 @@ def _low_rank_vectors(system: System) -> list[TaskVector]:
 
 
 def _per_task(scale: Scale, tasks: int) -> list[list[float]]:
-    """Return the scales of each task: a list with one for each part of equal depth."""
+    """Return a list of scales for each task, with one scale for each group of layers."""
     if not isinstance(scale, dict):
         return [[scale]] * tasks
     per_task: list[list[float]] = []

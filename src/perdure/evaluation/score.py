@@ -1,4 +1,4 @@
-"""Ask a combined model about examples: logits, class probabilities, and accuracy."""
+"""The logits, class probabilities and free-text answers of a combined model."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, TypeVar, get_args
@@ -13,10 +13,11 @@ from perdure.models.backbone import Backbone
 from perdure.models.examples import Batch, Examples, in_order
 
 TaskId = Literal["given", "posterior", "none"]
-"""How the task of an input is known (`task_id`).
+"""The way in which the task of an input is determined (`task_id`).
 
-It is given, inferred by the task posterior, or not known at all: then the logits of all heads
-compete under one softmax, or a language model answers with the words of any task.
+The task is `given`, inferred by the task `posterior`, or unknown (`none`). If it is unknown, the
+logits of all heads compete under one softmax, or a language model may answer with the words of any
+task.
 """
 
 TASK_IDS: tuple[TaskId, ...] = get_args(TaskId)
@@ -31,17 +32,17 @@ def task_logits(
     choices: Mapping[str, Sequence[str]],
     log_weights: Float[Tensor, "examples tasks"] | None = None,
 ) -> dict[str, Float[Tensor, "examples _"]]:
-    """Return the logits of each task's head, or log p of each of its choices.
+    """Return the logits of each task's head or, without heads, log p of each of its choices.
 
-    `choices` are the classes of each task. This takes one pass over the examples; a routed model
-    takes one for each task. Where the task posterior picks one task for each example, `log_weights`
-    = log p(t | x) reduce it to one again.
+    `choices` are the classes of each task. This takes one pass over the examples, or one pass for
+    each task if the model is routed. If the task posterior picks one task for each example, pass
+    `log_weights` = log p(t | x), and one pass is enough even for a routed model.
     """
     if not backbone.has_heads:
         return _ranked(backbone, combined, examples, choices, log_weights)
     tasks = list(choices)
     if combined.picks and log_weights is not None:
-        # One pass: each example goes to the expert of its likeliest task.
+        # One pass: each example is processed by the expert of its most likely task.
         likeliest: list[int] = log_weights.argmax(1).tolist()
         picked = [tasks[i] for i in likeliest]
         pooled = features(
@@ -51,7 +52,7 @@ def task_logits(
             picked=picked,
         )
         return _heads(backbone, combined, pooled, tasks)
-    # Each task has a model of its own, and only its own head reads that.
+    # Each task has a separate model, which only the head of that task uses.
     if combined.routed:
         logits: dict[str, Tensor] = {}
         for task in tasks:
@@ -74,10 +75,10 @@ def _ranked(
     choices: Mapping[str, Sequence[str]],
     log_weights: Float[Tensor, "examples tasks"] | None,
 ) -> dict[str, Float[Tensor, "examples _"]]:
-    """Return log p(choice | prompt) of a model without heads.
+    """Return log p(choice | prompt) from a model without heads.
 
-    A routed model reads the prompts once for each task, with that task's adapter and choices; if
-    the task posterior picks each example's adapter, once for all classes.
+    A routed model reads the prompts once for each task, with that task's adapter and choices. If
+    the task posterior picks the adapter for each example, one pass covers the choices of all tasks.
     """
     if combined.picks and log_weights is not None:
         likeliest: list[int] = log_weights.argmax(1).tolist()
@@ -100,7 +101,7 @@ def _ranked_by(
     task: str | None = None,
     picked: Sequence[str] | None = None,
 ) -> dict[str, Float[Tensor, "examples _"]]:
-    """Return log p of the choices, by one model or by the adapter picked for each example."""
+    """Return log p of the choices, using one model or the adapter picked for each example."""
     backbone.eval()
     parts: dict[str, list[tuple[list[int], Tensor]]] = {name: [] for name in choices}
     with combined.applied(backbone, task) as choice:
@@ -122,7 +123,7 @@ def generated(
     task: str | None = None,
     picked: Sequence[str] | None = None,
 ) -> list[str]:
-    """Return the free-text answer to each example; see `answered_by`."""
+    """Return the free-text answer to each example; the parameters are those of `answered_by`."""
     return answered_by(backbone, combined, examples, backbone.generate, task=task, picked=picked)
 
 
@@ -141,16 +142,17 @@ def answered_by(
     Parameters
     ----------
     answer
-        A function that answers each example of a batch with the backbone in its current state.
+        A function that returns an answer for each example of a batch, using the backbone in its
+        current state.
     task
-        The task whose model answers, if the model is routed.
+        The task whose model answers all examples, if the combined model is routed.
     picked
-        The task of each example, whose model answers it.
+        The tasks whose models answer the examples, one task for each example.
     """
     backbone.eval()
     answers: dict[int, T] = {}
     if picked and not combined.picks:
-        # Each task's model in turn: there is no mixture that could read them in one batch.
+        # One task's model after another, because there is no mixture that could answer one batch.
         for name in dict.fromkeys(picked):
             rows = [row for row, other in enumerate(picked) if other == name]
             with combined.applied(backbone, name):
@@ -171,12 +173,12 @@ def _heads(
     pooled: Float[Tensor, "examples width"],
     tasks: Sequence[str],
 ) -> dict[str, Tensor]:
-    """Return the logits of the heads of some tasks.
+    """Return the logits of the heads of the given tasks.
 
     Raises
     ------
     NotFinite
-        Some logits are infinite or nan. An argmax over them would look like an answer.
+        Some logits are infinite or nan. Their argmax would look like a valid answer.
     """
     logits: dict[str, Tensor] = {}
     for task in tasks:
@@ -188,7 +190,7 @@ def _heads(
 
 
 def _check_finite(combined: Combined, logits: Mapping[str, Float[Tensor, "examples _"]]) -> None:
-    """Check that the answers of each task are numbers."""
+    """Raise `NotFinite` if any of the logits is not a finite number."""
     for task, values in logits.items():
         broken = (~values.isfinite()).any(1)
         if broken.any():
@@ -209,21 +211,21 @@ def features(
     task: str | None = None,
     picked: Sequence[str] | None = None,
 ) -> Float[Tensor, "examples width"]:
-    """Return the input of the heads: the combined model's pooled features.
+    """Return the pooled features of the combined model, which are the inputs of the heads.
 
     Parameters
     ----------
     task
-        The task whose model is used, if the model is routed.
+        The task whose model is used, if the combined model is routed.
     picked
-        The task of each example, for a mixture without a gate, whose experts are chosen explicitly.
+        The task of each example, which chooses its expert in a mixture without a gate.
     """
     backbone.eval()  # without dropout
     pooled: list[tuple[list[int], Tensor]] = []
     with combined.applied(backbone, task) as choice:
         for rows, batch in examples.batches(device=backbone.device):
             if picked:
-                # Batches are sorted by length: `rows` says which examples this one holds.
+                # Batches are sorted by length: `rows` are the numbers of this batch's examples.
                 choice.of([picked[row] for row in rows])
             pooled.append((rows, backbone(batch)))
     return in_order(pooled)
@@ -232,7 +234,7 @@ def features(
 def settled(
     log_weights: Float[Tensor, "examples tasks"],
 ) -> Float[Tensor, "examples tasks"]:
-    """Put all weight on the most likely task.
+    """Return log weights that put all weight on the most likely task of each example.
 
     Examples
     --------
@@ -253,9 +255,9 @@ def probabilities(
 ) -> Float[Tensor, "examples classes"]:
     """Return p(class | x) over the classes of all tasks.
 
-    With `log_weights` = log p(t | x), it is the sum over t of p(t | x) p(class | t, x).
-    Without, it is one softmax over all heads, as if they were one. A class that several tasks
-    have gets the sum of its probabilities.
+    With `log_weights` = log p(t | x), this is the sum over t of p(t | x) p(class | t, x).
+    Without them, it is a single softmax over the logits of all heads. If several tasks have the
+    same class, its probabilities are added.
 
     Parameters
     ----------
@@ -278,7 +280,7 @@ def probabilities(
         dtype=joint[0].dtype,
     )
     for of_task, values in zip(columns, joint, strict=True):
-        # Adds, where plain assignment would overwrite a class that an earlier task has, too.
+        # Added, because an assignment would overwrite a class that an earlier task also has.
         result.index_add_(1, torch.tensor(of_task), values)
     return result
 
@@ -287,13 +289,13 @@ def by_task(
     logits: Mapping[str, Float[Tensor, "examples _"]],
     log_weights: Float[Tensor, "examples tasks"] | None = None,
 ) -> list[Float[Tensor, "examples _"]]:
-    """Return p(task, class | x) for each task and its classes; `probabilities` adds them up."""
+    """Return p(task, class | x) for the classes of each task, which `probabilities` adds up."""
     if log_weights is None:
         concatenated = torch.cat(list(logits.values()), dim=1)
         chances = concatenated.softmax(1)
         widths = [values.shape[1] for values in logits.values()]
         return list(chances.split(widths, dim=1))
-    # Exponentiated in double precision, before they take the logits' type.
+    # Exponentiated in double precision, before the conversion to the dtype of the logits.
     first = next(iter(logits.values()))
     weights = log_weights.exp().to(first)
     joint: list[Tensor] = []
@@ -307,15 +309,15 @@ def by_task(
 def ranked_words(
     logits: Mapping[str, Float[Tensor, "examples _"]], columns: Sequence[Sequence[int]]
 ) -> Float[Tensor, "examples words"]:
-    """Return log p of each word of any task, as a language model ranks them.
+    """Return log p of the answer words of all tasks, as ranked by a language model.
 
-    A word that several tasks share counts once. If each task has its own model, the highest
-    probability counts.
+    A word that several tasks share has a single column. If the tasks have separate models, it
+    contains the highest probability.
 
     Parameters
     ----------
     columns
-        For each task, the columns of its words.
+        For each task, the columns of its words in the result.
 
     Examples
     --------

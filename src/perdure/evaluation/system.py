@@ -32,24 +32,25 @@ from perdure.vectors.statistics import Statistics
 from perdure.vectors.task_vector import TaskVector
 
 Classes = Mapping[str, tuple[str, ...]]
-"""The classes of tasks, by the tasks' names."""
+"""The classes of each task, by task name."""
 
 
 @dataclass(frozen=True)
 class Learned:
-    """Everything that is kept of one task.
+    """Everything that is stored for a learned task.
 
     Attributes
     ----------
     heads
-        The heads that this task's training changed, by task: its own, and perhaps earlier ones.
+        The heads that were changed by training this task, by task name: the head of this task, and
+        perhaps the heads of earlier tasks.
     state
-        The memory of the method: tensors and JSON values.
+        The state of the method after this task: tensors and JSON values.
     digests
-        The SHA-256 of each split.
+        The SHA-256 of each split of the task's data.
     gaussians
-        Gaussians of the combined model's features right after the task was learned; only if heads
-        are aligned.
+        Gaussians over the combined model's features, computed right after the task was learned;
+        None unless heads are aligned.
     """
 
     classes: tuple[str, ...]
@@ -62,7 +63,7 @@ class Learned:
 
     @property
     def name(self) -> str:
-        """The task's name."""
+        """The name of the task."""
         return self.adapter.name
 
 
@@ -70,13 +71,13 @@ class Learned:
 class System:
     """A backbone, the tasks that it has learned in order, and the rule that combines them.
 
-    The backbone holds the heads as they are after all tasks. An earlier system (`until`) may
-    need other heads: inside `loaded` the backbone has those.
+    The backbone contains the heads as they are after all tasks. An earlier system (`until`) may
+    need older versions of the heads, which the backbone contains inside `loaded`.
 
     Attributes
     ----------
     shares_head
-        True if all tasks have one head.
+        True if all tasks share one head.
     """
 
     backbone: Backbone
@@ -86,12 +87,12 @@ class System:
 
     @property
     def tasks(self) -> list[str]:
-        """The names of the tasks learned."""
+        """The names of the learned tasks."""
         return list(self.classes)
 
     @cached_property
     def classes(self) -> Classes:
-        """The classes of each task learned, by its name."""
+        """The classes of each learned task, by task name."""
         return {task.name: task.classes for task in self.learned}
 
     def until(self, step: int) -> "System":
@@ -108,13 +109,13 @@ class System:
 
     @cached_property
     def posterior(self) -> TaskPosterior:
-        """The task posterior of the tasks learned."""
+        """The task posterior over the learned tasks."""
         statistics = {task.name: task.statistics for task in self.learned}
         return TaskPosterior(statistics)
 
     @cached_property
     def combined(self) -> Combined:
-        """The model that the rule makes from the adapters; before the first task the backbone."""
+        """The model that the rule builds from the adapters; before the first task, the backbone."""
         if not self.learned:
             return Combined(TaskVector({}))
         adapters = [task.adapter for task in self.learned]
@@ -124,25 +125,25 @@ class System:
 
     @contextlib.contextmanager
     def loaded(self) -> Iterator[None]:
-        """Give the backbone the heads as they were after the last task, while a block runs.
+        """Load the heads as they were after the last learned task, while a `with` block runs.
 
-        Afterwards it has its own heads again, and its modules their former mode.
+        When the block ends, the previous heads and the modes of all modules are restored.
         """
         with evaluating(self.backbone), self.backbone.keeping():
             self.give_heads()
             yield
 
     def give_heads(self) -> None:
-        """Give the backbone the heads as they were after the last task, permanently.
+        """Load the heads as they were after the last learned task into the backbone, permanently.
 
-        A later task may have trained an earlier one's head further. A shared head is the last
-        task's.
+        The head of an earlier task may have been trained further by later tasks. A shared head is
+        taken from the last task.
         """
-        # All heads go first: there may be some of later tasks.
+        # All heads are removed first, because some may belong to later tasks.
         for name in self.backbone.heads:
             self.backbone.close(name)
         if self.shares_head and self.learned:
-            # One module for all: put once, then shared.
+            # All tasks share one module: it is added once, and then shared.
             first, *others = self.learned
             last = self.learned[-1]
             self.backbone.put(first.name, last.heads[last.name])
@@ -166,22 +167,23 @@ class System:
         among: Classes | None = None,
         combined: Combined | None = None,
     ) -> Answers | Texts:
-        """Answer a task's examples with a class or with text, for each way to know the task.
+        """Answer the examples of a task with classes or with text, for each `task_id`.
 
-        A routed rule has no single model that could write free text without a task, so there is no
-        answer for `none`.
+        A routed rule has no single model that could write free text without knowing the task. The
+        result then has no answers for the task id `none`.
 
         Parameters
         ----------
         among
-            The tasks whose classes may be answered, with a head each; by default those learned.
+            The tasks whose classes are possible answers; each must have a head. By default, all
+            learned tasks.
         combined
-            A model to use instead of the rule's, such as a candidate while its scale is searched.
+            A model to use instead of the rule's, such as a candidate in a search for its scale.
 
         Raises
         ------
         NotFinite
-            The rule makes a model whose answers are not finite numbers.
+            The answers of the combined model are not finite numbers.
         """
         among = among or self.classes
         combined = combined or self.combined
@@ -192,14 +194,14 @@ class System:
         if not task.classes:
             return self._written(task, split, task_ids, combined, log_weights)
         if log_weights is not None:
-            # Tasks that are answered with free text have no class to answer with.
+            # Tasks that are answered with free text have no classes.
             closed = [number for number, classes in enumerate(among.values()) if classes]
             log_weights = log_weights[:, closed]
             if combined.picks:
                 log_weights = settled(log_weights)
         among = {name: classes for name, classes in among.items() if classes}
-        # With weights a routed model takes a single pass, but then only the posterior's answers
-        # are right: the other ways to know the task need each task's own pass.
+        # With weights, a routed model takes a single pass, but its answers are then valid only for
+        # `posterior`: the other task ids need a separate pass for each task.
         only_posterior = set(task_ids) == {"posterior"}
         logits = task_logits(
             self.backbone,
@@ -227,7 +229,7 @@ class System:
         among: Classes,
         log_weights: Float[Tensor, "examples tasks"] | None,
     ) -> Answers:
-        """Answer a task's examples with a class, by the logits of the tasks' classes."""
+        """Answer the examples of a task with classes, given the logits of all competing tasks."""
         # The task's own classes count even if it is not among the competing tasks.
         index = _index([*among.values(), task.classes])
         task_columns = torch.tensor(_columns(task.classes, index))
@@ -249,10 +251,10 @@ class System:
                 weights = log_weights if task_id == "posterior" else None
                 chances = probabilities(competing, columns, weights)
                 answered[task_id] = chances.argmax(1)
-            # `perdure diagnose` has the confidence of heads, which are weighed by the posterior.
+            # `perdure diagnose` has the confidence of heads, which the posterior weights.
             if not self.backbone.has_heads:
                 confidence[task_id] = chances.amax(1)
-        # Labels of the examples count within their task; answers count over all classes.
+        # Labels are indices within the task; answers are indices over all classes.
         true_labels = torch.tensor(examples.labels)
         return Answers(
             classes=tuple(index),
@@ -270,12 +272,12 @@ class System:
         combined: Combined,
         log_weights: Float[Tensor, "examples tasks"] | None,
     ) -> Texts:
-        """Answer a task's examples with free text.
+        """Answer the examples of a task with free text.
 
         Parameters
         ----------
         log_weights
-            log p(t | x) of the tasks learned, in their order; None if it is not requested.
+            log p(t | x) of the learned tasks, in order; None if it is not needed.
         """
         examples = self.backbone.encode(task.rows(split))
         answered: dict[TaskId, list[str]] = {}
@@ -288,15 +290,15 @@ class System:
             likeliest: list[int] = log_weights.argmax(1).tolist()
             picked = [self.tasks[number] for number in likeliest]
             answered["posterior"] = generated(self.backbone, combined, examples, picked=picked)
-        return Texts(task.references(split), answered, task.score)
+        return Texts(task.references(split), answered, task.score, task.sources(split))
 
     def likeliest(self, examples: Examples) -> list[str]:
-        """Return the most likely task of each example by the task posterior."""
+        """Return the most likely task of each example, according to the task posterior."""
         numbers = self._log_weights(examples, tasks=len(self.learned)).argmax(1).tolist()
         return [self.learned[number].name for number in numbers]
 
     def _log_weights(self, examples: Examples, *, tasks: int) -> Float[Tensor, "examples tasks"]:
-        """Return log p(t | x); before the first task all tasks are equally likely."""
+        """Return log p(t | x); before the first task, all tasks are equally likely."""
         if not self.learned:
             shape = (len(examples), tasks)
             return torch.full(shape, 1 / tasks).log()
@@ -305,10 +307,10 @@ class System:
 
 
 def _needed(task: Task, task_ids: Sequence[TaskId], among: Classes) -> Classes:
-    """Return the tasks whose classes take part in the answers to a task's examples."""
+    """Return the classes whose logits are needed to answer the examples of a task."""
     if set(task_ids) == {"given"}:
         return {task.name: task.classes}
-    # Each task once: usually the task is among the others.
+    # A dictionary, because the task is usually one of the others.
     return {**among, task.name: task.classes}
 
 
@@ -317,9 +319,9 @@ def _columns(classes: Sequence[str], index: Mapping[str, int]) -> list[int]:
 
 
 def _index(classes: Sequence[tuple[str, ...]]) -> dict[str, int]:
-    """Return a number for each class, in order of first appearance.
+    """Return an index for each class, in order of first appearance.
 
-    Classes of the same name in several tasks are one class.
+    Classes with the same name in several tasks count as one.
     """
     index: dict[str, int] = {}
     for of_task in classes:

@@ -1,13 +1,13 @@
-"""Learning one task after others: the one training loop, and the hooks of a method.
+"""The training of one task after another: the training loop and the hooks of a method.
 
-alignment.py        Heads trained together on samples of remembered classes
-engine.py           Several processes that train one model
-loop.py             The one training loop
+alignment.py        Joint training of all heads on features sampled from remembered classes
+engine.py           Distributed training: several processes that train one model
+loop.py             The training loop
 method.py           The interface of a method
-optimizer_state.py  The state of any optimizer, by name
-progress.py         One task's training: its progress, and how it is resumed
-snapshot.py         The state in the middle of a task, as one file
-stopping.py         Ctrl-C, SIGTERM and the like, taken as a request to stop
-training.py         The training settings
-wrapper.py          A method that wraps another one
+optimizer_state.py  Saving and restoring the state of any optimizer
+progress.py         The training of one task: its progress, and how it is resumed
+snapshot.py         A checkpoint in the middle of a task, as a single file
+stopping.py         Ctrl-C, SIGTERM and similar signals, handled as requests to stop
+training.py         Settings for training
+wrapper.py          The base class of methods that wrap another method
 """

@@ -1,7 +1,7 @@
-"""Classifier alignment: train all heads together, on samples of remembered classes.
+"""Classifier alignment: train all heads jointly on features sampled from remembered classes.
 
-Each head was trained with its own classes only, so its logits are not comparable with those of
-other heads. Each class is remembered as a Gaussian over its features: no example is kept.
+Each head was trained on the classes of one task only, so its logits are not comparable with those
+of other heads. Each class is remembered as a Gaussian over its features; no examples are stored.
 """
 
 from __future__ import annotations
@@ -21,31 +21,34 @@ from perdure.models.backbone import Backbone
 from perdure.vectors.gaussians import Gaussians
 
 RIDGE = 1e-4
-"""The addition to a covariance's diagonal, relative to its mean variance (at least 1)."""
+"""The ridge added to a covariance's diagonal, relative to its mean variance, or to 1 if that is
+larger.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Alignment:
-    """The settings of alignment after each task: SGD with momentum and cosine decay.
+    """Settings for aligning the heads after each task: SGD with momentum and cosine decay.
 
     Parameters
     ----------
     epochs
-        The number of times that new features are drawn: `samples` of each class.
+        The number of epochs. Each epoch draws `samples` new feature vectors per class.
     batch_size
-        Samples per step.
+        The number of feature vectors per step.
     shrinkage
-        The means of older classes are drawn towards zero, because their features have drifted:
-        for a class of task t of T they are multiplied by 1 - s + s · (t + 1) / T.
+        The strength s with which the means of older classes are shrunk towards zero, because their
+        features have drifted. The means of task t of T, counted from 0, are multiplied by
+        1 - s + s · (t + 1) / T.
     temperature
-        Logits are divided by their norm (per head, averaged over heads) and by this, so that no
-        head wins by its scale alone. With `null` they are not divided.
+        Logits are divided by this value and by their norm (computed per head and averaged over
+        heads), so that no head wins by scale alone. With `null` they are not divided.
 
     References
     ----------
-    Zhang et al., SLCA: Slow Learner with Classifier Alignment, arXiv 2303.05118; with
-    InfLoRA: arXiv 2404.00228. They add 1e-4 to the diagonal of each covariance; perdure adds
-    1e-4 times the mean variance where that is above 1.
+    Zhang et al., SLCA: Slow Learner with Classifier Alignment, arXiv 2303.05118; used with
+    InfLoRA: arXiv 2404.00228. The authors add 1e-4 to the diagonal of each covariance; perdure
+    adds 1e-4 times the mean variance if that variance is above 1.
     """
 
     epochs: Annotated[int, Ge(1)] = 5
@@ -65,21 +68,22 @@ def align(
     *,
     seed: int,
 ) -> None:
-    """Train the heads of these tasks together, in place. A single task is left as it is.
+    """Train the heads of all given tasks jointly, in place; do nothing if there is only one task.
 
     Parameters
     ----------
     gaussians
-        The features of each task as the heads get them, by task name, in the order of learning.
+        The Gaussians of each task's classes, over the features that the heads receive. The keys
+        are task names, in the order in which the tasks were learned.
     classes
-        The names of each task's classes. Classes of the same name in several tasks count as one.
+        The class names of each task. Classes with the same name in several tasks count as one.
     """
     if len(gaussians) < 2:
         return
     random = torch.Generator().manual_seed(seed)
     same = _same_names(gaussians, classes).to(backbone.device)
     means, roots = _prepared(gaussians, settings)
-    # Heads of finished tasks were frozen when the last one was learned.
+    # Heads of finished tasks were frozen when the last task was learned.
     heads = [backbone.own(task).requires_grad_(True) for task in gaussians]
     optimizer = _optimizer(heads, settings)
 
@@ -108,7 +112,8 @@ def align(
                 [head(inputs) for head in heads],
                 settings.temperature,
             )
-            # An answer is right if it names the class, whichever task's: its probabilities add up.
+            # An answer is right if it names the class, in whichever task: the probabilities of all
+            # classes with that name are added.
             wrong = ~same[answers[rows]]
             log_p = logits.log_softmax(1)
             right = log_p.masked_fill(wrong, -torch.inf)
@@ -122,7 +127,7 @@ def align(
 def _same_names(
     gaussians: Mapping[str, Gaussians], classes: Mapping[str, Sequence[str]]
 ) -> Bool[Tensor, "classes classes"]:
-    """Say which pairs of classes, over all tasks, have the same name."""
+    """Return a matrix that is True for each pair of classes, of any tasks, with the same name."""
     names: list[str] = []
     for task in gaussians:
         names += classes[task]
@@ -146,21 +151,21 @@ def _optimizer(heads: Sequence[nn.Module], settings: Alignment) -> torch.optim.O
 def _prepared(
     gaussians: Mapping[str, Gaussians], settings: Alignment
 ) -> tuple[Float[Tensor, "classes features"], Float[Tensor, "classes features features"]]:
-    """Return the means, shrunk by age, and the roots L of the covariances L Lᵀ."""
+    """Return the class means, shrunk by age, and the Cholesky factors L of the covariances L Lᵀ."""
     # T: tasks, t: this task, s: shrinkage, C: covariances, d: features
     T = len(gaussians)
     s = settings.shrinkage
     means: list[Tensor] = []
     covariances: list[Tensor] = []
     for t, task in enumerate(gaussians.values()):
-        factor = 1 - s + s * (t + 1) / T  # 1 for the newest task
+        factor = 1 - s + s * (t + 1) / T  # 1 for the latest task
         means.append(factor * task.means)
         covariances.append(task.covariances)
     mean = torch.cat(means).float()
     C = torch.cat(covariances).double()
     d = C.shape[-1]
-    # The ridge makes C positive definite for Cholesky's sake. It follows the scale of the features:
-    # covariances come in single precision, whose errors grow with that scale.
+    # The ridge makes C positive definite, as the Cholesky factorisation requires. It scales with
+    # the features: covariances come in single precision, whose errors grow with that scale.
     diagonals = C.diagonal(dim1=1, dim2=2)
     variances = diagonals.sum(1) / d
     ridges = RIDGE * variances.clamp_min(1)
@@ -171,7 +176,7 @@ def _prepared(
 
 
 def _balanced(logits: list[Tensor], temperature: float | None) -> Float[Tensor, "batch classes"]:
-    """Join the heads' logits, divided by their mean norm and the temperature."""
+    """Concatenate the logits of all heads, divided by their mean norm and by the temperature."""
     joined = torch.cat(logits, dim=1)
     if temperature is None:
         return joined

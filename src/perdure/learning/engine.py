@@ -1,7 +1,7 @@
-"""Several processes that train one model: their number, their roles, and their messages.
+"""Distributed training: the number, the ranks and the communication of several processes.
 
-All run the same program on the same values (`accelerate launch`); only the first one
-writes.
+All processes run the same program with the same data (`accelerate launch`); only the first process
+writes files.
 """
 
 import os
@@ -17,18 +17,18 @@ from torch import Tensor
 from perdure.errors import InputError
 
 PATIENCE = timedelta(days=7)
-"""The time limit for a message between processes.
+"""The timeout for communication between processes.
 
-While the first process makes or opens the run, the others wait, and torch's usual timeout of ten to
-thirty minutes might end them.
+While the first process creates or opens the run, the others wait, and torch's default timeout of
+ten to thirty minutes could kill them.
 """
 
 
 def state() -> PartialState:
-    """Return accelerate's view of the processes, which is made at the first call."""
+    """Return accelerate's `PartialState` of this process; the first call initialises it."""
     if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
         return PartialState()
-    # Without an accelerator, accelerate takes each process for the only one, unless it is told to
+    # On a machine without an accelerator, accelerate assumes a single process unless it is told to
     # use the CPU.
     alone = not torch.accelerator.is_available()
     return PartialState(cpu=alone, timeout=PATIENCE)
@@ -40,12 +40,12 @@ def count() -> int:
 
 
 def number() -> int:
-    """Return the number of this process, from 0."""
+    """Return the index of this process, counted from 0."""
     return state().process_index
 
 
 def first() -> bool:
-    """Say whether this is the first process, the one that writes."""
+    """Return True in the first process, which is the only one that writes files."""
     return state().is_main_process
 
 
@@ -55,12 +55,12 @@ def wait() -> None:
 
 
 def device(name: str = "auto") -> torch.device:
-    """Return the device that this process computes on.
+    """Return the device on which this process computes.
 
     Parameters
     ----------
     name
-        A device as torch names it (`cpu`, `cuda`, `cuda:1`, `mps`); `auto` is the accelerator of
+        The name of a torch device (`cpu`, `cuda`, `cuda:1`, `mps`). `auto` is the accelerator of
         this machine, or the CPU if it has none.
 
     Raises
@@ -68,14 +68,14 @@ def device(name: str = "auto") -> torch.device:
     InputError
         This machine has no such device.
     """
-    # Each process of a launch has a device of its own, which accelerate has chosen.
+    # With several processes, accelerate has assigned a device to each.
     if name == "auto":
         return state().device or torch.device("cpu")
     try:
         chosen = torch.device(name)
-        torch.empty(1, device=chosen)  # a device that is named may still not be there
-    # Torch raises one of these for each way of lacking a device: no such name or number, a build
-    # without its backend, a backend that is not implemented.
+        torch.empty(1, device=chosen)  # a valid name does not mean that the device exists
+    # Torch raises one of these, depending on why the device is missing: an unknown name or number,
+    # a build without its backend, or a backend that is not implemented.
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         names = ["auto", "cpu"]
         accelerator = torch.accelerator.current_accelerator()
@@ -89,23 +89,23 @@ def device(name: str = "auto") -> torch.device:
 
 @torch.no_grad()
 def add_up(values: Sequence[Tensor]) -> None:
-    """Replace each tensor by its sum over all processes."""
+    """Replace each tensor with its sum over all processes, in place."""
     if count() > 1:
         _through(values, lambda flat: reduce(flat, "sum"))
 
 
 @torch.no_grad()
 def as_the_first(values: Sequence[Tensor]) -> None:
-    """Replace each tensor by its value in the first process."""
+    """Replace each tensor with its value in the first process, in place."""
     if count() > 1:
         _through(values, broadcast)
 
 
 def _through(values: Sequence[Tensor], exchange: Callable[[Tensor], Any]) -> None:
-    """Exchange many tensors as one, because the number of messages dominates the cost.
+    """Exchange several tensors in one message, because the cost depends on the number of messages.
 
-    All travel in double precision, which holds each of them exactly. accelerate's functions
-    are typed for nested structures; for a tensor they return a tensor.
+    The tensors are sent in double precision, which represents all of their values exactly.
+    accelerate's functions are typed for nested structures; for a tensor they return a tensor.
     """
     flat = []
     sizes = []

@@ -1,4 +1,4 @@
-"""THE training loop: learn(backbone, tasks so far, method) → the adapter of the newest task."""
+"""The training loop: `learn` trains a model on the latest task and returns the task's adapter."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -35,27 +35,27 @@ Log = Callable[[dict[str, object]], None]
 
 @dataclass(frozen=True)
 class Session:
-    """The context of a task's training: its seed, its callbacks, and what may stop it.
+    """The context in which a task is trained: the seed, the callbacks and the stop requests.
 
     Parameters
     ----------
     seed
-        The run's seed. Every task starts from the same random state, so that fresh modules are
-        equal; its head, the order of its examples and its dropout depend on `seed` and the task's
-        name, not on its position in the stream.
+        The seed of the run. Every task starts from the same random state, so that fresh modules
+        are identical. A task's head, its order of examples and its dropout depend on `seed` and on
+        the task's name, but not on its position in the stream.
     log
-        Called with a dictionary after each step.
+        A function that is called with a dictionary after each step.
     keep
-        Called with a snapshot every `checkpoint_steps` steps, before a stop, and after the last
-        step.
+        A function that is called with a snapshot every `checkpoint_steps` steps, before a stop,
+        and after the last step.
     resume
         The snapshot to resume from.
     stop
-        The stop request, which is honoured after the current step.
+        The handler of stop requests, which take effect after the current step.
     folder
         The folder that trackers write to.
     quiet
-        Show no progress.
+        If True, show no progress.
     """
 
     seed: int = 0
@@ -76,30 +76,32 @@ def learn(
     earlier: Sequence[Adapter] = (),
     session: Session | None = None,
 ) -> Adapter:
-    """Learn the last of the tasks `seen`, and add its head to the backbone.
+    """Learn the last task in `seen`, and add its head to the backbone.
 
-    With several processes (`accelerate launch`), each computes its share of every batch.
+    With several processes (`accelerate launch`), each process computes a share of every batch.
 
     Parameters
     ----------
     earlier
-        The adapters of the earlier tasks, in order: some methods train on top of them.
+        The adapters of the earlier tasks, in order; some methods train on top of them.
     session
-        The seed, the callbacks that log and save steps, and what may stop training.
+        The seed, the callbacks for logging and saving, and the stop requests.
 
     Returns
     -------
     Adapter
-        The module's parameters before and after training.
+        The parameters of the task's PEFT module, before and after training.
 
     Raises
     ------
     TrainingError
-        The loss is not a finite number.
+        The loss, or a parameter after training, is not a finite number.
     Stopped
-        A stop was requested.
+        The user or the system requested a stop.
     RunError
-        The snapshot to `resume` from was made with other settings.
+        The snapshot in `session.resume` was made with other settings.
+    InputError
+        A tracker is not installed, or the method's `optimizer` hook did not return an optimizer.
     """
     session = session or Session()
     task = seen[-1]
@@ -111,11 +113,11 @@ def learn(
     backbone.to(accelerator.device)
     give_head(backbone, task, training)
 
-    # Earlier adapters are folded into the weights: a step costs the same for any number of them.
+    # Earlier adapters are folded into the weights, so their number does not slow down a step.
     vectors = task_vectors(method.beneath(earlier))
     beneath = total(list(vectors.values()))
     with folded(backbone.model, beneath):
-        plant(seed)  # without the task's name: fresh modules of all tasks are equal
+        plant(seed)  # without the task's name, so that fresh modules of all tasks are equal
         method.begin(backbone, task)
         # Read before `load`, which replaces the initial values with the snapshot's.
         start = adapters.read(backbone.model)
@@ -133,13 +135,12 @@ def learn(
             _train(accelerator, course, session)
         backbone.eval()
         # The random state after training depends on whether the last step was taken now or before
-        # a stop. `end` may draw random numbers, so it starts from a state of its own.
+        # a stop. `end` may draw random numbers, so it gets a fixed state.
         plant(derived(seed, task.name, "end"))
         method.end(backbone, task, course.optimizer)
         kept = {"inputs": _inputs(backbone, task)} if training.keep_inputs else {}
 
-    # `accelerator.end_training` would also end the process group, which may have more tasks to
-    # learn.
+    # `accelerator.end_training` would also destroy the process group, which later tasks may need.
     for tracker in accelerator.trackers:
         tracker.finish()
     return Adapter(
@@ -152,7 +153,7 @@ def learn(
 
 
 def give_head(backbone: Backbone, task: Task, training: Training) -> None:
-    """Give a task a fresh head; or the newest one, if all tasks share it."""
+    """Give a task a new head, or the existing one if all tasks share it."""
     if training.shares_head and backbone.heads:
         backbone.share(task.name)
     else:
@@ -160,9 +161,9 @@ def give_head(backbone: Backbone, task: Task, training: Training) -> None:
 
 
 def _inputs(backbone: Backbone, task: Task) -> dict[str, Tensor]:
-    """Return the covariance of each adapted layer's inputs, after training.
+    """Return the input covariance of each layer that has an adapter, computed after training.
 
-    Layers with the same input share one tensor, which is saved once.
+    Layers with the same input share one tensor, which is saved only once.
     """
     layers = list(adapters.factors(backbone.model))
     examples = backbone.encode(task.rows("train"))
@@ -194,11 +195,11 @@ def _train(accelerator: Accelerator, course: Course, session: Session) -> None:
             stops_early = best.watched and best.done(validation_accuracy(course))
             course.epoch = training.epochs if stops_early else course.epoch + 1
             course.batch = 0
-    # The work after training may take long and be stopped, too: keep the trained state first.
+    # The work after training may take long, and may be stopped too: save the trained state first.
     if session.keep:
         session.keep(course.snapshot())
     course.best.restore()
-    # A broken step shows in the next step's loss, and the last step has no next one.
+    # A broken step shows in the loss of the next step, but the last step has no next one.
     for parameter in course.parameters:
         _check(parameter.sum().item(), course)
 
@@ -242,12 +243,12 @@ def _train_epoch(
 def _step(
     accelerator: Accelerator, course: Course, batches: list[list[int]], stop: Stopping
 ) -> tuple[float, float, bool]:
-    """Take one optimizer step on the mean loss of some batches.
+    """Take one optimizer step on the mean loss over the examples of the batches.
 
-    Returns the loss, the learning rate, and whether any process was asked to stop.
+    Returns the loss, the learning rate, and True if any process was asked to stop.
     """
-    # Each step has its own random state, so that none has to be saved; and each process has its
-    # own, so that dropout differs between the shares of a batch.
+    # Each step is seeded separately, so that no random state has to be saved; and so is each
+    # process, so that dropout differs between the shares of a batch.
     seed = derived(
         course.seed,
         course.task.name,
@@ -274,15 +275,15 @@ def _step(
             share.backward()
         loss += share.detach()
 
-    # The stop request is added up with the gradients, so all processes see it at the same step. A
-    # signal may reach only one of them, and the others would wait for it forever.
+    # The stop request is summed along with the gradients, so all processes see it at the same step.
+    # A signal may reach only one of them, and the others would wait for it forever.
     asked = torch.tensor(float(bool(stop.asked)))
     _add_up_gradients(course.parameters, [loss, asked])
     value = loss.item()
     _check(value, course)
 
     rates = course.scheduler.get_last_lr()
-    rate = float(rates[0])  # the module's; the heads' rate follows the same schedule
+    rate = float(rates[0])  # of the module; the rate of the heads follows the same schedule
     course.method.update(course.backbone, course.take_step)
     course.scheduler.step()
     course.optimizer.zero_grad()
@@ -290,9 +291,9 @@ def _step(
 
 
 def _add_up_gradients(parameters: Sequence[nn.Parameter], scalars: Sequence[Tensor]) -> None:
-    """Sum the gradients, and some scalars, over all processes, in place.
+    """Sum the gradients of the parameters and the given scalars over all processes, in place.
 
-    A parameter that has no gradient in any process is left without one.
+    A parameter that has no gradient in any process still has none afterwards.
     """
     if engine.count() == 1:
         return
@@ -312,7 +313,7 @@ def _add_up_gradients(parameters: Sequence[nn.Parameter], scalars: Sequence[Tens
     for value, summed in zip(extra, moved, strict=True):
         value.copy_(summed)
 
-    # A zero gradient is not the same as none: AdamW would apply weight decay and momentum.
+    # A zero gradient is not the same as no gradient: AdamW would apply weight decay and momentum.
     for parameter, with_gradient in zip(parameters, counts.tolist(), strict=True):
         if not with_gradient:
             parameter.grad = None
@@ -328,7 +329,8 @@ def _accelerator(training: Training, folder: Path | None) -> Accelerator:
     precision = "bf16" if training.bf16 else "no"
     # accelerate would create the process group with torch's timeout: create it with ours first.
     engine.state()
-    # Its state is global to the Python process, and rejects any precision but the first run's.
+    # accelerate's state is global to the Python process, and rejects any precision but that of the
+    # first run.
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()
     accelerator = Accelerator(
@@ -341,7 +343,7 @@ def _accelerator(training: Training, folder: Path | None) -> Accelerator:
 
 
 def set_dropout(backbone: Backbone, training: Training) -> None:
-    """Enable the adapter's dropout, and the backbone's if the settings say so."""
+    """Enable the dropout of the adapter, and that of the backbone if the settings ask for it."""
     backbone.train(training.backbone_dropout)
     for layer in adapters.layers(backbone.model):
         layer.train()  # pyright: ignore
@@ -350,7 +352,7 @@ def set_dropout(backbone: Backbone, training: Training) -> None:
 
 
 def _check(value: float, course: Course) -> None:
-    """Raise `TrainingError` if a loss, or the sum of a parameter, is not a finite number."""
+    """Raise `TrainingError` if the value is not finite; it is a loss or the sum of a parameter."""
     if not math.isfinite(value):
         raise TrainingError(
             f"Training of task `{course.task.name}` gave {value} at step {course.step + 1}. Lower "

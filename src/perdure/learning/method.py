@@ -1,13 +1,15 @@
-"""The interface of a method, how one task is learned after others: nine hooks with defaults.
+"""The interface of a method, which defines how tasks are learned one after another.
+
+A method has nine hooks, all with defaults:
 
     beneath(earlier) → begin(backbone, task) → parameters(backbone) → optimizer(groups,
     training) → each step: loss(backbone, batch of examples(seen)) inside around(optimizer);
       then update(backbone, step)
     → end(backbone, task, optimizer)
 
-`Method` is the hooks alone; `PeftMethod`, the base class of most methods, trains one fresh PEFT
-module per task, all from the same start. A method is one file in `methods/`: it overrides what its
-paper changes, and no method derives from another.
+`Method` has only the hooks. `PeftMethod`, the base class of most methods, trains a fresh PEFT
+module for each task, always from the same initial values. Each method is one file in `methods/`,
+which overrides the hooks that its paper changes. No method derives from another.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,12 +33,12 @@ from perdure.models.examples import Batch
 
 Need = Literal["heads", "lora", "classes"]
 Group = dict[str, Any]
-"""A group of parameters, or its settings, as torch's optimizers take them."""
+"""A parameter group, or only its settings, in the format of torch's optimizers."""
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """The most important setting of a method, with the range that `perdure tune` searches.
+    """The most important setting of a method, with the range in which `perdure tune` searches it.
 
     The search is on a logarithmic scale.
     """
@@ -48,91 +50,99 @@ class Tuned:
 
 @dataclass(kw_only=True)
 class Method:
-    """The hooks that define how one task is learned after others; this base class adds no PEFT
-    module.
+    """The base class of all methods: hooks that define how a task is learned after others.
+
+    It adds no PEFT module.
     """
 
     usual_rule: ClassVar[str] = "last"
-    """The rule in `rules/` that goes with the method if a recipe names none."""
+    """The rule in `rules/` that is used with the method if a recipe names none."""
     tuned: ClassVar[Tuned | None] = None
     """The method's main coefficient, if it has one."""
     needs: ClassVar[frozenset[Need]] = frozenset()
-    """The requirements of the method, checked before anything is trained.
+    """The requirements of the method, which are checked before anything is trained.
 
-    `heads`: a backbone on which each task has a head; `lora`: `peft: lora`; `classes`: tasks
-    that have classes.
+    `heads`: the backbone has a head for each task; `lora`: the setting `peft: lora`; `classes`:
+    the tasks have classes.
     """
     instead: ClassVar[str] = "Choose another method."
-    """Advice, in one sentence, for when these requirements are not met."""
+    """One sentence of advice that is shown if the requirements in `needs` are not met."""
     state: State = field(default_factory=dict, init=False, repr=False)
-    """The method's memory between tasks and (if it changes in training) inside one, by name.
+    """The values that the method remembers between tasks, by name.
 
-    It is saved after each task, and with every state inside a task. A run that resumes inside
-    a task calls `begin` as for a new one, and then puts back the parameters and this state:
-    anything else that changes in training would be lost.
+    They are saved after each task, and with every checkpoint in the middle of a task. A run that
+    resumes from such a checkpoint calls `begin` as for a new task, and then restores the parameters
+    and this dictionary. Anything else that changes during training is lost.
     """
 
     @property
     def isolates(self) -> bool:
-        """True if a task is learned as if there were no others.
+        """True if each task is learned as if there were no other tasks.
 
-        Such a task can be removed without a trace. False by default: a method has to claim it.
+        Such a task can be removed without a trace. The default is False; a method has to declare
+        that it isolates tasks.
         """
         return False
 
     @property
     def trains(self) -> bool:
-        """True if gradients train anything, so that there is a learning rate."""
+        """True if anything is trained by gradients, so that the method uses a learning rate."""
         return True
 
     @property
     def keeps_all(self) -> bool:
-        """True if the examples of all tasks are kept and trained on again."""
+        """True if the method needs the examples of all tasks, because it trains on them again."""
         return False
 
     @property
     def store_bytes(self) -> int:
-        """The size of the old examples that the method keeps."""
+        """The size, in bytes, of the old examples that the method stores."""
         return 0
 
     @property
     def module(self) -> adapters.Kind | None:
-        """The kind of PEFT module that holds what a task has learned, if there is one."""
+        """The kind of PEFT module that is trained on a task; None if there is no such module."""
         return None
 
     def beneath(self, earlier: Sequence[Adapter]) -> Sequence[Adapter]:
-        """Return the earlier adapters on whose sum the new task is learned; by default none."""
+        """Return the earlier adapters that are added to the model while the new task is learned.
+
+        By default there are none.
+        """
         return ()
 
     def begin(self, backbone: Backbone, task: Task) -> None:
-        """Prepare for a task, whose head has been added.
+        """Prepare to learn a task. Its head has already been added to the backbone.
 
-        Torch's random state is the same for every task of a run.
+        Torch's random state is the same at the beginning of every task in a run.
         """
 
     def parameters(self, backbone: Backbone) -> list[nn.Parameter]:
-        """Return the parameters to train besides the heads of the tasks that have examples.
+        """Return the parameters to train, in addition to the heads of the tasks trained on.
 
-        Nothing else may change in training.
+        No other parameters may change during training.
         """
         return list(adapters.trainable(backbone.model).values())
 
     def trained(self, backbone: Backbone) -> int:
-        """Return the number of trained values, if not all values of `parameters` are trained."""
+        """Return the number of values that are trained, by default all values of `parameters`.
+
+        Override this method if some of those values stay fixed.
+        """
         return sum(parameter.numel() for parameter in self.parameters(backbone))
 
     def optimizer(self, groups: list[Group], training: Training, *, examples: int) -> Optimizer:
-        """Return the optimizer of one task, by default AdamW.
+        """Return the optimizer for one task, by default AdamW.
 
-        The loop sets the schedule of the learning rate. A run that resumes inside a task restores
-        everything that is in the optimizer's `state_dict`.
+        The training loop sets the learning rate schedule. A run that resumes in the middle of a
+        task restores everything in the optimizer's `state_dict`.
 
         Parameters
         ----------
         groups
-            Groups of parameters, each with its learning rate `lr`, as torch's optimizers take them.
+            Parameter groups in the format of torch's optimizers, each with a learning rate `lr`.
         examples
-            The number of training examples, which Bayesian optimizers ask for; 0 if nothing is
+            The number of training examples, which Bayesian optimizers need; 0 if nothing is
             trained.
         """
         return torch.optim.AdamW(
@@ -140,36 +150,40 @@ class Method:
         )
 
     def around(self, optimizer: Optimizer) -> AbstractContextManager[object]:
-        """Return a context around each loss and its gradient.
+        """Return the context manager inside which each loss and its gradient are computed.
 
-        It may move the parameters, and puts them back at its end.
+        It may change the parameters on entry, but must restore them on exit.
         """
         return nullcontext()
 
     def examples(self, seen: Sequence[Task]) -> Rows:
-        """Return the rows to train on. `seen[-1]` is the new task; the others are old data.
+        """Return the rows to train on, by default the training examples of the new task.
 
-        The names and classes of old tasks are always there, but their examples may be gone
-        (`Task.missing`), and asking for those is an error. A method that needs them declares
-        `keeps_all`, and is refused beforehand.
+        `seen[-1]` is the new task, and the others are earlier tasks. The names and classes of
+        earlier tasks are always available, but their examples may be missing (`Task.missing`), and
+        reading those is an error. A method that needs them must declare `keeps_all`, so that a run
+        without them is refused before training.
 
         Return no rows to skip training; `end` then does all the work.
         """
         return seen[-1].rows("train")
 
     def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
-        """Return the loss of a batch, a scalar: by default the mean of its examples' losses."""
+        """Return the loss of a batch as a scalar, by default the mean loss of its examples."""
         return backbone.losses(batch).mean()
 
     def update(self, backbone: Backbone, step: Callable[[], None]) -> None:
-        """Make a `step` of the optimizer.
+        """Take one optimizer step by calling `step`, which first clips the gradients.
 
-        The gradients are those of the whole batch, not yet clipped.
+        Until then, the gradients are those of the entire batch, before clipping.
         """
         step()
 
     def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
-        """Remember what later tasks will need. The optimizer is as the last step left it."""
+        """Store everything that later tasks will need.
+
+        The optimizer is in the state in which the last step left it.
+        """
 
     def foresee(self, task: Task) -> None:
         """Remember, in place of `end`, what decides how many examples later tasks train on.
@@ -181,25 +195,25 @@ class Method:
 
 @dataclass(kw_only=True)
 class PeftMethod(Method):
-    """A method that learns in a PEFT module; by default in a fresh one for each task.
+    """A method that trains a PEFT module, by default a fresh one for each task.
 
     Parameters
     ----------
     peft
-        `lora`; `bottleneck` (an adapter behind linear layers); or `full`: a change of every
-        weight and bias of all layers, which is full fine-tuning, with weight decay towards the
-        pre-trained model. With `full`, `rank`, `alpha` and `dropout` are ignored; parameters
-        outside of layers, such as a class token, stay as they are.
+        `lora`; `bottleneck` (an adapter after linear layers); or `full`, which is full fine-tuning
+        of all weights and biases of all layers, with weight decay towards the pre-trained model.
+        With `full`, `rank`, `alpha` and `dropout` are ignored, and parameters outside of layers,
+        such as a class token, are not trained.
     rank
-        The rank of LoRA, or the width of a bottleneck.
+        The rank of LoRA, or the width of the bottleneck.
     alpha
         LoRA's scale is alpha / rank.
     dropout
-        The share of inputs that the module drops in training.
+        The probability with which an input of the module is dropped during training.
     target_modules
-        Names of linear layers, or a regular expression; by default query and value (LoRA), the
-        outputs of attention and feed-forward parts (bottleneck; `pfeiffer`: of the feed-forward
-        parts only), or all layers with weights (full).
+        Names of linear layers, or a regular expression. The default is query and value for LoRA,
+        the outputs of the attention and feed-forward parts for bottleneck adapters (with
+        `pfeiffer`, of the feed-forward parts only), and all layers with weights for `full`.
     """
 
     peft: adapters.Kind = "lora"
@@ -210,7 +224,10 @@ class PeftMethod(Method):
 
     usual_rule: ClassVar[str] = "task_arithmetic"
     lora_because: ClassVar[str] = ""
-    """The reason why the method needs `lora`, if it does, as the beginning of a sentence."""
+    """The reason why the method requires LoRA, as a verb phrase after the method's name.
+
+    It completes the error message: "`NAME` REASON: it needs `peft: lora`."
+    """
 
     def __post_init__(self):
         if "lora" in self.needs and self.peft != "lora":
@@ -232,16 +249,17 @@ class PeftMethod(Method):
         blocks: int | None = None,
         times: int = 1,
     ) -> None:
-        """Put a fresh module into the model, as the settings say.
+        """Attach a fresh PEFT module to the model, configured by the method's settings.
 
         Parameters
         ----------
         target_modules
-            The layers to use instead of the settings'.
+            Layers to use instead of those in the settings.
         blocks
-            The number of the transformer's first blocks that get the module; by default all.
+            If given, attach the module only to the first `blocks` blocks of the transformer.
         times
-            The factor on the rank and on alpha, so that the scale alpha / rank stays.
+            A factor that multiplies both the rank and alpha, which leaves LoRA's scale
+            alpha / rank unchanged.
         """
         config = adapter_targets.configure(
             backbone.model,
@@ -255,11 +273,11 @@ class PeftMethod(Method):
         adapters.attach(backbone.model, config)
 
     def go_on(self, backbone: Backbone) -> None:
-        """Keep the last task's module for further training, or put in a fresh one."""
+        """Keep the last task's module for further training; attach a fresh one if there is none."""
         if not adapters.attached(backbone.model):
             self.attach(backbone)
 
 
 def method_name(method: Method) -> str:
-    """Return a method's name, which is its file's."""
+    """Return the name of a method, which is the name of its file without `.py`."""
     return type(method).__module__.rpartition(".")[2]

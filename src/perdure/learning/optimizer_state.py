@@ -1,8 +1,9 @@
-"""The state of any optimizer, as values by name: tensors, and values that JSON can hold.
+"""Functions that save and restore the state of any optimizer.
 
-`0/exp_avg` is AdamW's `exp_avg` of its first parameter; `group/0/hess` is a tensor among the
-settings of a group. No optimizer is hard-coded here: a fresh optimizer that has taken one step
-shows which tensors there are, and their shapes.
+The state is a dictionary of tensors and JSON values. `0/exp_avg` is AdamW's `exp_avg` for the first
+parameter; `group/0/hess` is a tensor among the settings of the first parameter group. No optimizer
+is hard-coded here: a fresh optimizer that has taken one step shows which tensors exist, and their
+shapes.
 """
 
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from perdure.learning.snapshot import State, alike, part, tensors_of, without_te
 
 
 def read(optimizer: Optimizer) -> State:
-    """Return an optimizer's state by name."""
+    """Return the state of an optimizer, as values by name."""
     saved = optimizer.state_dict()
     named = _flat(saved["state"])
     for number, group in enumerate(saved["param_groups"]):
@@ -23,34 +24,34 @@ def read(optimizer: Optimizer) -> State:
 
 
 def groups(optimizer: Optimizer) -> list[Group]:
-    """Return the settings of each group, except tensors, which `read` returns."""
+    """Return the settings of each parameter group, except tensors, which `read` returns."""
     saved = optimizer.state_dict()
     return [without_tensors(group) for group in saved["param_groups"]]
 
 
 def write(optimizer: Optimizer, values: State, settings: list[Group]) -> None:
-    """Replace an optimizer's state by values from `read` and settings from `groups`.
+    """Replace the state of an optimizer with values from `read` and settings from `groups`.
 
     Parameters
     ----------
     optimizer
-        A fresh optimizer that has made one step, so that its state is complete.
+        A fresh optimizer that has taken one step, so that its state is complete.
 
     Raises
     ------
     ValueError
-        The values do not have the names, shapes and types of this optimizer's state.
+        The names, shapes or dtypes of the values do not match the state of this optimizer.
     """
     fresh = read(optimizer)
-    # The fresh optimizer had a gradient for every parameter. A parameter that had none in the run
-    # so far has no state among the values, which is no fault.
+    # The fresh optimizer had a gradient for every parameter. A parameter that has had none in the
+    # run so far has no saved state, which is not an error.
     begun = {"group", *map(_owner, values)}
     expected = {}
     for name, value in fresh.items():
         if _owner(name) in begun:
             expected[name] = value
     if not alike(dict(values), expected):
-        raise ValueError("what the optimizer kept does not fit the parameters")
+        raise ValueError("the state of the optimizer does not match the parameters")
 
     restored = []
     for number, group in enumerate(settings):
@@ -69,12 +70,12 @@ def write(optimizer: Optimizer, values: State, settings: list[Group]) -> None:
 
 
 def _owner(name: str) -> str:
-    """Return the first component of a name: as a rule, the number of a parameter."""
+    """Return the first component of a name, which is usually the index of a parameter."""
     return name.partition("/")[0]
 
 
 def _flat(tree: Mapping[object, object]) -> State:
-    """Return the leaves of nested mappings, by the path to each."""
+    """Return the leaves of nested mappings, with their paths (`key/key`) as keys."""
     leaves: State = {}
     for key, value in tree.items():
         if isinstance(value, dict):
@@ -88,9 +89,10 @@ def _flat(tree: Mapping[object, object]) -> State:
 def _filled(
     tree: Mapping[object, object], leaves: Mapping[str, object], above: str = ""
 ) -> dict[object, object]:
-    """Return nested mappings of the same structure with other leaves; drop those without any.
+    """Return a copy of nested mappings in which the leaves are replaced.
 
-    The keys stay as they are: torch numbers parameters by integers, not strings.
+    Mappings without any new leaf are dropped. Keys keep their types, because torch numbers
+    parameters with integers, not strings.
     """
     filled: dict[object, object] = {}
     for key, value in tree.items():

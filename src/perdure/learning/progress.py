@@ -1,4 +1,4 @@
-"""One task's training in progress: parameters, optimizer, plan, and position."""
+"""The training of one task in progress: its parameters, optimizer, plan of steps and position."""
 
 import math
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class Course:
     Attributes
     ----------
     epoch, batch
-        The position: the number of completed epochs, and of completed steps in the current one.
+        The numbers of completed epochs, and of completed steps in the current epoch.
     step
         The number of completed steps since the task began.
     """
@@ -54,8 +54,8 @@ class Course:
         for group in groups:
             self.parameters += group["params"]
         if self.parameters:
-            # Each process made its own initial values. They come from the same seed, but may
-            # differ between kinds of devices.
+            # Each process has drawn the initial values itself. They come from the same seed, but
+            # may differ between kinds of devices.
             engine.as_the_first(self.parameters)
 
         count = len(self.rows or ())
@@ -67,14 +67,14 @@ class Course:
             self.epoch = training.epochs
 
     def encoded(self, rows: Rows) -> Examples:
-        """Return the examples to train on, as the model takes them."""
+        """Return the examples to train on, in the form that the model takes."""
         return self.backbone.encode(rows)
 
     def plan(self, epoch: int) -> list[list[list[int]]]:
-        """Return an epoch's steps, each a list of batches, each a list of row numbers.
+        """Return the steps of an epoch: each is a list of batches, which are lists of row numbers.
 
-        The plan is drawn with a seed of its own, so a run resumed in the middle of the epoch makes
-        the same plan again.
+        The order is drawn with a separate seed, so that a run that resumes in the middle of an
+        epoch gets the same plan.
         """
         if self.rows is None:
             return []
@@ -104,7 +104,10 @@ class Course:
     # -- saving and resuming
 
     def snapshot(self) -> Snapshot:
-        """Return everything that `load` needs. The tensors are the live ones, not copies."""
+        """Return a snapshot with everything that `load` needs.
+
+        Its tensors are the live ones, not copies.
+        """
         # No copies: `Snapshot.save` makes them if the snapshot is written.
         method = self.method.state
         optimizer = optimizer_state.read(self.optimizer)
@@ -133,22 +136,22 @@ class Course:
 
     @torch.no_grad()
     def load(self, snapshot: Snapshot) -> None:
-        """Continue from a snapshot.
+        """Restore the state in a snapshot, so that training continues from there.
 
         Raises
         ------
         RunError
             The snapshot was made with other settings.
         """
-        # The file may come from other settings, or from a stranger: any mismatch, however Python
-        # reports it, becomes one error with one remedy.
+        # The file may have been made with other settings, or by someone else. Every mismatch,
+        # whichever exception it causes, becomes one error with one remedy.
         try:
             self._load(snapshot)
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise RunError(
-                f"The saved state of task `{self.task.name}` belongs to other settings "
+                f"The saved state of task `{self.task.name}` was made with other settings "
                 f"({type(error).__name__}: {error}). Restore the old settings, or remove "
-                "`unfinished.safetensors` to begin the task again."
+                "`unfinished.safetensors` to start the task again."
             ) from error
 
     def _load(self, snapshot: Snapshot) -> None:
@@ -156,7 +159,8 @@ class Course:
         tensors = snapshot.tensors
         self._check_settings(about)
 
-        # The order matters: the empty step may move the parameters, so they are filled after it.
+        # The order matters: the empty step may change the parameters, so they are restored after
+        # it.
         self.take_empty_step()
         optimizer = about["optimizer"] | part(tensors, "optimizer")
         optimizer_state.write(self.optimizer, optimizer, about["groups"])
@@ -187,10 +191,10 @@ class Course:
             now = _fixed(expected["groups"])
             fits = before == now
         if not fits:
-            raise ValueError("an optimizer with other settings")
+            raise ValueError("the settings of the optimizer differ")
 
     def _check_position(self) -> None:
-        """Raise `ValueError` if the position is outside the plan."""
+        """Raise `ValueError` if the position is outside the plan of steps."""
         steps = len(self.plan(0))
         epochs = self.training.epochs
         # `in range` also rejects fractions, and values that are not numbers.
@@ -203,8 +207,8 @@ class Course:
             raise ValueError(f"step {self.batch} of epoch {self.epoch}")
 
     def take_empty_step(self) -> None:
-        """Step a fresh optimizer with zero gradients, so that its state is complete."""
-        # Some optimizers (IVON, for one) collect the gradients when this context ends.
+        """Take a step with zero gradients, so that the state of a fresh optimizer is complete."""
+        # Some optimizers, such as IVON, collect the gradients when this context ends.
         with self.method.around(self.optimizer):
             for parameter in self.parameters:
                 parameter.grad = torch.zeros_like(parameter)
@@ -217,7 +221,7 @@ def _numbered(name: str, values: Sequence[Tensor]) -> dict[str, Tensor]:
 
 
 def _fill(tensors: Sequence[Tensor], values: dict[str, Tensor]) -> None:
-    """Copy the saved values into the tensors, matched by number."""
+    """Copy saved values into tensors; each value has the index of its tensor as its key."""
     if len(tensors) != len(values):
         raise ValueError(
             f"{len(values)} tensors for {len(tensors)} parameters",
@@ -232,7 +236,7 @@ def _fill(tensors: Sequence[Tensor], values: dict[str, Tensor]) -> None:
 
 
 def _fixed(groups: list[Group]) -> list[Group]:
-    """Return the groups' settings without the learning rate, which the schedule changes."""
+    """Return the settings of each group without the learning rate, which the schedule changes."""
     fixed = []
     for group in groups:
         settings = dict(group)
@@ -246,14 +250,14 @@ def _trainable(
 ) -> list[Group]:
     """Return the parameters to train, in two groups, and freeze all others.
 
-    The first group has the method's parameters, the second the heads of the tasks with examples.
+    The first group contains the method's parameters, the second the heads of the tasks trained on.
     """
     head_parameters: dict[int, nn.Parameter] = {}  # by identity: tasks may share a head
     for task in rows.task_names() if rows else ():
         for parameter in backbone.own(task).parameters():
             head_parameters[id(parameter)] = parameter
     heads = list(head_parameters.values())
-    # A method may list heads as its own parameters, and an optimizer rejects duplicates.
+    # A method may list heads among its parameters, and an optimizer rejects duplicates.
     module = [value for value in method.parameters(backbone) if id(value) not in head_parameters]
     backbone.requires_grad_(False)
     for parameter in [*module, *heads]:
@@ -271,7 +275,7 @@ def _trainable(
 
 
 def _optimizer(method: Method, groups: list[Group], training: Training, examples: int) -> Optimizer:
-    """Return the method's optimizer, which may be a custom one."""
+    """Return the method's optimizer; raise `InputError` if it is not a torch optimizer."""
     optimizer = method.optimizer(groups, training, examples=examples)
     if not isinstance(optimizer, Optimizer):
         raise InputError(
@@ -285,7 +289,7 @@ def _optimizer(method: Method, groups: list[Group], training: Training, examples
 
 
 def _scheduler(optimizer: Optimizer, training: Training, *, steps: int) -> LambdaLR:
-    """Return the learning rate schedule for epochs of `steps` steps."""
+    """Return the learning rate schedule for epochs of `steps` steps each."""
     all_steps = training.epochs * steps
     return LambdaLR(
         optimizer,
@@ -294,14 +298,14 @@ def _scheduler(optimizer: Optimizer, training: Training, *, steps: int) -> Lambd
 
 
 def _decay(step: int, steps: int, training: Training) -> float:
-    """Return the factor on the learning rate at a step, out of `steps` in all."""
+    """Return the learning rate factor at a step, where `steps` is the total number of steps."""
     warm = round(training.warmup * steps)
     if step < warm:
-        # The rate begins above zero, so that the first step is not wasted.
+        # The rate starts above zero, so that the first step is not wasted.
         return (step + 1) / (warm + 1)
     if training.schedule == "constant":
         return 1.0
-    # Every step may be warm-up, and after the last one the scheduler asks for one more rate.
+    # The warm-up may take all steps, and after the last step the scheduler asks for one more rate.
     after_warmup = max(1, steps - warm)
     left = max(0.0, (steps - step) / after_warmup)
     if training.schedule == "cosine":
@@ -316,7 +320,7 @@ def _decay(step: int, steps: int, training: Training) -> float:
 def validation_accuracy(course: Course) -> float:
     """Return the accuracy on the new task's validation examples, with the task given.
 
-    A method that keeps all tasks' examples is measured on those of all tasks.
+    If the method keeps the examples of all tasks, the validation examples of all of them are used.
     """
     backbone = course.backbone
     tasks = course.seen if course.method.keeps_all else [course.task]
@@ -342,13 +346,13 @@ class Best:
     Attributes
     ----------
     watched
-        True if each epoch is measured, to keep the best one or to stop early.
+        True if the accuracy is measured after each epoch, to keep the best epoch or to stop early.
     score
-        The best accuracy so far; -1 before the first epoch was measured.
+        The best accuracy so far; -1 before the first measurement.
     waited
         The number of epochs since the best one.
     values
-        The parameters after the best epoch; empty before the first epoch was measured.
+        The parameters after the best epoch; empty before the first measurement.
     """
 
     def __init__(self, parameters: list[nn.Parameter], training: Training):
@@ -360,7 +364,7 @@ class Best:
         self.values: list[Tensor] = []
 
     def done(self, score: float) -> bool:
-        """Record an epoch's score, and return whether to stop early."""
+        """Record the score of an epoch, and return True if training should stop early."""
         if score > self.score:
             self.score = score
             self.waited = 0
@@ -375,7 +379,7 @@ class Best:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Restore the best epoch's parameters; do nothing if no epoch was measured."""
+        """Restore the parameters of the best epoch; do nothing if no epoch was measured."""
         if not self.values:
             return
         pairs = zip(self.parameters, self.values, strict=True)
@@ -389,15 +393,15 @@ class Best:
 def length_grouped(lengths: Sequence[int], batch_size: int, *, seed: int) -> list[list[int]]:
     """Return batches of examples with similar lengths, in random order, to save padding.
 
-    The examples are shuffled, sorted by length within groups of 20 batches, and cut into
-    batches, which are shuffled in turn.
+    The examples are shuffled, sorted by length within groups of 20 batches, and cut into batches.
+    Finally the order of the batches is shuffled.
     """
     random = torch.Generator().manual_seed(seed)
     order = torch.randperm(
         len(lengths),
         generator=random,
     ).tolist()
-    # If all were sorted together, the same examples would share a batch in every epoch.
+    # If all examples were sorted together, the same ones would share a batch in every epoch.
     group_size = 20 * batch_size
     batches = []
     for start in range(0, len(order), group_size):

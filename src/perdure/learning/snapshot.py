@@ -1,7 +1,7 @@
-"""The state inside a task: one file with everything that the training loop needs to resume.
+"""A checkpoint in the middle of a task: one file with everything needed to resume training.
 
-It contains no random states: each step starts from its own, which is derived from the run's seed,
-the task, and the step's number (`perdure.seeds`).
+It contains no random state, because each step is seeded separately, from the seed of the run, the
+name of the task and the number of the step (`perdure.seeds`).
 """
 
 import hashlib
@@ -20,26 +20,26 @@ from perdure.storage.tensors import TensorFile, as_bytes
 
 T = TypeVar("T")
 State = dict[str, Any]
-"""Tensors, and values that JSON can hold, by name."""
+"""Tensors and JSON values, by name."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A snapshot: tensors by name, and `about`, values that JSON can hold."""
+    """A snapshot of a task's training: `tensors` by name, and JSON values in `about`."""
 
     about: State
     tensors: dict[str, Tensor]
 
     def save(self, path: Path) -> None:
-        """Write the snapshot, replacing an older one.
+        """Write the snapshot to a file, replacing any older one.
 
         Raises
         ------
         OutputError
-            The disk is full, or writing is not allowed. The older one is as it was.
+            The disk is full, or writing is not allowed. An older file is left unchanged.
         """
-        # Cloned, because safetensors refuses tensors that share memory, and training goes on with
-        # these very tensors.
+        # Cloned, because safetensors refuses tensors that share memory, and training continues to
+        # change these tensors.
         tensors = {}
         for name, value in self.tensors.items():
             tensors[name] = value.detach().cpu().contiguous().clone()
@@ -58,15 +58,15 @@ class Snapshot:
         Raises
         ------
         CheckpointError
-            The file is damaged or was changed.
+            The file is damaged, or was changed after it was written.
         """
         file = TensorFile(path)
         tensors = file.read_all()
         about = file.metadata.get("about", "")
         if file.metadata.get("sha256") != _digest(about, tensors):
             raise CheckpointError(
-                f"`{path}` is not what was written: it is damaged or was changed. Remove it, and "
-                "the task that it belongs to is begun again."
+                f"`{path}` is not what was written: it is damaged or was changed. Remove it to "
+                "start its task again."
             )
         return cls(files.parse_json(about, f"the metadata of `{path}`"), tensors)
 
@@ -75,7 +75,7 @@ def _digest(about: str, tensors: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 of a snapshot's content, independent of the order of the tensors."""
     digest = hashlib.sha256(about.encode())
     for name, value in sorted(tensors.items()):
-        # The bytes alone would not tell a transposed tensor, or one of another type.
+        # The bytes alone would not reveal a transposed tensor, or one with another dtype.
         shape = list(value.shape)
         header = f"{name} {value.dtype} {shape}"
         digest.update(header.encode())
@@ -103,7 +103,7 @@ def part(values: Mapping[str, T], name: str) -> dict[str, T]:
 
 
 def tensors_of(values: Mapping[str, object], name: str) -> dict[str, Tensor]:
-    """Return the tensors among some values, as `name/` and their own names."""
+    """Return the tensors among the values, with `name/` added in front of their names."""
     tensors = {}
     for key, value in values.items():
         if isinstance(value, Tensor):
@@ -112,7 +112,7 @@ def tensors_of(values: Mapping[str, object], name: str) -> dict[str, Tensor]:
 
 
 def without_tensors(values: State) -> State:
-    """Return the values that are not tensors: those that JSON can hold."""
+    """Return the values that are not tensors, and can therefore be stored as JSON."""
     others = {}
     for key, value in values.items():
         if not isinstance(value, Tensor):
@@ -121,10 +121,10 @@ def without_tensors(values: State) -> State:
 
 
 def alike(value: object, model: object) -> bool:
-    """Return whether two values have the same form.
+    """Return True if a value has the same form as a reference value, the `model`.
 
-    Tensors have the same shape and type; JSON values have the same structure, whatever the
-    numbers.
+    Tensors must have the same shape and dtype. JSON values must have the same keys, lengths and
+    types, but the numbers, strings and Booleans in them may differ.
     """
     if isinstance(model, dict):
         return (
@@ -142,8 +142,8 @@ def alike(value: object, model: object) -> bool:
         )
     if isinstance(model, (bool, str, type(None))):
         return type(value) is type(model)
-    # An int may stand for a float, as 1 for 1.0, but `True`, an int to Python, may not. NaN,
-    # infinity and integers that would overflow as floats fail the comparison.
+    # An int may take the place of a float, such as 1 for 1.0, but `True`, which is an int in
+    # Python, may not. NaN, infinity and integers that would overflow as floats fail the comparison.
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
     return abs(value) < 2**53

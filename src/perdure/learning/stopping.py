@@ -1,8 +1,8 @@
-"""Ctrl-C, SIGTERM and the like, taken as a request to stop.
+"""Ctrl-C, SIGTERM and similar signals, handled as requests to stop.
 
 Work that must not be interrupted is finished first; then the run stops and reports how to resume
-it. Batch systems send SIGTERM or SIGUSR1 before they end a job; a terminal that closes sends
-SIGHUP.
+it. Batch systems send SIGTERM or SIGUSR1 before they end a job; a terminal sends SIGHUP when it is
+closed.
 """
 
 import contextlib
@@ -16,13 +16,13 @@ from perdure.errors import Stopped
 IF_FATAL = ("SIGHUP", "SIGUSR1")
 """Signals that are caught only if they would otherwise end the process.
 
-`nohup` makes a process ignore SIGHUP, so that it outlives its terminal; and a program's own
-handlers stay in place.
+They are not caught if `nohup` has made the process ignore SIGHUP, so that it outlives its terminal,
+or if the program has installed handlers for them.
 """
 
 
 class Stopping:
-    """A request to stop the run, made by a signal.
+    """A signal handler that records a request to stop the run.
 
     Attributes
     ----------
@@ -36,15 +36,15 @@ class Stopping:
         self._waits = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        # Only the same signal again means impatience: after the terminal's SIGINT, a launcher
-        # sends SIGTERM on its own.
+        # Only a repetition of the same signal means impatience: after SIGINT from the terminal, a
+        # launcher sends SIGTERM without being asked.
         again = self.asked == number
         self.asked = number
         if again or not self._waits:
             self.now()
 
     def now(self) -> None:
-        """Stop the run.
+        """Stop the run by raising `Stopped`.
 
         Raises
         ------
@@ -58,7 +58,7 @@ class Stopping:
 
     @contextlib.contextmanager
     def later(self) -> Iterator[None]:
-        """Put off a stop until the block ends, unless the same signal comes again."""
+        """Postpone a stop until the block ends, unless the same signal arrives a second time."""
         self._waits = True
         try:
             yield
@@ -70,14 +70,14 @@ class Stopping:
 
 @contextlib.contextmanager
 def stopping(hint: str) -> Iterator[Stopping]:
-    """Catch SIGINT, SIGTERM, SIGHUP and SIGUSR1 while the block runs.
+    """Handle SIGINT, SIGTERM, SIGHUP and SIGUSR1 as requests to stop while the block runs.
 
-    Only the main thread gets signals, so in any other thread nothing is caught.
+    Only the main thread receives signals, so nothing is caught in any other thread.
 
     Parameters
     ----------
     hint
-        Advice on how to resume, for the error message.
+        Advice on how to resume, which is added to the error message.
     """
     stop = Stopping(hint)
     if threading.current_thread() is not threading.main_thread():
@@ -92,7 +92,7 @@ def stopping(hint: str) -> Iterator[Stopping]:
 
 
 def _caught() -> list[signal.Signals]:
-    """Return the signals that ask the run to stop; Windows lacks some of them."""
+    """Return the signals to handle as requests to stop; Windows lacks some of them."""
     numbers = [signal.SIGINT, signal.SIGTERM]
     for name in IF_FATAL:
         number = getattr(signal, name, None)

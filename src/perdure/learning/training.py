@@ -1,4 +1,4 @@
-"""The training settings."""
+"""Settings for training."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -10,55 +10,57 @@ from perdure.learning.alignment import Alignment
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """The settings of a task's training: AdamW with warm-up and decay.
+    """Settings for training on a task: AdamW with warm-up and decay of the learning rate.
 
     Parameters
     ----------
     epochs
-        Passes over the task's examples.
+        The number of passes over the task's examples.
     batch_size
-        Examples in a batch, over all processes together; a step takes `gradient_accumulation`
-        batches.
+        The number of examples in a batch, over all processes together. One step uses
+        `gradient_accumulation` batches.
     learning_rate
-        The module's learning rate; `head_learning_rate` is that of the heads, which start from
-        scratch and need larger steps.
+        The learning rate of the module. The heads have `head_learning_rate`, because they start
+        from scratch and need larger steps.
     schedule
         How the learning rate falls to zero after the warm-up: `linear`, `cosine`, or `constant`
-        (it does not fall).
+        (no decay).
     warmup
-        The share of steps during which the learning rate rises from zero.
+        The share of steps during which the learning rate rises linearly to its full value.
     max_grad_norm
         Gradients are clipped to this norm.
     bf16
         Compute in bfloat16 (autocast); parameters stay in float32.
     packing
-        Pack several short examples into one row, each attending only to itself, to save padding.
-        Only for causal language models; the loss is the same as for padded batches.
+        Pack several short examples into one row to save padding; each of them attends only to
+        itself. Only for causal language models. The loss is the same as for padded batches.
     gradient_checkpointing
-        Recompute each layer's activations in the backward pass instead of storing them: a step
-        takes less memory and about a third more time. The loss is the same.
+        Recompute the activations of each layer in the backward pass instead of storing them. A step
+        then takes less memory, but about a third more time. The loss is the same.
     backbone_dropout
-        Use the frozen backbone's own dropout in training. Without it, a step is about 1.5 times as
-        fast on a CPU; the module's `dropout` applies either way.
+        Apply the frozen backbone's dropout during training. Without it, a step is about 1.5 times
+        as fast on a CPU. The module's `dropout` applies in both cases.
     best
-        Keep the epoch with the best validation accuracy (with the task given) instead of the last.
+        Keep the parameters of the epoch with the best validation accuracy (with the task given)
+        instead of those of the last epoch.
     patience
-        Stop after `patience` epochs without a better one, and keep the best.
+        Stop training after `patience` epochs without an improvement, and keep the best epoch.
     heads
-        `per_task`: a head for each task, trained on its examples. `shared`: one head for all tasks,
-        which every task trains further, as is usual if all tasks have the same classes (`scenario:
-        domain`).
+        `per_task`: each task has a head, which is trained on the task's examples. `shared`: all
+        tasks share one head, and each task trains it further. This is usual if all tasks have the
+        same classes (`scenario: domain`).
     alignment
-        Align the heads of all tasks after each task, with these settings (`{}`: the defaults). By
-        default, heads are not aligned.
+        Settings for aligning the heads of all tasks after each task; `{}` means the default
+        settings. If this is null, heads are not aligned.
     keep_inputs
-        Keep the covariance of the inputs of each layer with an adapter, which the rule `regmean`
+        Save the covariance of the inputs of each layer with an adapter, which the rule `regmean`
         needs. This costs one more pass over a task's examples, and d² numbers for an input of
         width d.
     checkpoint_steps
-        Save the state every `checkpoint_steps` steps, so that a killed run loses at most that many.
+        Save a checkpoint every `checkpoint_steps` steps. A run that is killed loses at most that
+        number of steps.
     trackers
-        accelerate's trackers, such as `tensorboard` or `wandb`.
+        The experiment trackers of accelerate to use, such as `tensorboard` or `wandb`.
     """
 
     epochs: Annotated[int, Ge(1)] = 3
@@ -84,7 +86,7 @@ class Training:
 
     @property
     def kept(self) -> list[str]:
-        """The names of the values that adapters keep for rules."""
+        """The names of the extra values that are saved with each adapter for use by rules."""
         return ["inputs"] if self.keep_inputs else []
 
     @property

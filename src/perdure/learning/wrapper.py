@@ -1,4 +1,7 @@
-"""A method that wraps another one, as replay does: it overrides hooks and forwards the rest."""
+"""The base class of methods that wrap another method, as replay does.
+
+A wrapper overrides the hooks that it changes, and forwards all others.
+"""
 
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -8,13 +11,13 @@ from perdure.learning.snapshot import State, part
 
 M = TypeVar("M", bound=Method)
 INNER = "method/"
-"""The prefix of the inner method's entries in the wrapper's state."""
+"""The prefix of the inner method's entries in the state of the wrapper."""
 
 
 def forwarding(wrapper: type[M]) -> type[M]:
-    """Make a wrapper class forward each hook that it does not define to its `method`.
+    """Make a wrapper class forward each hook that it does not override to its inner `method`.
 
-    The hooks are the public attributes of `Method`, so a hook added there is forwarded, too.
+    The hooks are all public attributes of `Method`, so a hook that is added there is forwarded too.
     """
     for name in list(vars(Method)):
         if name.startswith("_"):
@@ -43,9 +46,9 @@ class Forwarded:
 @forwarding
 @dataclass(kw_only=True)
 class Wrapper(Method):
-    """A method that wraps another one; a subclass overrides the hooks that it changes.
+    """A method that wraps another method; a subclass overrides the hooks that it changes.
 
-    An overriding hook calls the inner method's through `super()` or `self.method`.
+    An override can call the hook of the inner method through `super()` or `self.method`.
 
     Parameters
     ----------
@@ -55,14 +58,14 @@ class Wrapper(Method):
 
     method: Method
     remembered: State = field(default_factory=dict, init=False, repr=False)
-    """The wrapper's own part of `state`."""
+    """The entries of `state` that belong to the wrapper itself."""
 
     # Not forwarded: `perdure tune` would set the inner method's coefficient on the wrapper.
     tuned = None
 
     @property
     def state(self) -> State:
-        """The wrapper's own state, and the inner method's with the prefix `method/`."""
+        """The state of the wrapper, and that of the inner method under the prefix `method/`."""
         inner = {}
         for name, value in self.method.state.items():
             inner[f"{INNER}{name}"] = value

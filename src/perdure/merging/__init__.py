@@ -1,6 +1,6 @@
 """The machinery behind rules: their interface, the merging itself, and the search for scales.
 
-combine.py        From adapters to one model
+combine.py        Functions that combine adapters into one model
 rule.py           The interface of a rule
 rule_settings.py  A rule with its settings
 scaled.py         Task vectors in a model, with scales that a search can change

@@ -1,4 +1,4 @@
-"""From adapters to one model: task vectors, a rule, and the model used at test time."""
+"""Functions that combine adapters into one model by applying a rule to their task vectors."""
 
 import contextlib
 import inspect
@@ -19,12 +19,12 @@ from perdure.vectors.task_vector import Entry, LowRank, TaskVector
 
 
 def check_fits(rule: Rule, module: adapters.Kind | None) -> None:
-    """Check a rule's declaration to see if it can combine adapters of this kind.
+    """Check that a rule's declaration allows it to combine adapters of this kind.
 
     Raises
     ------
     InputError
-        The rule cannot combine them, or declares a return type that rules must not have.
+        The rule cannot combine such adapters, or it declares an invalid return type.
     """
     if module == "bottleneck" and rule.space == "delta":
         raise InputError("`peft: bottleneck` has no ΔW: set the rule's `space: factor`.")
@@ -34,7 +34,7 @@ def check_fits(rule: Rule, module: adapters.Kind | None) -> None:
         if rule.space == "factor":
             given = f"`space: {rule.space}` of {given}"
         raise InputError(
-            f"The rule `{rule.name}` combines low-rank changes, but changes by {given} "
+            f"The rule `{rule.name}` combines low-rank changes only, but those of {given} "
             "are not low-rank: use LoRA in `space: delta`."
         )
     function = registry.find("rule", rule.name)
@@ -47,8 +47,8 @@ def _return_type(function: Callable[..., object]) -> type:
     if annotation is None:
         return type(None)
     kind = get_origin(annotation) or annotation
-    # If the annotation is vague (`Any`, a union), the returned value is checked instead. A type
-    # that is certainly wrong can be refused now, before hours of training.
+    # If the annotation is vague (`Any`, a union), check the returned value later instead. A type
+    # that is definitely wrong can be rejected now, before hours of training.
     if (
         kind in (Any, inspect.Signature.empty)
         or not isinstance(kind, type)
@@ -80,16 +80,16 @@ def task_vectors(
     Raises
     ------
     BackboneError
-        The adapters are bottlenecks, which have no ΔW, and `space` is "delta".
+        `space` is "delta", and the adapters are bottlenecks, which have no ΔW.
     InputError
-        The adapters have different shapes or scales, and `space` is "factor".
+        `space` is "factor", and the adapters differ in shape or scale.
     """
     if space == "factor":
         return _factor_vectors(learned, since)
     vectors: dict[str, TaskVector] = {}
     for adapter in learned:
         vector = _delta(adapter, adapter.parameters)
-        # A difference has twice the rank, so skip it if the start changed nothing.
+        # The difference has twice the rank, so do not subtract a start that changes nothing.
         if since == "start" and _changes(adapter.start):
             vector = vector - _delta(adapter, adapter.start)
         vectors[adapter.name] = vector
@@ -97,7 +97,7 @@ def task_vectors(
 
 
 def _delta(adapter: Adapter, parameters: adapters.Parameters) -> TaskVector:
-    """Return ΔW of each layer, in factors if the adapter is low-rank."""
+    """Return ΔW for each layer, as low-rank factors if the adapter is low-rank."""
     entries: dict[str, Entry] = {}
     for name, change in adapters.deltas(adapter.config, parameters).items():
         if isinstance(change, tuple):
@@ -109,16 +109,19 @@ def _delta(adapter: Adapter, parameters: adapters.Parameters) -> TaskVector:
 
 
 def _changes(parameters: adapters.Parameters) -> bool:
-    """Return True if these adapter parameters change the model."""
+    """Return True if the given adapter parameters change the model."""
     # A fresh LoRA has B = 0 and a random A; a fresh full module is all zeros.
     others = [value for name, value in parameters.items() if ".lora_A." not in name]
     return any(value.any() for value in others)
 
 
 def _factor_vectors(learned: Sequence[Adapter], since: Since) -> dict[str, TaskVector]:
-    """Return task vectors in factor space: the adapters' own parameters minus their start."""
-    # Factors can only be subtracted and averaged if they have the same shape, and their
-    # product B A also needs the same scale.
+    """Return task vectors in factor space, which are adapter parameters minus their start values.
+
+    If `since` is "pretrained", all vectors are relative to the start of the first adapter.
+    """
+    # Factors can only be subtracted and averaged if their shapes are equal. The product B A also
+    # needs the same scale.
     first = learned[0]
     scale = adapters.scale(first)
     shapes = _shapes(first.start)
@@ -144,14 +147,15 @@ def _shapes(parameters: adapters.Parameters) -> dict[str, Size]:
 
 @dataclass(frozen=True)
 class Combined:
-    """A rule's result: one task vector, one per task, or a mixture of experts.
+    """The result of a rule, which is one task vector, one per task, or a mixture of experts.
 
     Attributes
     ----------
     origin
-        In factor space, the adapter whose start the vectors are relative to; otherwise None.
+        In factor space, the adapter whose start values the vectors are relative to; otherwise
+        None.
     label
-        The rule's label.
+        The rule's label, such as "ties(density=0.3)".
     """
 
     vectors: TaskVector | dict[str, TaskVector] | Mixture
@@ -160,7 +164,7 @@ class Combined:
 
     @property
     def routed(self) -> bool:
-        """True if each task has its own model."""
+        """True if the model differs between tasks."""
         return isinstance(self.vectors, dict) or self.picks
 
     @property
@@ -170,10 +174,11 @@ class Combined:
 
     @contextlib.contextmanager
     def applied(self, backbone: Backbone, task: str | None = None) -> Iterator[Choice]:
-        """Apply the combination to the backbone for the duration of the block.
+        """Temporarily apply the combination to the backbone.
 
-        Afterwards, the backbone is restored bit for bit. If the task posterior picks a task per
-        sample, `task` applies to all samples until the `Choice` gets the next batch's tasks.
+        On exit from the `with` block, the backbone is restored bit for bit. If the task posterior
+        picks a task for each sample, `task` applies to all samples until the yielded `Choice` is
+        given the tasks of the next batch.
         """
         model = backbone.model
         if isinstance(self.vectors, Mixture):
@@ -185,7 +190,7 @@ class Combined:
         vector = self.vectors
         if isinstance(vector, dict):
             # A task without a vector has not been learned yet.
-            vector = vector.get(task or "")  # (no task is called by the empty name)
+            vector = vector.get(task or "")  # (no task has an empty name)
         if vector is not None and self.origin is not None:
             with _adapted(model, self.origin, vector):
                 yield Choice()
@@ -197,7 +202,7 @@ class Combined:
 
 @contextlib.contextmanager
 def folded(model: nn.Module, vector: TaskVector) -> Iterator[None]:
-    """Replace W by W + ΔW in each layer of a delta-space vector, for the duration of the block."""
+    """Temporarily add a delta-space task vector to the weights of a model."""
     changes = {name: vector.dense(name) for name in vector.entries}
     with adapters.folded(model, changes):
         yield
@@ -205,8 +210,8 @@ def folded(model: nn.Module, vector: TaskVector) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _adapted(model: nn.Module, origin: Adapter, vector: TaskVector) -> Iterator[None]:
-    """Write start + vector into the adapter's parameters, and restore them afterwards."""
-    # The model may have an adapter attached, such as that of the task being learned.
+    """Temporarily set the parameters of an adapter to its start values plus `vector`."""
+    # The model may already have an adapter, such as the one for the task being learned.
     before = adapters.read(model) if adapters.attached(model) else None
     if before is None:
         adapters.attach(model, origin.config)
@@ -224,19 +229,19 @@ def _adapted(model: nn.Module, origin: Adapter, vector: TaskVector) -> Iterator[
 
 
 def combine(learned: Sequence[Adapter], rule: RuleLike) -> Combined:
-    """Apply a rule to the tasks' adapters, given in the order they were learned.
+    """Apply a rule to the adapters of several tasks, given in the order they were learned.
 
     Parameters
     ----------
     rule
-        A `Rule`, a rule's name, or a mapping with `name` and settings.
+        A `Rule`, the name of a rule, or a mapping with `name` and settings.
 
     Raises
     ------
     UnknownName
         There is no such rule.
     InputError
-        The rule's scale is `search` and has not been replaced by a value yet.
+        The scale of the rule is still `search`, and has not been replaced by a number.
     """
     rule = Rule.of(rule)
     if rule.searches:
@@ -257,7 +262,7 @@ def combine(learned: Sequence[Adapter], rule: RuleLike) -> Combined:
     merged = rule(vectors, kept)
     _check_returned(rule, type(merged))
     if isinstance(merged, TaskVector):
-        # The combination is applied many times, so compute entries that the rule deferred now.
+        # The combination is applied many times, so compute the rule's deferred entries now.
         merged = merged.made()
     return Combined(
         merged,

@@ -1,12 +1,12 @@
 """The interface of a rule, which combines task vectors into one.
 
-A rule is one function in `rules/`, named after its file. It takes `vectors`, a dict of task
-vectors by task in the order they were learned, and its settings as keyword arguments. It
-returns a `TaskVector`, or something that depends on the input: a `dict` with a task vector
-for each task, or a `Mixture`. Its declaration (`@nature`) is trusted; rules are not run to
-verify it.
+A rule is a function in `rules/`, named after its file. It takes `vectors`, a dict that maps
+tasks to task vectors in the order they were learned, and its settings as keyword arguments. It
+returns a `TaskVector`, or a result that depends on the input: a `dict` with a task vector for
+each task, or a `Mixture`. The declaration of a rule (`@nature`) is trusted; rules are not run
+to verify it.
 
-Settings are checked against their type annotations, like those of methods:
+As with methods, settings are checked against their type annotations. For example,
 `Annotated[float, Gt(0), Le(1)]` is a number in (0, 1].
 """
 
@@ -22,32 +22,33 @@ from perdure import registry
 from perdure.errors import InputError
 
 Order = Literal["order-free", "sequential", "routed"]
-# The statistics a rule can need besides task vectors, with a description for error messages.
-# Training keeps them if `keep_NAME` is set.
+# The statistics that a rule can need in addition to task vectors, and how error messages describe
+# them. Training saves them if `keep_NAME` is set.
 KEPT = {"inputs": "statistics of the layers' inputs"}
 F = TypeVar("F", bound=Callable[..., object])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Nature:
-    """A rule's declared properties.
+    """The declared properties of a rule.
 
     Attributes
     ----------
     order
         `order-free`: the order of the tasks does not matter; `sequential`: it does; `routed`:
-        the input decides which task vector acts.
+        the input decides which task vector is used.
     state
         The state to keep for the next task, and how it grows with the number n of tasks.
     needs
-        The statistics that the rule needs besides task vectors, among those that adapters keep
-        (`Adapter.kept`). Each is passed as the parameter of that name, by task and layer.
+        The names of the statistics that the rule needs in addition to task vectors, out of those
+        saved with adapters (`Adapter.kept`). Each is passed as the parameter of the same name, by
+        task and layer.
     low_rank
-        True if the rule accepts only low-rank changes, such as LoRA's.
+        True if the rule accepts only low-rank changes, such as those of LoRA.
     layerwise
-        True if each layer of the result depends only on the same layer of the inputs, so that a
-        model can be merged layer by layer (unless `scale` is a mapping, which may depend on
-        depth).
+        True if each layer of the result depends only on the same layer of the inputs, which
+        allows merging a model layer by layer (unless `scale` is a mapping, which may depend on
+        the depth of a layer).
     most
         The largest number of tasks that the rule can combine, or None if there is no limit.
     check
@@ -74,7 +75,7 @@ def nature(
     most: int | None = None,
     check: Callable[..., None] | None = None,
 ) -> Callable[[F], F]:
-    """Declare a rule's properties (see `Nature`), and check its settings at each call.
+    """Declare the properties of a rule (see `Nature`) and check its settings on each call.
 
     Examples
     --------
@@ -102,8 +103,8 @@ def nature(
             check_settings(checked, settings)
             return rule(*given, **settings)
 
-        # `wraps` gives `checked` the rule's signature, from which the registry reads the
-        # settings. pyright knows neither this nor function attributes.
+        # `wraps` copies the rule's signature, from which the registry reads the settings.
+        # pyright does not know this, and does not support function attributes.
         checked.nature = declared  # pyright: ignore[reportAttributeAccessIssue]
         return checked  # pyright: ignore[reportReturnType]
 
@@ -111,12 +112,13 @@ def nature(
 
 
 def nature_of(rule: Callable[..., object]) -> Nature:
-    """Return a rule's declaration; without one, it is sequential and takes only task vectors.
+    """Return a rule's declaration, or the defaults of `Nature` if it has none.
 
     Raises
     ------
     InputError
-        The rule takes something it does not declare, or something adapters do not keep.
+        The rule takes statistics that it does not declare in `needs` (or the reverse), or that
+        are not saved with adapters.
     """
     declared = getattr(rule, "nature", None) or Nature()
     parameters = inspect.signature(rule).parameters.values()
@@ -129,26 +131,26 @@ def nature_of(rule: Callable[..., object]) -> Nature:
     is_kept = KEPT.keys() >= set(taken)
     if taken != list(declared.needs) or not is_kept:
         raise InputError(
-            f"The rule `{rule.__name__}` takes {taken} besides task vectors, but declares that it "
-            f"needs {list(declared.needs)}: write `@nature(…, needs={taken})`. "
-            f"A rule can need {list(KEPT)}."
+            f"The rule `{rule.__name__}` takes {taken} in addition to task vectors, but declares "
+            f"that it needs {list(declared.needs)}: write `@nature(…, needs={taken})`. "
+            f"The available statistics are {list(KEPT)}."
         )
     return declared
 
 
 def check_settings(rule: Callable[..., object], given: Mapping[str, object]) -> None:
-    """Check a rule's settings, each against its annotation and in combination.
+    """Check each setting of a rule against its type annotation, then check their combination.
 
     Raises
     ------
     InputError
-        A setting has the wrong type or value, or the settings do not fit together.
+        A setting has the wrong type or value, or the combination of settings is invalid.
     """
     parameters = registry.options(rule)
     for name, value in given.items():
         if name in parameters:
             _check_setting(name, value, parameters[name].annotation)
-    # The combination is checked last, when each type is right, with defaults filled in.
+    # Check the combination last, when all types are valid, and with defaults filled in.
     check = nature_of(rule).check
     if check:
         settings: dict[str, object] = {}
@@ -160,8 +162,8 @@ def check_settings(rule: Callable[..., object], given: Mapping[str, object]) -> 
 
 
 def _check_setting(name: str, value: object, kind: object) -> None:
-    # Other types, such as mappings, are skipped: pydantic checks them when a `Rule` is created,
-    # and a rule that accepts several forms checks them itself.
+    # Skip other types, such as mappings. pydantic checks them when a `Rule` is created, and a
+    # rule that accepts several types checks them itself.
     origin = get_origin(kind)
     if origin is Literal:
         chosen(name, value, kind)
@@ -174,7 +176,7 @@ def _check_setting(name: str, value: object, kind: object) -> None:
 
 
 def _interval(bounds: Sequence[object]) -> str:
-    """Return a number's bounds in interval notation, such as "(0, 1]"."""
+    """Return bounds in interval notation, such as "(0, 1]"."""
     low = "(-inf"
     high = "inf)"
     for bound in bounds:

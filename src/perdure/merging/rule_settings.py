@@ -1,4 +1,4 @@
-"""A rule with its settings, given as a name, as a mapping, or as a `Rule`."""
+"""Rules with their settings, which can be given as a name, as a mapping, or as a `Rule`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from perdure.vectors.task_vector import TaskVector
 
 Space = Literal["delta", "factor"]
 Since = Literal["pretrained", "start"]
-# Statistics that adapters keep for rules, by statistic, task and layer.
+# Statistics saved with adapters for use by rules: by statistic, task and layer.
 KeptByTask = Mapping[str, Mapping[str, Mapping[str, Tensor]]]
-# The type and default of each setting that all rules share: they define where a rule is applied
-# and how its scale is searched.
+# The type and default of each setting that all rules share. These settings define the space in
+# which a rule is applied, and the search for its scale.
 WHERE: dict[str, tuple[object, object]] = {
     "space": (Space, "delta"),
     "since": (Since, "pretrained"),
@@ -30,9 +30,9 @@ WHERE: dict[str, tuple[object, object]] = {
 
 @dataclass(frozen=True, init=False)
 class Rule:
-    """A rule with its settings, and the space it is applied in.
+    """A rule with its settings, and the space in which it is applied.
 
-    Any parameter that takes a `Rule` also accepts a rule's name, or a mapping with `name` and
+    Parameters that take a `Rule` also accept the name of a rule, or a mapping with `name` and
     settings, as in a recipe.
 
     Parameters
@@ -40,18 +40,20 @@ class Rule:
     name
         The rule's name, or the path of a Python file that defines one.
     space
-        `delta`: each layer's ΔW = s B A, as LoRA applies it, summed exactly; `factor`: the
-        modules' own parameters (A and B separately), relative to their common start. Bottleneck
-        adapters support only `factor`. The two differ: a sum of factors has cross terms B_i A_j.
+        `delta`: combine the changes ΔW = s B A that LoRA applies to each layer, exactly;
+        `factor`: combine the parameters of the modules (A and B separately), relative to their
+        common start. The results differ, because the product of summed factors has cross terms
+        B_i A_j. Bottleneck adapters support only `factor`.
     since
         `pretrained`: a task vector is everything the module adds to the pre-trained model (the
-        paper's tau = Phi - Phi_pre). If each module starts from the previous task's, it contains
-        the earlier tasks, which then count several times. `start`: only the change made by
-        training on the task itself.
+        paper's tau = Phi - Phi_pre). If each module starts from the previous one, task vectors
+        include earlier tasks, which are then counted several times. `start`: a task vector is
+        only the change made by training on that task.
     search
-        How to search for the scale, if `scale` is `search`.
+        Settings for the search, which are used if `scale` is `search`.
     settings
-        The rule's own settings, such as `scale`. `options` has the ones that are given.
+        Settings that are specific to the rule, such as `scale`. Those given are stored in
+        `options`.
 
     Raises
     ------
@@ -88,22 +90,24 @@ class Rule:
 
     @classmethod
     def of(cls, rule: RuleLike, where: str = "") -> Rule:
-        """Return a `Rule`, given as a `Rule`, a name, or a mapping with `name` and settings.
+        """Convert the name of a rule, or a mapping with `name` and settings, to a `Rule`.
+
+        A `Rule` is returned unchanged.
 
         Parameters
         ----------
         where
-            The file that contains the rule, for error messages.
+            The file in which the rule is specified, for error messages.
 
         Raises
         ------
         InputError
-            `rule` has none of these forms, or there is no such rule or setting.
+            `rule` has the wrong type, or there is no such rule or setting.
         """
         if isinstance(rule, Rule):
             return rule
         name, settings = named(rule, "rule")
-        # `__init__` has no `where`: it would collide with a rule's own setting of that name.
+        # `__init__` has no `where`, which would collide with a rule's setting of that name.
         made = cls.__new__(cls)
         made._set(name, settings, where)
         return made
@@ -125,12 +129,12 @@ class Rule:
             raise InputError(f"`search.over: {over}` is for `task_arithmetic`, not for `{name}`.")
         if "search" in given and "scale" not in options:
             raise InputError(
-                f"`search` of {where} defines how a scale is searched: "
-                "give it together with `scale: search`."
+                f"`search` of {where} defines how to search for a scale: "
+                "use it together with `scale: search`."
             )
 
-        # The rule's own types do not allow `search`, which a run later replaces by a number, so
-        # it is set aside while the others are checked.
+        # The rule's type annotations do not allow `search`, which a run later replaces by a
+        # number, so set it aside while checking the other settings.
         has_scale = "scale" in registry.options(function)
         searches = has_scale and options.get("scale") == "search"
         if searches:
@@ -140,7 +144,7 @@ class Rule:
         if searches:
             options["scale"] = "search"
 
-        # The class is frozen, so that rules can be compared and shared. Only this method and
+        # The class is frozen, so that rules can be shared safely. Only this method and
         # `with_options` set its fields.
         values = {
             "name": name,
@@ -153,7 +157,7 @@ class Rule:
 
     @property
     def section(self) -> dict[str, object]:
-        """The rule as in a recipe: a mapping with `name` and settings."""
+        """The rule as written in a recipe, a mapping with `name` and settings."""
         section: dict[str, object] = {
             "name": self.name,
             "space": self.space,
@@ -165,7 +169,7 @@ class Rule:
 
     @property
     def own(self) -> dict[str, object]:
-        """The rule as in a recipe, without `space`, `since` and `search` if they are defaults."""
+        """The rule as written in a recipe, without `space`, `since` and `search` if default."""
         defaults = _defaults()
         section: dict[str, object] = {}
         for key, value in self.section.items():
@@ -175,15 +179,15 @@ class Rule:
 
     @property
     def label(self) -> str:
-        """The rule's name with its given settings, as in `scores.csv`."""
-        # `scores.csv` identifies rules by label, so two searches of one rule need two labels.
+        """The name of the rule with the settings that are given, as in `scores.csv`."""
+        # `scores.csv` identifies rules by label, so two searches with one rule need two labels.
         options = dict(self.options)
         if self.searches and self.search.over != "all":
             options["scale"] = f"search over {self.search.over} by {self.search.by}"
         return label(self.name, options, self.space, self.since)
 
     def with_options(self, options: Mapping[str, object]) -> Rule:
-        """Return a copy of the rule with other options, which are not checked."""
+        """Return a copy of the rule with different options, without checking them."""
         made = type(self).__new__(type(self))
         values = vars(self) | {"options": options}
         for key, value in values.items():
@@ -191,7 +195,7 @@ class Rule:
         return made
 
     def with_scale(self, scale: object) -> Rule:
-        """Return a copy of the rule with another scale."""
+        """Return a copy of the rule with a different scale."""
         return self.with_options({**self.options, "scale": scale})
 
     def __call__(
@@ -201,8 +205,8 @@ class Rule:
     ) -> Any:
         """Apply the rule to task vectors, given by task name.
 
-        It returns one task vector, one per task, or a `Mixture`. A user-defined rule may return
-        anything, which `combine` checks.
+        The result is one task vector, one per task, or a `Mixture`. User-defined rules may return
+        anything else, so `combine` checks the result.
 
         Raises
         ------
@@ -214,11 +218,12 @@ class Rule:
             statistics = kept.get(name) if kept else None
             if not statistics:
                 raise InputError(
-                    f"The rule `{self.name}` needs {KEPT[name]}, which were not kept: "
+                    f"The rule `{self.name}` needs {KEPT[name]}, which were not saved: "
                     f"learn the tasks with `training: {{keep_{name}: true}}`."
                 )
             needed[name] = statistics
-        # The function is not a field: a `Rule` has only plain values, to compare and save it.
+        # The function is not a field, because a `Rule` has only plain values, which can be
+        # compared and saved.
         function = registry.find("rule", self.name)
         return function(vectors, **needed, **self.options)
 
@@ -229,12 +234,12 @@ class Rule:
 
     @property
     def routed(self) -> bool:
-        """True if each task, or each input, has its own model."""
+        """True if the model differs between tasks or inputs."""
         return self.nature.order == "routed"
 
     @property
     def searches(self) -> bool:
-        """True if the scale has yet to be searched on validation data."""
+        """True if the scale still has to be determined by a search on validation data."""
         return self.options.get("scale") == "search"
 
 
@@ -248,7 +253,7 @@ def _defaults() -> dict[str, object]:
 
 
 def label(name: str, options: Mapping[str, object], space: str, since: str) -> str:
-    """Return a rule's name with its options, and with `space` and `since` if not the default.
+    """Return the name of a rule with its options and any non-default `space` and `since`.
 
     Examples
     --------

@@ -10,35 +10,36 @@ from perdure.models import adapters
 from perdure.models.matrices import oriented
 from perdure.vectors.task_vector import LowRank, TaskVector, by_depth
 
-# Each in-place update adds a single-precision rounding error, so a sum is recomputed after this
-# number of updates.
+# The number of in-place updates after which a sum is recomputed, because each update adds a
+# rounding error in single precision.
 REFRESH = 32
 
 
 class Scaled:
     """Low-rank task vectors folded into a model's weights, with adjustable scales.
 
-    W = W0 + Σ scale_t ΔW_t is kept in single precision, where ΔW_t = B_t A_t is task t's change.
-    Moving scale_t by d adds d B_t A_t, so a move costs time only for tasks whose scale changes.
+    W = W0 + Σ scale_t ΔW_t is stored in single precision, where ΔW_t = B_t A_t is the change made
+    by task t. Changing scale_t by d adds d B_t A_t, so the cost depends on the number of tasks
+    whose scale changes.
 
     Attributes
     ----------
     layers, weights
-        The layers that any task vector changes, and their weights in the model.
+        The layers that are changed by at least one task vector, and their weights in the model.
     factors
-        B and A of each layer, for each task.
+        For each task, the factors B and A of each layer.
     before
-        W0, to be restored.
+        The original weight W0 of each layer, which is restored at the end.
     sums
-        W in single precision.
+        The weight W of each layer in single precision.
     now
-        The current scales in each sum.
+        The current scales of each layer.
     updates
-        The number of in-place updates since each sum was computed from W0.
+        The number of in-place updates of each layer since W was computed from W0.
     """
 
     def __init__(self, model: nn.Module, vectors: Sequence[TaskVector]):
-        # `data`, not the parameter: a search changes weights outside autograd.
+        # Use `data`, not the parameter, because a search changes weights outside autograd.
         self.layers: dict[str, nn.Module] = {}
         self.weights: dict[str, nn.Parameter] = {}
         self.before: dict[str, Tensor] = {}
@@ -54,7 +55,7 @@ class Scaled:
         self.updates: dict[str, int] = {}
 
     def _factors(self, vector: TaskVector) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return B and A of each layer in single precision, on the layer's device."""
+        """Return B and A for each layer in single precision, on the layer's device."""
         factors: dict[str, tuple[Tensor, Tensor]] = {}
         for name, change in vector.items():
             # A search uses this class only if all changes are low-rank (`evaluation.scales`).
@@ -69,7 +70,7 @@ class Scaled:
     @classmethod
     @contextlib.contextmanager
     def on(cls, model: nn.Module, vectors: Sequence[TaskVector]) -> Iterator["Scaled"]:
-        """Yield the scaled vectors; afterwards, restore the weights bit for bit."""
+        """Yield a `Scaled` for a model, and restore the model's weights bit for bit on exit."""
         scaled = cls(model, vectors)
         try:
             yield scaled
@@ -78,7 +79,13 @@ class Scaled:
                 weight.data = scaled.before[name]
 
     def move(self, scales: Sequence[Sequence[float]]) -> None:
-        """Set each task's scale, or its scale in each group of layers of similar depth."""
+        """Set the scale of each task, or its scales for groups of layers of similar depth.
+
+        Parameters
+        ----------
+        scales
+            For each task, a list with one scale, or with one for each group of layers.
+        """
         groups = by_depth(self.weights, len(scales[0]))
         for name, weight in self.weights.items():
             group = groups[name]
@@ -87,15 +94,15 @@ class Scaled:
                 continue
             self._update(name, layer_scales)
             self.now[name] = layer_scales
-            # A bfloat16 weight is rounded from the sum at each move, so its rounding errors
-            # never accumulate. In single precision, the weight shares memory with the sum.
+            # A bfloat16 weight is rounded from the sum each time, so rounding errors do not
+            # accumulate. In single precision, the weight shares memory with the sum.
             weight.data = self.sums[name].to(weight.dtype)
 
     def _update(self, name: str, scales: tuple[float, ...]) -> None:
-        """Update a layer's sum to new scales, in place or from W0."""
+        """Update a layer's sum to new scales, either in place or by recomputing it from W0."""
         steps = self._steps(name, scales)
-        # If most scales move, recomputing from W0 costs at most twice as much,
-        # and drops all rounding errors.
+        # If most scales change, recomputing from W0 costs at most twice as much,
+        # and removes all rounding errors.
         most_move = 2 * len(steps) > len(scales)
         is_new = name not in self.sums
         is_due = self.updates.get(name) == REFRESH
@@ -114,15 +121,15 @@ class Scaled:
             columns.append(step * B)
             rows.append(A)
         if rows:
-            # Σ step_t B_t A_t is one product of the concatenated factors.
+            # Σ step_t B_t A_t is a single product of the concatenated factors.
             B = torch.cat(columns, dim=1)
             A = torch.cat(rows)
             oriented(self.layers[name], self.sums[name]).addmm_(B, A)
             self.updates[name] += 1
 
     def _steps(self, name: str, scales: tuple[float, ...]) -> dict[int, float]:
-        """Return the change of each task's scale, omitting tasks whose scale is unchanged."""
-        # A layer that has not moved yet has no sum, and `_update` starts from W0 anyway.
+        """Return the difference between the new and old scale of each task whose scale changes."""
+        # A layer without scales has no sum yet, so `_update` starts from W0 anyway.
         before = self.now.get(name, scales)
         steps: dict[int, float] = {}
         for task, scale in enumerate(scales):

@@ -1,4 +1,4 @@
-"""The search for task vectors' scales: score candidates, and return all with their scores."""
+"""A search for the scales of task vectors that give the highest validation score."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from perdure.merging.tpe import TPE, needed
 
 Scales = tuple[float, ...]
 GRID = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.8, 1.0, 1.5, 2.0)
-# The smallest step of the coordinate search, as a share of the first. Smaller steps change the
-# score by single validation examples.
+# The smallest step of the coordinate search, as a fraction of the first step. Smaller steps would
+# change the prediction for only a few validation examples.
 FINEST = 1 / 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """Settings of a search for scales: which scales to vary, and how.
+    """Settings for the search for scales.
 
     Parameters
     ----------
     over
-        One scale for `all` tasks; one for each of the `tasks`; or one for each task and group
-        of `layers`.
+        The scales to vary: a single one for `all` tasks, one per task (`tasks`), or one per task
+        and group of layers (`layers`).
     by
-        `coordinate`: move one scale at a time, with a step that is halved when no move helps;
-        `tpe` (Optuna's) or `cma-es` (pip install 'perdure[search]'). A single scale for all
+        `coordinate`: change one scale at a time, by a step that is halved when no change helps;
+        `tpe` (from Optuna) or `cma-es` (pip install 'perdure[search]'). A single scale for all
         tasks is always searched on the grid.
     grid
-        The values to try for a single scale, besides 1/n.
+        The values to try for a single scale, in addition to 1/n.
     groups
-        The number of depth groups to divide the layers into.
+        The number of groups into which layers are divided by depth.
     budget
-        The largest number of candidates to score.
+        The largest number of candidates to score, except on the grid.
     highest
-        The upper bound of all scales; the lower bound is 0.
+        The upper bound for all scales, except on the grid. The lower bound is 0.
     seed
-        Seed for `tpe` and `cma-es`.
+        The random seed for `tpe` and `cma-es`.
     """
 
     over: Literal["all", "tasks", "layers"] = "all"
@@ -57,7 +57,9 @@ class Search:
 def candidates(
     score: Callable[[Scales], float], start: Scales, settings: Search
 ) -> dict[Scales, float]:
-    """Search for good scales from `start` on; return each candidate's score, in trial order.
+    """Search for scales with a high score and return the score of each candidate.
+
+    The search begins at `start`. Candidates are in the order in which they were tried.
 
     Examples
     --------
@@ -69,7 +71,7 @@ def candidates(
     """
     tried: dict[Scales, float] = {}
 
-    # Scoring evaluates a model on validation data, which is expensive, so no candidate is
+    # Scoring is expensive, because it evaluates a model on validation data, so no candidate is
     # scored twice.
     def tell(scales: Scales) -> float:
         if scales not in tried:
@@ -91,9 +93,9 @@ def candidates(
 def best(tried: dict[Scales, float]) -> Scales:
     """Return the candidate with the highest score.
 
-    A tie between single scales goes to the smallest, which stays closest to the pre-trained
-    model. Any other tie goes to the candidate tried first, which tends to be closest to the
-    start, 1/n per task.
+    With a single scale for all tasks, ties are broken in favour of the smallest scale, which
+    changes the pre-trained model least. Otherwise, they are broken in favour of the candidate that
+    was tried first, which tends to be closest to the start, 1/n for each task.
     """
 
     def preference(scales: Scales) -> tuple[float, float]:
@@ -111,7 +113,7 @@ def _coordinate(
     settings: Search,
     tried: dict[Scales, float],
 ) -> None:
-    """Move each scale in turn up or down by one step, and keep moves that raise the score."""
+    """Move one scale at a time up or down by a step and keep the moves that raise the score."""
     now = start
     step = max(start)
     finest = FINEST * step
@@ -120,7 +122,7 @@ def _coordinate(
         before = now
         for i in range(len(now)):
             for move in (step, -step):
-                # The budget counts candidates, not moves: repeated ones are free.
+                # The budget counts candidates, not moves, so repeated candidates are free.
                 if len(tried) >= settings.budget:
                     return
                 scale = max(now[i] + move, 0.0)
@@ -181,7 +183,9 @@ def _package(name: str, settings: Search) -> ModuleType:
 def named(
     scales: Scales, tasks: Sequence[str], settings: Search
 ) -> float | dict[str, float] | dict[str, list[float]]:
-    """Return scales in `task_arithmetic`'s format: one number, or a number or list per task.
+    """Convert scales to the `scale` setting of `task_arithmetic`.
+
+    The result is a single number, or a mapping of tasks to numbers or lists of numbers.
 
     Examples
     --------
@@ -201,7 +205,7 @@ def named(
 
 
 def start_of(tasks: int, settings: Search) -> Scales:
-    """Return the first candidate, with every scale 1/n, or `highest` if that is lower."""
+    """Return the first candidate, in which every scale is 1/n, or `highest` if that is lower."""
     counts = {
         "all": 1,
         "tasks": tasks,

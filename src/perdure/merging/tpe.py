@@ -1,4 +1,4 @@
-"""Optuna's TPE sampler behind an ask-and-tell interface. No other file uses Optuna directly."""
+"""Optuna's TPE sampler behind an ask-and-tell interface. No other module uses Optuna directly."""
 
 import importlib
 import warnings
@@ -9,18 +9,18 @@ from perdure.errors import InputError
 
 
 class TPE:
-    """A search for the values of named numbers that give the highest score.
+    """A search for the values of named parameters that maximise a score.
 
     Parameters
     ----------
     ranges
-        The lowest and highest value of each number.
+        The lowest and highest value of each parameter.
     optuna
-        The imported package; see `needed`.
+        The `optuna` package, which `needed` imports.
     logarithmic
         True to search on a logarithmic scale.
     startup
-        The number of random candidates before TPE starts learning from scores.
+        The number of random candidates to try before TPE uses their scores.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class TPE:
         logarithmic: bool = False,
         startup: int = 10,
     ):
-        # Otherwise Optuna would log each trial to the terminal, amid our own progress lines.
+        # Otherwise, Optuna would log each trial to the terminal, between our progress lines.
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with warnings.catch_warnings():
             # Optuna warns that `multivariate` is experimental.
@@ -46,7 +46,7 @@ class TPE:
             direction="maximize",
             sampler=sampler,
         )
-        # `study.ask` takes all distributions together, so that TPE samples the numbers jointly.
+        # `study.ask` is given all distributions, so that TPE samples the parameters jointly.
         self._space = {}
         for name, (low, high) in ranges.items():
             distribution = optuna.distributions.FloatDistribution(low, high, log=logarithmic)
@@ -55,16 +55,16 @@ class TPE:
         self._trial = None
 
     def ask(self) -> dict[str, float]:
-        """Return the next candidate."""
+        """Return the next candidate, which maps parameter names to values."""
         self._trial = self._study.ask(self._space)
         return self._trial.params
 
     def tell(self, score: float) -> None:
-        """Record the score of the last candidate that `ask` returned."""
+        """Record the score of the candidate that `ask` returned last."""
         self._study.tell(self._trial, score)
 
     def add(self, candidate: Mapping[str, float], score: float) -> None:
-        """Record another candidate and its score, such as one from an earlier process."""
+        """Record a candidate that did not come from `ask`, such as one from an earlier process."""
         trial = self._create_trial(
             params=dict(candidate),
             distributions=self._space,
@@ -74,12 +74,12 @@ class TPE:
 
 
 def needed(package: str, needed_by: str, instead: str = "") -> ModuleType:
-    """Import a package that the optional extra `search` installs.
+    """Import and return a package that is installed by the optional extra `search`.
 
     Raises
     ------
     InputError
-        The package is not installed. The message mentions `needed_by` and adds `instead`.
+        The package is not installed. The message starts with `needed_by` and ends with `instead`.
     """
     try:
         return importlib.import_module(package)

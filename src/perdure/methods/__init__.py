@@ -1,1 +1,1 @@
-"""The methods of learning one task after others: each file is one paper, found by its name."""
+"""The methods for continual learning. Each file implements the method of the same name."""

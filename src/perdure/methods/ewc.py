@@ -1,4 +1,4 @@
-"""Elastic weight consolidation (Kirkpatrick et al. 2017): hold weights that earlier tasks need."""
+"""Elastic weight consolidation (Kirkpatrick et al. 2017): protect what earlier tasks need."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -19,26 +19,27 @@ from perdure.models.examples import Batch
 @dataclass(kw_only=True)
 class EWC(PeftMethod):
     """Train one PEFT module on task after task, with a penalty on changes to weights that mattered
-    to earlier ones.
+    to earlier tasks.
 
-    L = cross-entropy + strength / 2 · Σ_i F_i (θ_i − θ*_i)², over the module's parameters; a task's
-    head is not shared and not penalised. F is the diagonal of the Fisher information, from
+    L = cross-entropy + strength / 2 · Σ_i F_i (θ_i − θ*_i)². The sum is over the module's
+    parameters; heads are not penalised. F is the diagonal of the Fisher information, computed from
     per-example gradients. With `memory: online`, decay · F_i replaces F_i.
 
     Parameters
     ----------
     strength
-        λ. It depends on the size of F, and needs tuning.
+        λ. A suitable value depends on the size of F, so it needs tuning.
     memory
-        `offline`: one penalty for each task, as published. Their sum is again a single penalty,
-        with ΣF and the F-weighted mean of the θ*, so the state does not grow with the tasks.
-        `online`: F ← decay · F + F_t, around the last task's θ*.
+        `offline`: one penalty for each task, as published. Their sum is equivalent to one penalty
+        with ΣF and the F-weighted mean of the θ*, so the state does not grow with the number of
+        tasks. `online`: F ← decay · F + F_t, around the last task's θ*.
     decay
-        γ of `online`: the factor on the remembered F when a task is added, and on the penalty as
-        well, as published.
+        γ, used with `online`: the factor by which the remembered F is multiplied when a task is
+        added. As published, the penalty is multiplied by it too.
     labels
-        The labels of F: `sampled` from p(y | x), one pass over the examples; `true` (all labels,
-        weighted by p(y | x): a backward pass for each); or `empirical` (the right ones).
+        The labels for computing F: `sampled` from p(y | x), in one pass over the examples; `true`
+        (all labels, weighted by p(y | x), with a backward pass for each); or `empirical` (the
+        correct labels).
 
     References
     ----------
@@ -56,7 +57,10 @@ class EWC(PeftMethod):
 
     @property
     def needs(self) -> frozenset[Need]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Classes and their heads, if the Fisher information sums over all of them."""
+        """The requirements of the method: with `labels: true`, classes and a head for each task.
+
+        F is then a sum over all classes.
+        """
         return frozenset({"classes", "heads"}) if self.labels == "true" else frozenset()
 
     @property
@@ -74,7 +78,7 @@ class EWC(PeftMethod):
             adapters.trainable(backbone.model),
             self.state,
         )
-        # Progress & Compress has γ in the penalty, too, not only where F is added up.
+        # Progress & Compress has γ in the penalty too, not only in the update of F.
         strength = self.strength * self._decay
         return loss + strength / 2 * distance
 

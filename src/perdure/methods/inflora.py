@@ -1,4 +1,4 @@
-"""InfLoRA (Liang & Li 2024): low-rank branches that leave earlier tasks' inputs alone."""
+"""InfLoRA (Liang & Li 2024): low-rank branches that do not act on the inputs of earlier tasks."""
 
 import warnings
 from collections.abc import Sequence
@@ -22,58 +22,58 @@ from perdure.models.inputs import input_covariances
 
 @dataclass(kw_only=True)
 class InfLoRA(PeftMethod):
-    """Train a branch A_t B_t per task, whose frozen B_t leaves the inputs of earlier tasks alone.
+    """Train a branch A_t B_t per task, whose frozen B_t ignores the inputs of earlier tasks.
 
     e = W h + sum of A_j B_j h (A_t is peft's `lora_B`, B_t its `lora_A`). The rows of B_t are the
-    leading directions of the new task's inputs outside M_t, the space of the old tasks' inputs, so
-    that training A_t (from zero) changes W only inside N_t ∩ M_t⊥. Then the leading directions of
-    its inputs are added to M_t (DualGPM). Combine with `sum`.
+    leading directions of the new task's inputs outside M_t, the space of earlier tasks' inputs.
+    Training A_t (from zero) changes W only inside N_t ∩ M_t⊥, where N_t is the space of the new
+    inputs. Their leading directions are then added to M_t (DualGPM). Combine with the rule `sum`.
 
     Parameters
     ----------
     rank, alpha
-        ΔW = alpha / rank · A_t B_t, with at most `rank` rows of B_t. By default alpha is the
-        rank: a scale of 1.
+        ΔW = alpha / rank · A_t B_t, where B_t has at most `rank` rows. By default alpha equals the
+        rank, which gives a scale of 1.
     target_modules
-        By default key and value (query and value in T5's family; all of the attention's input if it
-        is a single layer). Layers with the same input share one B_t.
+        By default key and value (in T5 models, query and value), or the fused attention layer if
+        the model has one. Layers with the same input share one B_t.
     blocks
-        The first `blocks` blocks of the transformer have branches (InfLoRA-b5: 5); by default all.
+        Add branches only to the first `blocks` blocks (InfLoRA-b5: 5); by default to all.
     design
         The rows of B_t: directions of the new task's inputs outside M_t (`both`, the paper's
-        method); or, for ablations, of its inputs only (`new_task`); random ones outside M_t
-        (`orthogonal`); or `random` ones.
+        method). For ablations: directions of its inputs, whether or not they are in M_t
+        (`new_task`); random directions outside M_t (`orthogonal`); or any directions (`random`).
     row_norm
         The norm of each row of B_t: 1/√3 in the official code.
     epsilon, last_epsilon, tasks
-        The share of the energy of a task's inputs that M_t absorbs. It rises on a straight line
-        that would reach `last_epsilon` after `tasks` tasks, and stays after that.
+        The share of the energy of a task's inputs that M_t absorbs. It rises linearly from
+        `epsilon` towards `last_epsilon`, but is constant from the last of `tasks` tasks on.
     energy
-        `covariance`: of squared eigenvalues of E[h hᵀ], which the published epsilons are for;
-        `features`: of squared singular values of the inputs, for backbones such as DINOv2, where a
+        `covariance`: squared eigenvalues of E[h hᵀ], for which the published epsilons are meant;
+        `features`: squared singular values of the inputs, for backbones such as DINOv2, in which a
         few directions dominate.
     balance
-        Instead of epsilon, a size for each module, after SplitLoRA's idea: a direction with share e
-        of the energy is added if balance · e > 1 / dimension, the capacity it costs.
+        Replaces epsilon: as in SplitLoRA, the size of M_t differs between modules. A direction with
+        share e of the energy is added if balance · e > 1 / dimension, the capacity that it costs.
     statistics_examples
-        The number of examples to look at, before and after training; by default all.
+        The number of examples used for statistics, before and after training; by default all.
     upon
-        `earlier`: train on top of the earlier tasks' branches (InfLoRA); `pretrained`: train each
-        task on the pre-trained model alone, inside its designed subspace, for a rule such as
-        `task_arithmetic` to combine.
+        `earlier`: train on top of the earlier tasks' branches (InfLoRA). `pretrained`: train each
+        task on the pre-trained model alone, in its designed subspace, to combine the tasks with a
+        rule such as `task_arithmetic`.
 
     References
     ----------
     Liang & Li, InfLoRA: Interference-Free Low-Rank Adaptation for Continual Learning, arXiv
     2404.00228; DualGPM: Liang & Li, Adaptive Plasticity Improvement for Continual Learning,
-    CVPR 2023; sizes per module: Qiu et al. (SplitLoRA), arXiv 2505.22370. Numerically as the
-    official code, but in double precision, with the first task's branch for spaces above half
-    of the dimension repaired, and rows that would leave M_t⊥ left zero.
+    CVPR 2023; sizes per module: Qiu et al. (SplitLoRA), arXiv 2505.22370. The results are those of
+    the official code, except for double precision, a fix for first tasks whose space is larger than
+    half the dimension, and zeros in place of rows that would leave M_t⊥.
     """
 
     usual_rule = "sum"
     needs = frozenset({"lora"})
-    lora_because = "designs a half of LoRA"
+    lora_because = "designs one half of LoRA"
     tuned = Tuned("epsilon", 0.5, 0.99)
 
     rank: Annotated[int, Ge(1)] = 10
@@ -95,7 +95,7 @@ class InfLoRA(PeftMethod):
             self.alpha = float(self.rank)
 
     def beneath(self, earlier: Sequence[Adapter]) -> Sequence[Adapter]:
-        # Fewer adapters than tasks are no fault: some were forgotten.
+        # Fewer adapters than tasks are not an error: some tasks may have been forgotten.
         learned = self._learned
         if len(earlier) > learned or bool(earlier) != bool(learned):
             raise InputError(
@@ -104,7 +104,7 @@ class InfLoRA(PeftMethod):
         return earlier if self.upon == "earlier" else ()
 
     def begin(self, backbone: Backbone, task: Task) -> None:
-        """Put the branch in and design B_t; A_t is zero."""
+        """Attach the new branch and set its B_t; A_t is zero."""
         self.attach(
             backbone,
             target_modules=self.target_modules or adapter_targets.key_value(backbone.model),
@@ -113,27 +113,27 @@ class InfLoRA(PeftMethod):
         if backbone.device.type == "meta":  # the outline of a model, which has no inputs
             return
         factors = adapters.factors(backbone.model)
-        # Torch's seed is the same for every task, but random rows are to differ between tasks.
+        # Torch's seed is the same for every task, but random rows must differ between tasks.
         random = torch.Generator().manual_seed(torch.initial_seed() + 1000 * self._learned)
-        # A random design needs one example only, to see which layers have the same input.
+        # A random design needs only one example, to find the layers that have the same input.
         limit = self.statistics_examples if self._of_new_task else 1
         ranks = []
         for layers, C in self._covariances(backbone, task, limit).items():
             B = self._rows(layers[0], C, random)
             for name in layers:
                 lora_A, _ = factors[name]
-                # peft's own rows are random: rows without a direction would disturb old tasks.
+                # peft initialises rows at random, and unused ones would disturb earlier tasks.
                 lora_A.data.zero_()
                 lora_A.data[: len(B)] = B
             ranks.append(len(B))
         self._warn_of_low_ranks(task, ranks)
 
     def parameters(self, backbone: Backbone) -> list[nn.Parameter]:
-        """Return A_t alone."""
+        """Return A_t of all layers; B_t is not trained."""
         return [lora_B for _, lora_B in adapters.factors(backbone.model).values()]
 
     def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
-        """Add the leading directions of the task's inputs, as they are after training, to M_t."""
+        """Add the leading directions of the task's inputs, after training, to M_t."""
         if self.design in ("both", "orthogonal"):
             self._grow(backbone, task)
         self.state["learned"] = self._learned + 1
@@ -175,7 +175,7 @@ class InfLoRA(PeftMethod):
         return self.row_norm * directions.T
 
     def _space(self, layer: str, d: int) -> Subspace:
-        """Return M_t of a layer's inputs; it is empty if the design does not use it."""
+        """Return M_t for the inputs of a layer; it is empty if the design does not use it."""
         basis = self.state.get(f"basis/{layer}")
         if basis is None:
             return Subspace.empty(d)
@@ -184,7 +184,7 @@ class InfLoRA(PeftMethod):
     def _covariances(
         self, backbone: Backbone, task: Task, limit: int | None
     ) -> dict[tuple[str, ...], Tensor]:
-        """Return the covariances of inputs, by the layers that share an input, in one pass."""
+        """Return the covariance of each input, by the names of the layers that share the input."""
         examples = backbone.encode(task.rows("train"))
         layers = list(adapters.factors(backbone.model))
         return input_covariances(backbone, examples, layers, limit=limit)
@@ -195,8 +195,8 @@ class InfLoRA(PeftMethod):
             warnings.warn(
                 f"Task `{task.name}` has fewer than `rank={self.rank}` directions to learn in "
                 f"({min(low)} or more) in {len(low)} of {len(ranks)} groups of layers: its inputs "
-                "vary too little outside what earlier tasks have taken up. Lower `rank`, `epsilon` "
-                "or `last_epsilon`, or set `balance`.",
+                "vary too little outside the space that earlier tasks occupy. Lower `rank`, "
+                "`epsilon` or `last_epsilon`, or set `balance`.",
                 PerdureWarning,
                 stacklevel=3,
             )

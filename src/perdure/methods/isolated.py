@@ -16,25 +16,25 @@ from perdure.models.backbone import Backbone
 
 @dataclass(kw_only=True)
 class Isolated(PeftMethod):
-    """Train one PEFT module per task on the frozen backbone; earlier modules are never touched.
+    """Train one PEFT module per task on the frozen backbone; earlier modules are never changed.
 
-    Phi_t = argmin over Phi of L(D_t; Theta_pre, Phi), from Phi_pre or from Phi_{t-1}; no old
-    data is kept.
+    Phi_t = argmin over Phi of L(D_t; Theta_pre, Phi), starting from Phi_pre or from Phi_{t-1}. No
+    old data is stored.
 
     Parameters
     ----------
     start
-        `fresh`: every task starts from the same initial module Phi_pre; `previous`: from the last
-        task's tuned module (the paper's choice: faster to train, and knowledge is passed on);
-        `orthogonal`: from the last task's B and an orthonormal basis of the rows of its A (SLAO's,
-        for the rule `slao`; LoRA only).
+        `fresh`: every task starts from the same initial module Phi_pre. `previous`: every task
+        starts from the trained module of the last task (the paper's choice, which trains faster
+        and passes knowledge on). `orthogonal`: every task starts from the last task's B and an
+        orthonormal basis of the rows of its A (as in SLAO, for the rule `slao`; LoRA only).
 
     References
     ----------
     Zeng, Li & Ayesh, Neural Networks Remember More: The Power of Parameter Isolation and
-    Combination, arXiv 2502.10966. Implemented from its abstract and opening: the paper's own
-    code and hyper-parameters are not public. SLAO: Qiao & Mahdavi, Merge before Forget, arXiv
-    2512.23017.
+    Combination, arXiv 2502.10966. Implemented from its abstract and introduction, because the
+    paper's code and hyperparameters are not public. SLAO: Qiao & Mahdavi, Merge before Forget,
+    arXiv 2512.23017.
     """
 
     start: Literal["fresh", "previous", "orthogonal"] = "fresh"
@@ -43,13 +43,13 @@ class Isolated(PeftMethod):
         super().__post_init__()
         if self.start == "orthogonal" and self.peft != "lora":
             raise InputError(
-                "`start: orthogonal` makes a basis of LoRA's A: it needs `peft: lora`. Or use "
-                "`start: previous`."
+                "`start: orthogonal` computes a basis from LoRA's A, so it needs `peft: lora`. Or "
+                "use `start: previous`."
             )
 
     @property
     def isolates(self) -> bool:
-        # A task that starts from the last one's module carries traces of all before it.
+        # A task that starts from the last task's module carries traces of all earlier tasks.
         return self.start == "fresh"
 
     def begin(self, backbone: Backbone, task: Task) -> None:
@@ -64,8 +64,8 @@ class Isolated(PeftMethod):
 
 
 def _orthonormal(A: Float[Tensor, "rank in"]) -> Float[Tensor, "rank in"]:
-    """Return an orthonormal basis of A's row space, with signs that match the rows."""
+    """Return an orthonormal basis of the row space of A, with signs that match the rows."""
     Q, R = torch.linalg.qr(A.double().T)
-    # A decomposition is unique but for the signs: with these an orthonormal A stays as it is.
+    # The decomposition is unique except for signs; these leave an orthonormal A unchanged.
     signs = torch.where(R.diagonal() < 0, -1.0, 1.0).to(Q)
     return (Q * signs).T.to(A)

@@ -1,6 +1,4 @@
-"""Joint training: one module trained on all tasks together, the upper bound that keeps all old
-data.
-"""
+"""Joint training on all tasks together: an upper bound, for which all old data is kept."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,8 +14,8 @@ from perdure.models.backbone import Backbone
 class Joint(PeftMethod):
     """Train one fresh PEFT module and fresh heads on all tasks seen so far, mixed (rule `last`).
 
-    Training starts anew at every task, so that each row of the accuracy matrix is a joint
-    model's; the cost therefore grows with the square of the number of tasks.
+    Training restarts from scratch at every task, so each row of the accuracy matrix is measured on
+    a jointly trained model. The total cost grows with the square of the number of tasks.
 
     References
     ----------
@@ -31,7 +29,7 @@ class Joint(PeftMethod):
         return True
 
     def begin(self, backbone: Backbone, task: Task) -> None:
-        self.attach(backbone)  # fresh, in the place of the last joint model's
+        self.attach(backbone)  # a fresh module replaces that of the last joint model
         # The old heads belong to the last joint model, not to this one.
         for name in backbone.heads:
             head = backbone.own(name)

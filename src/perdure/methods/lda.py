@@ -1,4 +1,4 @@
-"""Linear discriminant analysis on the frozen backbone, from streaming sums over features."""
+"""Linear discriminant analysis on the frozen backbone, computed from running sums of features."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -16,22 +16,22 @@ from perdure.vectors.statistics import within
 
 @dataclass(kw_only=True)
 class LDA(FrozenMethod):
-    """Answer with the most probable of Gaussian classes that share one covariance Σ, untrained.
+    """Classify with Gaussian classes that share one covariance Σ; nothing is trained.
 
-    The logit of class c is xᵀ Σ⁻¹ μ_c − μ_cᵀ Σ⁻¹ μ_c / 2 + log π_c. Σ is pooled over all
-    tasks so far and shrunk, from sums that add up: the order of the tasks does not matter,
-    and no example is kept.
+    The logit of class c is xᵀ Σ⁻¹ μ_c − μ_cᵀ Σ⁻¹ μ_c / 2 + log π_c. Σ is pooled over all tasks so
+    far and shrunk. It is computed from running sums, so the order of the tasks does not matter and
+    no examples are stored.
 
     Parameters
     ----------
     shrinkage
-        s of (1 − s) Σ + s (trace Σ / d) I.
+        The s in (1 − s) Σ + s (trace Σ / d) I.
 
     References
     ----------
-    Fisher 1936; streaming, on a deep backbone: Hayes & Kanan, Lifelong Machine Learning with
-    Deep Streaming Linear Discriminant Analysis, arXiv 1909.01520 (without log π_c, and with
-    another shrinkage).
+    Fisher 1936. For streams of data, on a deep backbone: Hayes & Kanan, Lifelong Machine Learning
+    with Deep Streaming Linear Discriminant Analysis, arXiv 1909.01520 (without log π_c, and with
+    a different shrinkage).
     """
 
     tuned = Tuned("shrinkage", 1e-3, 1.0)
@@ -39,13 +39,13 @@ class LDA(FrozenMethod):
     shrinkage: Annotated[float, Gt(0), Le(1)] = 0.1
 
     def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
-        """Add the task's sums, and compute the heads of all tasks anew: they share Σ."""
+        """Add the sums of the task, and recompute the heads of all tasks, because they share Σ."""
         all_tasks = Accumulated(self.state)
         new = statistics_of(backbone, task)
         check_present(new, task)
         total = all_tasks.with_task(task.name, new)
 
-        # One covariance of all tasks' classes: an old head changes when a task is added.
+        # The classes of all tasks share one covariance, so an old head changes with every new task.
         means = total.sums / total.counts[:, None]
         covariance = within(
             total.counts,
@@ -53,7 +53,7 @@ class LDA(FrozenMethod):
             total.products,
             self.shrinkage,
         )
-        # Each row of the classifier is Σ⁻¹ μ_c: solving is more exact than the inverse.
+        # Each row of the classifier is Σ⁻¹ μ_c: solving is more accurate than inverting Σ.
         columns = torch.linalg.solve(covariance, means.T)
         weight = columns.T
         priors = total.counts / total.counts.sum()

@@ -1,4 +1,4 @@
-"""Learning without forgetting (Li & Hoiem 2016): old heads keep their outputs on new data."""
+"""Learning without forgetting (Li & Hoiem 2016): preserve the outputs of old heads on new data."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,27 +19,27 @@ from perdure.models.logits import Logits
 
 @dataclass(kw_only=True)
 class LwF(PeftMethod):
-    """Train one PEFT module on task after task, and distil the old heads' answers to new examples.
+    """Train one PEFT module on task after task, and distil the old heads' outputs on new examples.
 
     L = cross-entropy + strength · T² · mean over old heads of
-    KL(softmax(z_old / T) ‖ softmax(z / T)), with z_old from the module and heads as they were
-    when the task began. The old heads are trained too, each by its own answers; no old example
-    is kept.
+    KL(softmax(z_old / T) ‖ softmax(z / T)), where z_old comes from the module and the heads as they
+    were when the task began. The old heads are trained too, each towards its old outputs. No old
+    examples are stored.
 
     Parameters
     ----------
     strength
-        λ_o, the weight of the mean over old heads with T². In the paper it weighs their sum,
-        without T².
+        λ_o, the weight of T² times the mean over old heads. In the paper, λ_o is the weight of the
+        sum over old heads, without T².
     temperature
-        T.
+        The temperature T of the softmax.
 
     References
     ----------
-    Li & Hoiem, Learning without Forgetting, arXiv 1606.09282. There the old answers are
-    recorded once; here they are computed at each step, which is the same without
-    augmentation, and works for any examples. Its first stage, the new head alone, is left
-    out. Old heads are trained with the module's learning rate, not the new head's.
+    Li & Hoiem, Learning without Forgetting, arXiv 1606.09282. There the old outputs are recorded
+    once; here they are computed at each step, which is equivalent if there is no augmentation, and
+    works for any examples. The paper's first stage, which trains only the new head, is omitted.
+    Old heads are trained with the learning rate of the module, not that of the new head.
     """
 
     usual_rule = "last"
@@ -49,8 +49,8 @@ class LwF(PeftMethod):
     temperature: Annotated[float, Gt(0)] = 2.0
 
     def begin(self, backbone: Backbone, task: Task) -> None:
-        """Keep a copy of the module and the heads as the teacher."""
-        # Before the module is attached: without heads, only it tells the first task from others.
+        """Copy the module and the heads, which become the teacher."""
+        # Before the module is attached: without heads, only this reveals the first task.
         is_first = not adapters.attached(backbone.model)
         self.go_on(backbone)
         self._old = self._old_answerers(
@@ -58,7 +58,7 @@ class LwF(PeftMethod):
             task,
             is_first,
         )
-        # Only what is trained is copied: teacher and student share the frozen backbone.
+        # Only trained parameters are copied: teacher and student share the frozen backbone.
         trained = {id(parameter) for parameter in self.parameters(backbone)}
         self._teacher: dict[str, Tensor] = {}
         for name, parameter in backbone.named_parameters():
@@ -80,7 +80,7 @@ class LwF(PeftMethod):
         loss = backbone.losses(batch, hidden).mean()
         if not self._old or not self.strength:
             return loss
-        # One pass of the student serves all heads; the teacher's module needs a pass of its own.
+        # One pass of the student serves all heads; the teacher's module needs a separate pass.
         teachers = self._teacher_answers(backbone, batch)
         distances = []
         pairs = zip(self._old, teachers, strict=True)
@@ -88,14 +88,14 @@ class LwF(PeftMethod):
             student = backbone.read(hidden, batch, head)
             distance = student.distance(teacher, self.temperature)
             distances.append(distance)
-        # T² makes up for the gradients of softened answers, which shrink with 1 / T².
+        # T² compensates for the gradients of softened outputs, which shrink with 1 / T².
         factor = self.strength * self.temperature**2
         return loss + factor * torch.stack(distances).mean()
 
     @torch.no_grad()
     def _teacher_answers(self, backbone: Backbone, batch: Batch) -> list[Logits]:
-        """Return the answers of the old heads as they were when the task began."""
-        with evaluating(backbone):  # a teacher with dropout would be noise
+        """Return the outputs of the old heads, using the parameters from the start of the task."""
+        with evaluating(backbone):  # a teacher with dropout would be noisy
             return functional_call(
                 _Answers(backbone),
                 self._teacher,
@@ -106,9 +106,9 @@ class LwF(PeftMethod):
             )
 
     def _old_answerers(self, backbone: Backbone, task: Task, is_first: bool) -> list[str | None]:
-        """Return the heads whose answers are distilled.
+        """Return the names of the heads whose outputs are distilled.
 
-        In a model without heads the key is `None`.
+        For a model without heads, the list is `[None]` from the second task on.
         """
         if backbone.heads or is_first:
             return [name for name in backbone.heads if name != task.name]
@@ -116,7 +116,10 @@ class LwF(PeftMethod):
 
 
 class _Answers(nn.Module):
-    """The answers of several heads as one module, to be called with other parameters."""
+    """A module that returns the outputs of several heads.
+
+    `functional_call` calls it with the teacher's parameters.
+    """
 
     def __init__(self, backbone: Backbone):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Memory aware synapses (Aljundi et al. 2018): hold weights that earlier outputs depend on."""
+"""Memory aware synapses (Aljundi et al. 2018): protect weights that earlier outputs depend on."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -23,14 +23,14 @@ class MAS(PeftMethod):
     """Train one PEFT module on task after task, with a penalty on changes to weights that earlier
     outputs depend on.
 
-    L = cross-entropy + strength · Σ_i Ω_i (θ_i − θ*_i)², where Ω_i is the sum over tasks of E_x |∂
-    ‖f(x)‖² / ∂θ_i|, f(x) the logits of the task's own head, with the gradient computed per example.
-    Labels are not used.
+    L = cross-entropy + strength · Σ_i Ω_i (θ_i − θ*_i)². Ω_i is the sum over tasks of
+    E_x |∂‖f(x)‖² / ∂θ_i|, where f(x) are the logits of the task's head and the gradient is computed
+    per example. Labels are not used.
 
     Parameters
     ----------
     strength
-        λ. It depends on the size of the logits, and needs tuning.
+        λ. A suitable value depends on the size of the logits, so it needs tuning.
 
     References
     ----------

@@ -1,6 +1,4 @@
-"""N-LoRA (Yang et al. 2024): a new, sparse branch for each task, so that branches rarely
-overlap.
-"""
+"""N-LoRA (Yang et al. 2024): a new branch for each task, so sparse that branches rarely overlap."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +17,7 @@ from perdure.models.examples import Batch
 
 @dataclass(kw_only=True)
 class NLoRA(PeftMethod):
-    """Train a fresh LoRA on top of the frozen earlier ones, with an l1 penalty on its change.
+    """Train a fresh LoRA on top of the frozen earlier ones, with an l1 penalty on ΔW.
 
     L = cross-entropy + sparsity · Σ over layers of ‖ΔW_t‖₁, where ΔW_t = alpha / rank · B_t A_t and
     ‖·‖₁ is the sum of absolute entries. Sparse changes of different tasks rarely affect the same
@@ -28,19 +26,19 @@ class NLoRA(PeftMethod):
     Parameters
     ----------
     sparsity
-        λ. The values of the authors' scripts, 0.4 to 1.8, do not carry over: see the references.
+        λ. The values in the authors' scripts, 0.4 to 1.8, cannot be reused: see the references.
 
     References
     ----------
-    Yang et al., Is Parameter Collision Hindering Continual Learning in LLMs?, arXiv
-    2410.10179. The paper's penalty is on B_t A_t; the published code multiplies the factors
-    the other way round, and so penalises A_t B_t, a matrix of rank × rank (and it needs
-    layers with as many inputs as outputs). Neither has alpha / rank.
+    Yang et al., Is Parameter Collision Hindering Continual Learning in LLMs?, arXiv 2410.10179.
+    The paper penalises B_t A_t. The published code multiplies the factors in the other order, and
+    so penalises A_t B_t, a matrix of rank × rank (which also requires layers with as many inputs
+    as outputs). Neither includes alpha / rank.
     """
 
     usual_rule = "sum"
     needs = frozenset({"lora"})
-    lora_because = "holds back the product of LoRA's factors"
+    lora_because = "penalises the product of LoRA's factors"
     tuned = Tuned("sparsity", 1e-6, 1e-1)
 
     sparsity: Annotated[float, Ge(0)] = 1e-4
@@ -57,11 +55,11 @@ class NLoRA(PeftMethod):
         """Return Σ over layers of ‖ΔW_t‖₁, a scalar."""
         factors = adapters.factors(backbone.model)
         sizes = []
-        # Autocast would multiply in bfloat16, and blur the small entries that are to vanish.
+        # Autocast would multiply in bfloat16, which is too coarse for entries close to zero.
         with torch.autocast(backbone.device.type, enabled=False):
             for A, B in factors.values():
                 product = B @ A
                 sizes.append(product.abs().sum())
             size = torch.stack(sizes).sum()
-            # The penalty is on ΔW, so that λ means the same with another alpha.
+            # The penalty is on ΔW, so that the meaning of λ does not depend on alpha.
             return size * self.alpha / self.rank

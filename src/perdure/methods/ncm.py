@@ -16,8 +16,8 @@ from perdure.models.backbone import Backbone
 class NCM(FrozenMethod):
     """Answer with the class whose mean feature μ is closest; nothing is trained.
 
-    Logits are xᵀμ / ‖μ‖ (`cosine`; the length of x does not change the order) or
-    xᵀμ − ‖μ‖² / 2 (`euclidean`), divided by the temperature. A task's head does not depend on
+    The logits are xᵀμ / ‖μ‖ (`cosine`; the length of x does not change the order of the classes) or
+    xᵀμ − ‖μ‖² / 2 (`euclidean`), divided by the temperature. The head of a task does not depend on
     other tasks.
 
     Parameters
@@ -25,14 +25,14 @@ class NCM(FrozenMethod):
     metric
         The similarity measure.
     temperature
-        The temperature of the probabilities, which the task posterior weighs; it does not change
-        the answers if the task is given.
+        The temperature of the class probabilities, which are weighted by the task posterior. It
+        does not change the answers if the task is given.
 
     References
     ----------
     Mensink et al., Distance-based image classification, TPAMI 2013; on pre-trained
-    transformers: Zhou et al. (SimpleCIL), arXiv 2303.07338; as the test of what training
-    adds: Kim & Han (Exploit), arXiv 2304.01663.
+    transformers: Zhou et al. (SimpleCIL), arXiv 2303.07338; as a baseline that shows how much
+    training adds: Kim & Han (Exploit), arXiv 2304.01663.
     """
 
     metric: Literal["cosine", "euclidean"] = "cosine"
@@ -43,13 +43,13 @@ class NCM(FrozenMethod):
         return True
 
     def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
-        """Turn the class means into the task's head."""
+        """Compute the head of the task from the class means."""
         statistics = statistics_of(backbone, task)
         check_present(statistics, task)
         means = statistics.sums / statistics.counts[:, None]
         norms = means.norm(dim=1)
         if self.metric == "cosine":
-            # A mean of zeros has no direction: its logit is then 0, not 0 / 0.
+            # A mean of zero has no direction: its logit is then 0, not 0 / 0.
             weight = means / norms[:, None].clamp_min(1e-12)
             bias = torch.zeros(len(means))
         else:

@@ -1,4 +1,4 @@
-"""O-LoRA (Wang et al. 2023): a new branch for each task, kept orthogonal to earlier ones."""
+"""O-LoRA (Wang et al. 2023): a new branch for each task, kept orthogonal to earlier branches."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,13 +22,13 @@ class OLoRA(PeftMethod):
     """Train a fresh LoRA on top of the frozen earlier ones, with its A kept orthogonal to theirs.
 
     L = cross-entropy + orthogonality · Σ over layers and j < t of ‖A_j A_tᵀ‖₁ + decay · Σ over
-    layers of (‖A_t‖ + ‖B_t‖), where ‖·‖₁ is the sum of absolute entries. Fresh modules are equal
-    for every task of a run, so the penalty starts at its maximum.
+    layers of (‖A_t‖ + ‖B_t‖), where ‖·‖₁ is the sum of absolute entries. Fresh modules are
+    identical for all tasks of a run, so the penalty starts at its maximum.
 
     Parameters
     ----------
     orthogonality
-        λ₁: 0.5 in the paper, and 5 late in its long streams.
+        λ₁: 0.5 in the paper, but 5 for the later tasks of its long streams.
     decay
         λ₂: 0 to 0.3 in the official scripts.
 
@@ -51,10 +51,10 @@ class OLoRA(PeftMethod):
         return earlier
 
     def begin(self, backbone: Backbone, task: Task) -> None:
-        """Stack the earlier tasks' A, so that few products give the whole overlap.
+        """Attach the new branch, and stack the matrices A of earlier tasks to speed up `overlap`.
 
-        The A_j of a layer are stacked vertically, and layers with the same input width side by
-        side.
+        The A_j of a layer are concatenated along their rows. Layers with the same input width are
+        then stacked, so that one batched product serves all of them.
         """
         self.attach(backbone)
         self._stacks: list[tuple[list[str], Float[Tensor, "layers directions in"]]] = []
@@ -70,14 +70,14 @@ class OLoRA(PeftMethod):
             for name in names:
                 directions.append(self._directions(name))
             stack = torch.stack(directions)
-            # Adapters are on the CPU; the stack is moved once, to where the loss is computed.
+            # Adapters are on the CPU; the stack is moved once, to the device of the loss.
             stack = stack.to(backbone.device)
             self._stacks.append((names, stack))
 
     def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
         loss = backbone.losses(batch).mean()
         if self._stacks and self.orthogonality:
-            # Autocast would multiply in bfloat16, and blur the small overlaps that are to vanish.
+            # Autocast would multiply in bfloat16, which is too coarse for overlaps close to zero.
             with torch.autocast(backbone.device.type, enabled=False):
                 overlap = self.overlap(backbone)
                 loss = loss + self.orthogonality * overlap
@@ -106,6 +106,6 @@ class OLoRA(PeftMethod):
         return torch.stack(sums).sum()
 
     def _directions(self, layer: str) -> Float[Tensor, "directions in"]:
-        """Return the rows of all earlier tasks' A in a layer."""
+        """Return the rows of A from all earlier tasks in a layer."""
         name = f"{layer}.lora_A.weight"
         return torch.cat([adapter.parameters[name] for adapter in self._earlier])

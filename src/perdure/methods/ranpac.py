@@ -15,41 +15,41 @@ from perdure.models.backbone import Backbone, pooled
 from perdure.vectors.statistics import Statistics
 
 RIDGES = tuple(10.0**n for n in range(-8, 9))
-"""The values of λ that are tried."""
+"""The values of λ to try."""
 
 
 @dataclass(kw_only=True)
 class RanPAC(FrozenMethod):
     """Answer by ridge regression on random features of the frozen backbone; nothing is trained.
 
-    Logits are V h with h = max(0, x P), P random, and V = Q (G + λ I)⁻¹. G = Σ h hᵀ and
-    Q = Σ y hᵀ (y one-hot over all classes) add up over examples and tasks, so for a given λ V
-    is the regression on all of them at once, in any order; no example is kept. After each task
-    λ is chosen from 10⁻⁸ … 10⁸, by the squared error on the new task's validation examples.
+    The logits are V h with h = max(0, x P), P random, and V = Q (G + λ I)⁻¹. G = Σ h hᵀ and
+    Q = Σ y hᵀ (y one-hot over all classes) are sums over the examples of all tasks. For a given λ,
+    V is therefore the regression on all tasks together, in any order, and no examples are stored.
+    After each task, λ is chosen from 10⁻⁸ … 10⁸ by the squared error on the new task's validation
+    examples.
 
     Parameters
     ----------
     features
-        The length of h. The state holds a matrix of features² numbers of 8 bytes; the paper takes
-        10,000 features.
+        The length of h. The state contains a matrix of features² numbers of 8 bytes each. The
+        paper uses 10,000 features.
 
     References
     ----------
-    McDonnell et al., RanPAC: Random Projections and Pre-trained Models for Continual
-    Learning, arXiv 2307.02251. There λ is chosen on a fifth of the new task's training
-    examples; and the optional first stage, PEFT on the first task, is left out: the backbone
-    is frozen from the beginning.
+    McDonnell et al., RanPAC: Random Projections and Pre-trained Models for Continual Learning,
+    arXiv 2307.02251. There λ is chosen on a fifth of the new task's training examples. The paper's
+    optional first stage, PEFT on the first task, is omitted: the backbone is always frozen.
     """
 
     features: Annotated[int, Ge(1)] = 2000
 
     def begin(self, backbone: Backbone, task: Task) -> None:
-        # P is to be the same for all tasks of a run, and to differ between runs with other seeds.
+        # P must be the same for all tasks of a run, and differ between runs with different seeds.
         # NumPy's generator takes seeds of 32 bits.
         self.state.setdefault("seed", torch.initial_seed() % 2**32)
 
     def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
-        """Add the task's sums, choose λ, and compute the heads of all tasks anew."""
+        """Add the sums of the task, choose λ, and recompute the heads of all tasks."""
         seed = self.state["seed"]
         all_tasks = Accumulated(self.state)
         new = self._statistics(backbone, task, seed)
@@ -57,7 +57,7 @@ class RanPAC(FrozenMethod):
 
         # One decomposition G = U diag(values) Uᵀ serves every λ: V = Q U diag(1 / (values + λ)) Uᵀ.
         values, U = torch.linalg.eigh(total.products)
-        # With fewer examples than features some eigenvalues are zero, but for rounding.
+        # With fewer examples than features, some eigenvalues are zero up to rounding errors.
         values = values.clamp_min(0)
         rotated = total.sums @ U
         held_out = self._features(backbone, task, "validation", seed)
@@ -69,7 +69,7 @@ class RanPAC(FrozenMethod):
         )
         scaled = rotated / (values + ridge)
         V = scaled @ U.T
-        # Every head has the seed, from which the model makes P again.
+        # Every head stores the seed, from which the model recomputes P.
         all_tasks.put_heads(
             backbone,
             weight=V,
@@ -85,7 +85,7 @@ class RanPAC(FrozenMethod):
     def _best_ridge(self, Q: Tensor, values: Tensor, h: Tensor, y: Tensor) -> float:
         """Return the λ with the smallest squared error on features h with targets y.
 
-        Q and h are in the coordinates of the eigenvectors, which belong to `values`.
+        Q and h are in the basis of the eigenvectors whose eigenvalues are `values`.
         """
 
         def error(ridge: float) -> float:
@@ -96,15 +96,15 @@ class RanPAC(FrozenMethod):
         return min(RIDGES, key=error)
 
     def _one_hot(self, backbone: Backbone, task: Task, total: Statistics) -> Tensor:
-        """Return the newest task's validation answers, one-hot over the classes of all tasks."""
+        """Return the labels of the task's validation examples, one-hot over all tasks' classes."""
         classes = len(total.counts)
         labels = torch.tensor(backbone.encode(task.rows("validation")).labels)
-        # The newest task's classes are the last ones.
+        # The classes of the latest task are the last ones.
         labels = labels + classes - len(task.classes)
         return torch.nn.functional.one_hot(labels, classes).double()
 
     def _statistics(self, backbone: Backbone, task: Task, seed: int) -> Statistics:
-        """Sum up the random features of the task's training examples."""
+        """Return statistics of the random features of the task's training examples."""
         labels = backbone.encode(task.rows("train")).labels
         return Statistics.of(
             self._features(backbone, task, "train", seed),

@@ -1,4 +1,4 @@
-"""Experience replay around any method: some old examples are kept, and mixed with new ones."""
+"""Experience replay for any method: some old examples are stored and mixed with new ones."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,25 +21,27 @@ from perdure.models.backbone import Backbone, pooled
 
 @dataclass(kw_only=True)
 class Replay(Wrapper):
-    """Learn by another method, on a mix of the new task's examples and kept ones of old tasks.
+    """Learn with another method, on the new task's examples mixed with stored examples of old
+    tasks.
 
-    Old examples count like new ones, each under its own task's head, which is trained further.
-    After each task some of its examples are added to the store, which is part of the method's state
-    and so is saved in the task's folder. `store_bytes` is its size, and is in events.jsonl.
+    Old examples have the same weight as new ones. Each uses the head of its task, which is trained
+    further. After each task, some of its examples are added to the store, which is part of the
+    method's state and so is saved in the task's folder. The size of the store is `store_bytes` in
+    `events.jsonl`.
 
     Parameters
     ----------
     method
         The inner method.
     per_class
-        The number of examples that are kept of each class; of each task, if the answer is free
-        text.
+        The number of examples to store for each class, or for each task if answers are free text.
     strategy
-        How they are chosen: `balanced`, drawn at random from each class; `herding`, those whose
-        mean feature is closest to the class's (of a language model: the mean of the last hidden
-        states over the prompt); or `reservoir`, a uniform sample of all examples seen, of
-        `per_class` times the number of classes (as far as possible: if the number of classes grows
-        faster than that of examples, old ones are missing).
+        The way in which the stored examples are chosen. `balanced`: at random from each class.
+        `herding`: such that their mean feature is closest to the mean feature of the class (for a
+        language model, features are means of the last hidden states over the prompt). `reservoir`:
+        a uniform sample, of `per_class` times the number of classes, from all examples seen. The
+        sample is not quite uniform if the number of classes grows faster than the number of
+        examples, because examples that were dropped earlier cannot be brought back.
 
     References
     ----------
@@ -50,11 +52,11 @@ class Replay(Wrapper):
 
     per_class: Annotated[int, Ge(1)] = 20
     strategy: Strategy = "balanced"
-    # The tasks whose examples are asked for, which is done before each task, in a resumed run too.
+    # The tasks passed to `examples`, which is called before each task, in a resumed run too.
     _seen: list[Task] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self):
-        # A method that keeps all data trains on it anyway, and one that trains nothing on none.
+        # A method that keeps all data replays it anyway, and one that does not train cannot.
         if not self.method.trains or self.method.keeps_all:
             raise InputError(
                 f"`{type(self.method).__name__}` has no use for old examples: "
@@ -63,44 +65,41 @@ class Replay(Wrapper):
 
     @property
     def isolates(self) -> bool:
-        """False: a task is also trained on examples of others."""
+        """False, because a task is also trained on examples of other tasks."""
         return False
 
     @property
     def store_bytes(self) -> int:
-        """The size of the kept examples: of texts with their answers in words, and of images as
-        they are encoded.
-        """
+        """The size of the stored examples in bytes: texts with their answers, or encoded images."""
         return Exemplars.of(self.remembered).size
 
     def examples(self, seen: Sequence[Task]) -> Rows:
-        """Return the inner method's rows, and the kept rows of the old tasks."""
+        """Return the rows of the inner method, followed by the stored rows of old tasks."""
         self._seen = list(seen)
         old = {task.name: task.classes for task in seen[:-1]}
         kept = Exemplars.of(self.remembered).rows(old)
         return [*super().examples(seen), *kept]
 
     def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
-        """Choose which of the task's examples to keep."""
+        """Choose which examples of the task to store, and store them."""
         super().end(backbone, task, optimizer)
         rows = backbone.encode(task.rows("train"))
         features = pooled(backbone, rows) if self.strategy == "herding" else None
-        self._keep(task, rows.labels, features)
+        self._store(task, rows.labels, features)
 
     def foresee(self, task: Task) -> None:
-        """Keep as many examples of a task as `end` would; herding cannot choose which."""
+        """Store as many examples as `end` would; herding cannot choose the same ones."""
         super().foresee(task)
-        self._keep(task, task.groups("train"), None)
+        self._store(task, task.groups("train"), None)
 
-    def _keep(
+    def _store(
         self,
         task: Task,
         labels: Sequence[int],
         features: Float[Tensor, "examples features"] | None,
     ) -> None:
-        """Choose which of a task's examples to keep, by their features if there are any."""
-        # Examples of tasks that were forgotten go, and so do those of this task if it is learned
-        # again.
+        """Choose which examples of a task to store, by their features if there are any."""
+        # Drop the examples of forgotten tasks, and those of this task if it is learned again.
         old = [earlier.name for earlier in self._seen if earlier.name != task.name]
         kept = Exemplars.of(self.remembered).of_tasks(old)
         # The loop has set torch's seed for this task's end: a resumed run draws the same examples.
@@ -130,7 +129,7 @@ class Replay(Wrapper):
         size: int,
         random: np.random.Generator,
     ) -> None:
-        """Keep a uniform sample of all examples seen; old tasks make room for the new one.
+        """Store a uniform sample of all examples seen, dropping old ones to make room.
 
         `size` is the number of examples of the new task.
         """
@@ -142,7 +141,7 @@ class Replay(Wrapper):
             kept.counts | {task.name: size},
             random,
         )
-        # What remains in `counts` are the old tasks, which `thin` cuts down.
+        # Only old tasks remain in `counts`; `thin` reduces their examples to these numbers.
         count = counts.pop(task.name)
         chosen = random.permutation(size)[:count]
         kept.add(task, sorted(chosen.tolist()))

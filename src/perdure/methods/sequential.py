@@ -13,8 +13,8 @@ class Sequential(PeftMethod):
 
     References
     ----------
-    McCloskey & Cohen, Catastrophic interference in connectionist networks, 1989 (what happens
-    then).
+    McCloskey & Cohen, Catastrophic interference in connectionist networks, 1989, which describes
+    the forgetting that follows.
     """
 
     usual_rule = "last"

@@ -1,4 +1,4 @@
-"""Synaptic intelligence (Zenke et al. 2017): hold weights that lowered earlier tasks' losses."""
+"""Synaptic intelligence (Zenke et al. 2017): protect weights that lowered earlier tasks' losses."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,24 +23,23 @@ class SI(PeftMethod):
     earlier losses.
 
     L = cross-entropy + strength · Σ_i Ω_i (θ_i − θ*_i)². While a task is trained,
-    w_i += −g_i Δθ_i at each step, with g the gradient of the task's own loss (without the
-    penalty, before clipping) and Δθ the actual step. After the task,
-    Ω_i += max(w_i, 0) / ((θ_i − θ_i of its start)² + damping).
+    w_i += −g_i Δθ_i at each step, where g is the gradient of the task's loss (without the
+    penalty, before clipping) and Δθ is the actual step. After the task,
+    Ω_i += max(w_i, 0) / ((θ_i − θ_i at the start of the task)² + damping).
 
     Parameters
     ----------
     strength
-        c.
+        The paper's c.
     damping
-        ξ, which keeps Ω finite if a parameter has hardly moved.
+        ξ, which keeps Ω finite if a parameter has hardly changed.
 
     References
     ----------
-    Zenke, Poole & Ganguli, Continual Learning Through Synaptic Intelligence, arXiv
-    1703.04200. With AdamW steps are not along the gradient, and the path integral is that of
-    the actual path; negative contributions count as zero, so that no parameter is pushed
-    away. With `training.best` the path is that of all epochs, not only of those that are
-    kept.
+    Zenke, Poole & Ganguli, Continual Learning Through Synaptic Intelligence, arXiv 1703.04200.
+    AdamW does not step along the gradient, so the path integral follows the actual steps. Negative
+    contributions count as zero, so that no parameter is pushed away from θ*. With `training.best`,
+    the path includes all epochs, even those after the best one.
     """
 
     usual_rule = "last"
@@ -51,7 +50,7 @@ class SI(PeftMethod):
 
     def begin(self, backbone: Backbone, task: Task) -> None:
         self.go_on(backbone)
-        # In the state, because both are needed if the run resumes inside the task.
+        # In the state, because both are needed if the run resumes in the middle of the task.
         parameters = adapters.trainable(backbone.model)
         for name, value in parameters.items():
             start = value.detach().clone()
@@ -71,9 +70,9 @@ class SI(PeftMethod):
         return loss + self.strength * distance
 
     def update(self, backbone: Backbone, step: Callable[[], None]) -> None:
-        """Make a step, and record how much each weight contributed to lowering the task's loss."""
+        """Take a step, and record how much each weight contributed to lowering the task's loss."""
         parameters = adapters.trainable(backbone.model)
-        # The step clips the gradients in place, so the task's own are computed before it.
+        # The step clips the gradients in place, so the task's gradients are computed before it.
         gradients = self._of_task(parameters)
         before = {}
         for name in gradients:
@@ -88,24 +87,22 @@ class SI(PeftMethod):
             self.state[key] = path - g * moved
 
     def _of_task(self, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-        """Return the gradients of the task's own loss, without the penalty's."""
+        """Return the gradients of the task's loss, without the gradients of the penalty."""
         of_penalty = gradient(parameters, self.state)
         gradients = {}
         for name, value in parameters.items():
-            if value.grad is None:  # the batch has not used this layer
+            if value.grad is None:  # the batch did not use this layer
                 continue
             added = self.strength * of_penalty.get(name, 0.0)
             gradients[name] = value.grad - added
         return gradients
 
     def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
-        """Turn the path integral of the task's training into importances, and add them to the
-        penalty.
-        """
+        """Compute the importance of each weight from its path integral; add it to the penalty."""
         parameters = adapters.trainable(backbone.model)
         importance = {}
         for name, value in parameters.items():
-            # The next task begins a path of its own.
+            # The next task begins a new path.
             start = self.state.pop(f"start/{name}").to(value)
             path = self.state.pop(f"path/{name}").to(value)
             moved = value.detach() - start

@@ -1,35 +1,35 @@
-"""Pre-trained transformers, and the adapters, heads and mixtures that are put into them.
+"""Pre-trained transformers, and the adapters, heads and mixtures that are added to them.
 
-adapter_config.py        An adapter's configuration, as its file states it
-adapter_targets.py       The layers that an adapter takes
+adapter_config.py        Read an adapter's configuration from its file
+adapter_targets.py       Choose the layers that get an adapter
 adapters.py              PEFT modules on a backbone
-backbone.py              The interface of a transformer: all that the rest knows of a model
-bottleneck.py            Bottleneck adapters as a tuner of peft
-encoder.py               A pooled feature of each example, and one linear head per task
-examples.py              Examples as a model takes them, and batches of them
-fitting.py               Whether an adapter belongs to a model
-full.py                  Full fine-tuning as a tuner of peft
-heads.py                 Linear heads, also on random features
-inputs.py                Covariances of the inputs of layers
-language.py              A transformer that answers with text
-load.py                  Make the right kind of backbone from a checkpoint's files
-logits.py                The answers of a model to a batch, and the right ones
-matrices.py              Layers that multiply by a matrix
-mixture.py               Low-rank experts beside frozen layers, and their gate
-model_config.py          A model's `config.json`, read with care
+backbone.py              The interface through which the rest of perdure uses a model
+bottleneck.py            Bottleneck adapters as a PEFT tuner
+encoder.py               Encoders, with one pooled feature vector per example and one head per task
+examples.py              Examples prepared for a model, and batches of them
+fitting.py               Check that an adapter fits a model
+full.py                  Full fine-tuning as a PEFT tuner
+heads.py                 Heads that are linear in the features or in random features
+inputs.py                Covariances of layer inputs
+language.py              Language models
+load.py                  Build the right kind of backbone from a checkpoint
+logits.py                A model's logits for a batch, with their targets
+matrices.py              Linear layers and GPT-2's `Conv1D`
+mixture.py               Low-rank experts added to frozen layers, and their gate
+model_config.py          Read and check a model's `config.json`
 model_files.py           The files of a pre-trained model
-model_weights.py         The tensors in weight files, by their headers
-outline.py               A backbone of shapes, without values
-output_layer.py          Logits at the tokens of answers only
-packing.py               Several examples in one line
-patterns.py              Regular expressions, matched in bounded time
-pretrained.py            Open a pre-trained model
-prompts.py               Rows as prompts and answers, in tokens
-quantised.py             A frozen model in 4 bits, by bitsandbytes
-ranking.py               Log-probabilities of the choices behind a prompt
-recomputing.py           Layers computed again in the backward pass, to save memory
-resolution.py            Read images at another size than the checkpoint was made for
-sentence_transformer.py  The files with which sentence-transformers reads an encoder
-text_examples.py         Prompts with their answers as tensors
-tokenizing.py            A tokenizer that agrees with its model
+model_weights.py         Shapes and dtypes of the tensors in weight files
+outline.py               Backbones without weights, for dry runs
+output_layer.py          Compute logits only at the tokens of the answers
+packing.py               Pack several examples into one row
+patterns.py              Match regular expressions within a time limit
+pretrained.py            Load a pre-trained model and its processor
+prompts.py               Turn rows into the tokens of prompts and answers
+quantised.py             Frozen models in 4 bits, with bitsandbytes
+ranking.py               Log-probabilities of the choices after a prompt
+recomputing.py           Gradient checkpointing
+resolution.py            Change the image size of a vision transformer
+sentence_transformer.py  Save an encoder for sentence-transformers
+text_examples.py         Batches of prompts with their answers
+tokenizing.py            Load a tokenizer and match it to its model
 """

@@ -1,7 +1,7 @@
-"""An adapter's configuration, as its file states it.
+"""The configuration of an adapter, read from its file and checked.
 
-A run folder may come from a stranger: only the settings that this library writes are read, and any
-other must have its usual value.
+A run folder may come from an untrusted source, so only the settings that perdure writes are read.
+Any other setting must be unset or have its default value.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from perdure.models.bottleneck import BottleneckConfig
 from perdure.models.full import FullConfig
 from perdure.storage import files
 
-# Keys whose values in the file are ignored, or are checked by themselves.
+# Keys whose values in the file are ignored or checked separately.
 FREE = (
     "target_modules",
     "base_model_name_or_path",
@@ -27,13 +27,13 @@ FREE = (
     "task_type",
 )
 
-# A vast width is refused before parameters of that size are made.
+# An absurd width is rejected before parameters of that size are allocated.
 _Width = Annotated[int, Ge(1), Lt(10**6)]
 _Share = Annotated[float, Ge(0), Le(1)]
 
 
 class _Written(BaseModel):
-    """The settings in `adapter_config.json` of every kind of adapter."""
+    """Settings that `adapter_config.json` contains for every kind of adapter."""
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
     make: ClassVar[Callable[..., peft.PeftConfig]]
@@ -49,7 +49,7 @@ class _WrittenLora(_Written):
     lora_alpha: float
     lora_dropout: _Share
     fan_in_fan_out: bool = False
-    """The layers store their weights transposed, as GPT-2's do."""
+    """True if the target layers store their weights transposed, as in GPT-2."""
 
 
 class _WrittenBottleneck(_Written):
@@ -72,19 +72,19 @@ _WRITTEN: TypeAdapter[_WrittenLora | _WrittenBottleneck | _WrittenFull] = TypeAd
 
 
 def config_from(path: Path, layers: set[str]) -> peft.PeftConfig:
-    """Read peft's configuration of an adapter of a run.
+    """Read the peft configuration of an adapter from a run folder.
 
-    If it has a pattern for `target_modules`, as version 0.1 wrote, the result names the `layers`
-    that have parameters instead: a pattern from a file is never matched, because that could take
-    forever.
+    perdure 0.1 wrote `target_modules` as a regular expression. Such a pattern is replaced by
+    `layers`, the names of the layers for which the adapter has parameters. It is never matched,
+    because matching a pattern from a file could take forever.
 
     Raises
     ------
     CheckpointError
-        It is damaged, or has settings that no run writes.
+        The file is damaged, or has settings that perdure does not write.
     """
     values = files.read_json(path)
-    foreign = CheckpointError(f"`{path}` is not a configuration of an adapter that a run wrote.")
+    foreign = CheckpointError(f"`{path}` is not an adapter configuration written by perdure.")
     try:
         written = _WRITTEN.validate_python(values)
     except ValidationError as error:
@@ -93,7 +93,7 @@ def config_from(path: Path, layers: set[str]) -> peft.PeftConfig:
     if not targets or (isinstance(targets, list) and not _are_targets(targets, layers)):
         raise foreign
     known = type(written).model_fields.keys() - {"peft_type", "target_modules"}
-    # Only what the file states: for other settings peft has the defaults.
+    # Pass only the settings in the file; peft has defaults for the others.
     settings = {name: values[name] for name in known & values.keys()}
     if isinstance(targets, list):
         layers = set(targets)
@@ -101,17 +101,17 @@ def config_from(path: Path, layers: set[str]) -> peft.PeftConfig:
     ignored = {*settings, *FREE}
     usual = config.to_dict()
     for key, value in values.items():
-        # Other versions of peft write more settings; those that are off change nothing.
+        # Other versions of peft write more settings; those that are off have no effect.
         if key not in ignored and value and value != usual.get(key):
             stated = str(value)[:100]
-            raise CheckpointError(f"`{path}`: `{key}` is {stated}, which no run writes.")
+            raise CheckpointError(f"`{path}`: `{key}` is {stated}, which perdure does not write.")
     return config
 
 
 def _are_targets(names: list[str], layers: set[str]) -> bool:
-    """Return whether each name matches a layer, and each layer a name.
+    """Return whether each name matches a layer and each layer matches a name.
 
-    As in peft, a name may be the end of a layer's name.
+    As in peft, a name may be the last part of a layer's full name.
     """
     named: set[str] = set()
     for name in names:

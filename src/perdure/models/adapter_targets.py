@@ -1,4 +1,4 @@
-"""The layers that get an adapter: from the user's settings to peft's configuration."""
+"""Choose the layers that get an adapter, and build the peft configuration from the settings."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -37,11 +37,11 @@ KEY_VALUE = (
     "v_proj",
     "k_lin",
     "v_lin",
-    "q",  # T5's family, of which query and value are taken
+    "q",  # the T5 family, for which query and value are used
     "v",
 )
 
-# Names of layers that compute query, key and value at once.
+# Names of layers that compute query, key and value together.
 FUSED_ATTENTION = ("Wqkv", "qkv", "query_key_value", "in_proj", "c_attn", "qkv_proj")
 ATTENTION_OUTPUT = (
     r"attention\.output\.dense|out_lin|attn\.Wo|attention\.o_proj|self_attn\.out_proj|attn\.proj"
@@ -63,38 +63,39 @@ def configure(
     target_modules: list[str] | str | None,
     blocks: int | None = None,
 ) -> peft.PeftConfig:
-    """Return peft's configuration of an adapter for a model.
+    """Return the peft configuration of an adapter for a model.
 
     Parameters
     ----------
     target_modules
-        Names of linear layers, which include GPT-2's `Conv1D`, or one regular expression. By
-        default LoRA takes the query and value projections, and a bottleneck adapter the outputs of
-        attention and feed-forward layers (`"houlsby"`: Houlsby et al. 2019); `"pfeiffer"` takes
-        those of feed-forward layers only (Pfeiffer et al. 2021). `full` takes all layers that have
-        a weight: linear ones, embeddings, norms, convolutions. Parameters outside of such layers,
-        such as a class token, are not trained, and neither is a weight that layers share, such as
-        that of tied embeddings and output layer.
+        The names of linear layers (including GPT-2's `Conv1D`), or one regular expression. By
+        default, LoRA is applied to the query and value projections, and bottleneck adapters to the
+        outputs of attention and feed-forward layers (`"houlsby"`: Houlsby et al. 2019).
+        `"pfeiffer"` selects only the outputs of feed-forward layers (Pfeiffer et al. 2021). `full`
+        trains all layers that have a weight: linear layers, embeddings, norms and convolutions. It
+        does not train parameters outside such layers, such as a class token, or weights that
+        several layers share, such as tied input and output embeddings.
     blocks
-        Take layers only from the first `blocks` blocks of the transformer.
+        Use layers only from the first `blocks` blocks of the transformer.
 
     Raises
     ------
     BackboneError
-        The model has no layers of these names, or its weights are in 4 bits and it is not LoRA.
+        The model has no layers of these names, a layer shares its weight with another one, or the
+        model is in 4 bits and the adapter is not LoRA.
     InputError
-        `target_modules` is not a regular expression, or takes too much time.
+        `target_modules` is not a valid regular expression, or takes too long to match.
     """
     if kind != "lora" and quantised.is_quantised(model):
         raise BackboneError(
-            f"`peft: {kind}` does not go with `dtype: {quantised.NF4}`: beside weights in 4 bits "
-            "there is LoRA alone. Use `peft: lora`, or `dtype: bfloat16`."
+            f"`peft: {kind}` does not work with `dtype: {quantised.NF4}`: 4-bit weights can only "
+            "be combined with LoRA. Use `peft: lora`, or `dtype: bfloat16`."
         )
     names = _names(model, trains if kind == "full" else is_matrix)
     tied = _tied(model)
     untied = [name for name in names if name not in tied]
     targets = target_modules or _usual_targets(kind, untied)
-    # Two placements of the literature have names; architectures call the layers differently.
+    # Two placements from the literature have names. Layer names differ between architectures.
     if targets == "houlsby":
         targets = rf".*({ATTENTION_OUTPUT}|{FEED_FORWARD_OUTPUT})"
     elif targets == "pfeiffer":
@@ -115,7 +116,7 @@ def configure(
     if blocks is not None:
         chosen = [name for name in chosen if _block(name) < blocks]
     _check_untied(chosen, tied)
-    # The file of the adapter then lists layers: no pattern in a file is ever matched.
+    # The adapter's file then lists layers, because patterns in files are never matched.
     if blocks is not None or isinstance(targets, str):
         config.target_modules = set(chosen)  # pyright: ignore
     if not chosen:
@@ -126,7 +127,7 @@ def configure(
             f"`target_modules`, for example from: {examples}."
         )
     if isinstance(config, peft.LoraConfig):
-        # Stock peft decides layer by layer, and warns where the configuration says otherwise.
+        # Stock peft decides this layer by layer, and warns if the configuration differs.
         config.fan_in_fan_out = all(
             is_transposed(adapters.base_layer(model, name)) for name in chosen
         )
@@ -155,13 +156,11 @@ def _config(
 
 
 def _names(model: nn.Module, is_kind: Callable[[nn.Module], bool] = is_matrix) -> list[str]:
-    """Return the names of the pre-trained layers of a kind, without the parts that an adapter
-    adds.
-    """
+    """Return the names of the pre-trained layers of a kind, without layers added by an adapter."""
     inside_tuners = tuple(f"{name}." for name in adapters.tuner_layers(model))
     names = []
     for name, module in model.named_modules():
-        # The adapter's own layers are inside of a tuner layer, beside the pre-trained one.
+        # The layers of an adapter are inside a tuner layer, next to the pre-trained one.
         is_pretrained = name.endswith(".base_layer") or not name.startswith(inside_tuners)
         if is_pretrained and is_kind(module):
             names.append(name.removesuffix(".base_layer"))
@@ -169,10 +168,10 @@ def _names(model: nn.Module, is_kind: Callable[[nn.Module], bool] = is_matrix) -
 
 
 def _tied(model: nn.Module) -> dict[str, str]:
-    """Return the layers that share their weight with another layer, with that layer's name."""
+    """Map the name of each layer that shares its weight to another layer with the same weight."""
     names: dict[int, list[str]] = {}
     weighted = _names(model, lambda layer: isinstance(getattr(layer, "weight", None), Tensor))
-    # A layer behind an adapter is there twice: the adapter passes its weight on.
+    # A layer with an adapter is listed twice, because the tuner layer exposes its weight.
     for name in dict.fromkeys(weighted):
         names.setdefault(id(adapters.base_layer(model, name).weight), []).append(name)
     tied: dict[str, str] = {}
@@ -184,20 +183,20 @@ def _tied(model: nn.Module) -> dict[str, str]:
 
 
 def _check_untied(chosen: Sequence[str], tied: Mapping[str, str]) -> None:
-    """Raise `BackboneError` if a chosen layer shares its weight with another one."""
+    """Raise `BackboneError` if a chosen layer shares its weight with another layer."""
     for name in chosen:
         if name in tied:
-            # A module changes what one layer computes; merged, the change would reach the others.
+            # An adapter changes one layer, but once merged, the change would affect the others.
             raise BackboneError(
-                f"`{name}` shares its weight with `{tied[name]}`, so that a change of one would "
-                "become a change of both. Leave it out of `target_modules`."
+                f"`{name}` shares its weight with `{tied[name]}`, so a change to one would "
+                "change both. Leave it out of `target_modules`."
             )
 
 
 def _block(name: str) -> float:
-    """Return the number of the transformer's block that a layer is in.
+    """Return the index of the transformer block that a layer is in.
 
-    That is the first number in its name; a layer outside of the blocks counts as after all of them.
+    This is the first number in the layer's name, or infinity for a layer outside the blocks.
     """
     for word in name.split("."):
         if word.isdigit():
@@ -206,13 +205,14 @@ def _block(name: str) -> float:
 
 
 def key_value(model: nn.Module) -> list[str]:
-    """Return the names of a model's key and value projections (query and value in T5's family)."""
+    """Return the names of a model's key and value projections (query and value for T5 models)."""
     return _present(_names(model), KEY_VALUE)
 
 
 def _present(names: list[str], candidates: Sequence[str]) -> list[str]:
-    """Return the candidates that some layer name ends with, or otherwise the fused layers' names
-    that do.
+    """Return the candidates that occur as the last part of a layer's name.
+
+    If there are none, return the names of fused attention layers that do.
     """
     endings = _endings(names)
     present = [name for name in candidates if name in endings]

@@ -1,9 +1,9 @@
 """PEFT modules on a backbone.
 
-Attach an adapter, read and write its parameters, switch it off, save it, compute its ΔW.
+Functions to attach an adapter, read and write its parameters, turn it off, and compute its ΔW.
 
-The model holds one adapter at a time, under peft's own name `default`. An `Adapter` is the value
-that a task has learned: the parameters before and after training. So the model does not grow with
+A model contains at most one adapter at a time, under peft's default name `default`. After a task,
+its parameters are stored outside the model, as an `Adapter`. The model therefore does not grow with
 the number of tasks.
 """
 
@@ -39,12 +39,13 @@ class Adapter:
     name
         The task's name.
     config
-        peft's configuration of the module; None for a method without one, and so without
-        parameters.
+        The peft configuration of the module; None if the method trains no module.
     start, parameters
-        The module's parameters before and after the task, on the CPU, by peft's names.
+        The parameters of the module before and after training on the task, on the CPU, under the
+        names that peft gives them.
     kept
-        Tensors for rules, by their name and the layer's: `inputs` is E[x xᵀ] of the layer's inputs.
+        Additional tensors for rules, by name and then by layer. `inputs` contains E[x xᵀ] of a
+        layer's inputs.
     """
 
     name: str
@@ -55,7 +56,7 @@ class Adapter:
 
 
 def tuner_layers(model: nn.Module) -> dict[str, BaseTunerLayer]:
-    """Return the layers that hold the adapter, by name."""
+    """Return the layers that contain the adapter, by name."""
     tuners: dict[str, BaseTunerLayer] = {}
     for name, module in model.named_modules():
         if isinstance(module, BaseTunerLayer):
@@ -64,12 +65,12 @@ def tuner_layers(model: nn.Module) -> dict[str, BaseTunerLayer]:
 
 
 def layers(model: nn.Module) -> list[BaseTunerLayer]:
-    """Return the layers that hold the adapter."""
+    """Return the layers that contain the adapter."""
     return list(tuner_layers(model).values())
 
 
 def base_layer(model: nn.Module, name: str) -> Any:
-    """Return the pre-trained layer called `name`, behind the adapter if there is one.
+    """Return the pre-trained layer called `name`, without the adapter around it, if any.
 
     Raises
     ------
@@ -86,7 +87,7 @@ def base_layer(model: nn.Module, name: str) -> Any:
 
 
 def put_base_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
-    """Replace the layer that `base_layer` returns."""
+    """Replace the pre-trained layer called `name`, which `base_layer` returns."""
     module = model.get_submodule(name)
     if isinstance(module, BaseTunerLayer):
         module.base_layer = layer
@@ -96,41 +97,41 @@ def put_base_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
 
 
 def attach(model: nn.Module, config: peft.PeftConfig | None) -> None:
-    """Put a fresh adapter, or none, into the model in place of any other.
+    """Insert a new adapter into the model, after removing any other.
 
-    Its initial values follow torch's seed.
+    If `config` is None, no adapter is inserted. Initial values depend on torch's global seed.
     """
     detach(model)
     if config:
         peft.inject_adapter_in_model(config, model)
-        # Beside weights in half precision, too: small steps would be lost in the rounding.
+        # In single precision even if the model is in half: rounding would lose small steps.
         for parameter in trainable(model).values():
             parameter.data = parameter.data.float()
 
 
 def detach(model: nn.Module) -> None:
-    """Take the adapter out, so that the model is as it was loaded."""
+    """Remove the adapter, which restores the model as it was loaded."""
     for name, layer in tuner_layers(model).items():
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, layer.get_base_layer())
-    # By this attribute peft and `attached` tell that the model holds an adapter.
+    # This attribute tells peft and `attached` that the model contains an adapter.
     if hasattr(model, "peft_config"):
         del model.peft_config
 
 
 def attached(model: nn.Module) -> bool:
-    """Return whether the model holds an adapter."""
+    """Return whether the model contains an adapter."""
     return hasattr(model, "peft_config")
 
 
 def config_of(model: nn.Module) -> peft.PeftConfig | None:
-    """Return the configuration of the adapter in the model, if it holds one."""
+    """Return the configuration of the adapter in the model, or None if there is no adapter."""
     return model.peft_config["default"] if attached(model) else None  # pyright: ignore
 
 
 @contextlib.contextmanager
 def disabled(model: nn.Module) -> Iterator[None]:
-    """Switch the adapter off while the block runs: the model is the pre-trained one."""
+    """Turn the adapter off while the block runs, which leaves the pre-trained model."""
     tuners = layers(model)
     for layer in tuners:
         # Not `enable_adapters(False)`, which would also change which parameters are trained.
@@ -146,21 +147,27 @@ def read(model: nn.Module) -> Parameters:
     """Return a copy of the adapter's parameters, on the CPU."""
     if not attached(model):
         return {}
-    # By default peft asks the hub whether the vocabulary was changed. No adapter here has a larger
+    # By default, peft asks the hub whether the vocabulary was changed. No adapter here extends the
     # vocabulary, and a run must not need the network.
     state = peft.get_peft_model_state_dict(
         model, adapter_name="default", save_embedding_layers=False
     )
-    # Copies: training goes on with the originals.
+    # Copies, because training continues on the originals.
     return {name: value.detach().cpu().clone() for name, value in state.items()}
 
 
 def write(model: nn.Module, parameters: Parameters) -> None:
-    """Give the adapter these parameters."""
+    """Set the parameters of the adapter in the model.
+
+    Raises
+    ------
+    RunError
+        The parameter names do not match those of the adapter.
+    """
     if not attached(model) and not parameters:
         return
     result = peft.set_peft_model_state_dict(model, parameters, adapter_name="default")
-    # All of the pre-trained model's parameters are missing, too, and may be.
+    # peft also reports all of the pre-trained model's parameters as missing, which is expected.
     missing = [name for name in result.missing_keys if ".default" in name]
     if result.unexpected_keys or missing:
         name = [*result.unexpected_keys, *missing][0]
@@ -168,16 +175,16 @@ def write(model: nn.Module, parameters: Parameters) -> None:
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the adapter's own parameters, by name."""
+    """Return the parameters of the adapter in the model, by name."""
     parameters = {}
     for name, parameter in model.named_parameters():
-        if ".default" in name:  # peft puts the adapter's name into those of its parameters
+        if ".default" in name:  # peft puts the adapter's name into the names of its parameters
             parameters[name] = parameter
     return parameters
 
 
 def linears(model: nn.Module) -> dict[str, nn.Linear]:
-    """Return the adapter's own linear layers, by name."""
+    """Return the linear layers that the adapter consists of, by name."""
     modules: dict[str, nn.Linear] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and name.endswith(".default"):
@@ -186,7 +193,7 @@ def linears(model: nn.Module) -> dict[str, nn.Linear]:
 
 
 def factors(model: nn.Module) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
-    """Return the LoRA parameters A (rank × in) and B (out × rank) of each layer that has them."""
+    """Return the LoRA parameters A (rank × in) and B (out × rank), by layer name."""
     pairs: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):
@@ -198,10 +205,15 @@ def factors(model: nn.Module) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
 
 @contextlib.contextmanager
 def folded(model: nn.Module, changes: Mapping[str, Tensor]) -> Iterator[None]:
-    """Add changes to the weights while the block runs: ΔW by a layer's name, Δb with `.bias`.
+    """Add changes to the weights of a model while the block runs.
 
-    W itself is kept and put back: changes are never subtracted again, which would leave rounding
-    errors. An adapter may be put in or taken out meanwhile.
+    The original weights are kept and restored afterwards, because subtracting the changes would
+    leave rounding errors. An adapter may be attached or detached in the meantime.
+
+    Parameters
+    ----------
+    changes
+        ΔW under the name of each layer, and Δb under that name followed by `.bias`.
     """
     originals: list[tuple[Tensor, Tensor]] = []
     hooks: list[RemovableHandle] = []
@@ -217,8 +229,8 @@ def folded(model: nn.Module, changes: Mapping[str, Tensor]) -> Iterator[None]:
                     continue
                 change = oriented(layer, change)
             originals.append((weight, weight.data))
-            # Assigned to `.data`: the parameter itself stays, and with it whoever refers to it.
-            # In single precision also where the weight is of half: the sum alone is rounded.
+            # Assign to `.data`, so that references to the parameter stay valid. Add in single
+            # precision even to weights in half precision, so that only the sum is rounded.
             sum_of_both = weight.data.float() + change.to(weight.device).float()
             weight.data = sum_of_both.to(weight.dtype)
         yield
@@ -232,15 +244,15 @@ def folded(model: nn.Module, changes: Mapping[str, Tensor]) -> Iterator[None]:
 def deltas(
     config: peft.PeftConfig | None, parameters: Parameters
 ) -> dict[str, tuple[Float[Tensor, "out rank"], Float[Tensor, "rank in"]] | Tensor]:
-    """Return what the adapter adds to the weights, by layer.
+    """Return the change that an adapter makes to the weights, by layer.
 
-    For LoRA these are the factors B and A of ΔW = B A, with the scale alpha / rank put into B. For
-    `full` they are ΔW itself, and Δb under the layer's name and `.bias`.
+    For LoRA, each change consists of the factors B and A of ΔW = B A, with the scale alpha / rank
+    included in B. For `full`, it is ΔW itself, with Δb under the layer's name followed by `.bias`.
 
     Raises
     ------
     BackboneError
-        The module is a bottleneck, which has no ΔW.
+        The adapter is a bottleneck, which has no ΔW, or LoRA on a layer that is not linear.
     """
     if config is None:
         return {}
@@ -270,7 +282,7 @@ def deltas(
 
 
 def scale(adapter: Adapter) -> float:
-    """Return the factor of B A: alpha / rank for LoRA, 1 for a bottleneck."""
+    """Return the factor alpha / rank by which LoRA scales B A, or 1 for other adapters."""
     return _scale(adapter.config) if isinstance(adapter.config, peft.LoraConfig) else 1.0
 
 
@@ -280,17 +292,17 @@ def _scale(config: peft.LoraConfig) -> float:
 
 
 def width_of(config: peft.PeftConfig) -> int | None:
-    """Return the rank of LoRA or the width of a bottleneck; `full` has none."""
+    """Return the rank of LoRA or the width of a bottleneck; None for `full`."""
     return getattr(config, "width", getattr(config, "r", None))
 
 
 def prefix_of(config: peft.PeftConfig) -> str:
-    """Return the prefix of its parameters' names."""
+    """Return the prefix that peft gives to the names of an adapter's parameters."""
     return "lora_" if isinstance(config, peft.LoraConfig) else f"{str(config.peft_type).lower()}_"
 
 
 def same(left: Parameters, right: Parameters) -> bool:
-    """Return whether all parameters are equal, bit for bit."""
+    """Return whether two sets of parameters have the same names and exactly equal values."""
     if left.keys() != right.keys():
         return False
     return all(torch.equal(left[name], right[name]) for name in left)

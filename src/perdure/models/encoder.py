@@ -1,6 +1,6 @@
-"""An encoder: a pooled feature of each example, and one linear head per task.
+"""An encoder with one pooled feature vector per example and one linear head per task.
 
-A head answers with a class.
+Each head predicts one of the classes of its task.
 """
 
 import contextlib
@@ -27,33 +27,33 @@ from perdure.models.tokenizing import PreTrainedTokenizerBase
 
 PREFIX = "task_"
 Tokens = dict[str, list[int]]
-"""One text as the tokenizer returns it: `input_ids`, `attention_mask` and the like."""
+"""One text as the tokenizer returns it: `input_ids`, `attention_mask` and so on."""
 
 
 class Encoder(Backbone):
-    """A transformer read through a pooled feature; a head is added for each task.
+    """A transformer with a pooled feature vector, to which a head is added for each task.
 
     Parameters
     ----------
     model
-        With `pooling="stock"` an `AutoModelFor…Classification` whose last linear layer is an
-        identity, so that it returns the feature; with `"mean"` the bare encoder, whose last hidden
-        states are averaged over the tokens that are not padding.
+        With `pooling="stock"`, an `AutoModelFor…Classification` whose last linear layer has been
+        replaced by an identity, so that it returns the feature. With `"mean"`, the bare encoder,
+        whose last hidden states are averaged over all tokens except padding.
     processor
         The tokenizer or image processor of the checkpoint.
     source
-        The folder or hub id it came from.
+        The folder, hub id or name that the checkpoint was loaded from.
     head_name
-        The name of that last linear layer (`stock` only).
+        The name of the layer that was replaced by an identity (`stock` only).
     max_length
-        Texts are cut to at most `max_length` tokens.
+        The maximum length of a text in tokens; longer texts are cut.
     files
-        The files it was read from, if any.
+        The files that the checkpoint was loaded from, if any.
     dtype
-        The data type that `save` writes the weights in.
+        The data type in which `save` writes the weights.
     stock_head_has_bias
-        Whether the stock model's head can hold one of ours. The heads of decoders in transformers
-        have no bias.
+        True if the head of the stock model has a bias, like the heads added here. In transformers,
+        the heads of decoder models have none.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Encoder(Backbone):
         return [key.removeprefix(PREFIX) for key in self._heads]
 
     def open(self, task: Task) -> None:
-        # Made on the CPU, so that the initial weights follow the seed alike on every device.
+        # Created on the CPU, so that a seed gives the same initial weights on every device.
         head = nn.Linear(self.width, len(task.classes))
         self._heads[_key(task.name)] = head.to(self.device)
 
@@ -110,9 +110,9 @@ class Encoder(Backbone):
         self._heads[_key(task)] = self.own(newest)
 
     def own(self, task: str) -> nn.Linear:
-        """Return the head of a task, which maps `width` numbers to its classes.
+        """Return the head of a task, which maps `width` features to one logit per class.
 
-        It is linear in the feature, or in random features of that.
+        It is linear in the features, or in random features computed from them.
         """
         head = self._heads[_key(task)]
         assert isinstance(head, nn.Linear)
@@ -127,7 +127,7 @@ class Encoder(Backbone):
 
     @contextlib.contextmanager
     def keeping(self) -> Iterator[None]:
-        # The modules themselves, not their values: an optimizer may hold their parameters.
+        # Restore the modules themselves, not just values: an optimizer may use their parameters.
         before = dict(self._heads.items())
         try:
             yield
@@ -140,8 +140,9 @@ class Encoder(Backbone):
     def prepare(
         self, rows: Rows, *, batch_size: int = BATCH_SIZE, allow_empty: bool = False
     ) -> Examples:
-        """Tokenize texts now; images are prepared batch by batch, because their pixels take much
-        memory.
+        """Tokenize texts; images are decoded later, batch by batch.
+
+        The pixels of all images would take too much memory.
         """
         for of_task in rows:
             columns = of_task.data.column_names
@@ -182,7 +183,7 @@ class Encoder(Backbone):
         )
 
     def _texts(self, rows: Rows) -> list[Tokens]:
-        """Tokenize each text: turn the tokenizer's columns into one mapping per text."""
+        """Tokenize texts, and return one mapping per text rather than one list per column."""
         texts: list[Tokens] = []
         for of_task in rows:
             columns = self.tokens(of_task.data)
@@ -191,17 +192,19 @@ class Encoder(Backbone):
         return texts
 
     def tokens(self, data: Dataset) -> dict[str, list]:
-        """Tokenize texts, or pairs of texts, cut to `max_length`; return the tokenizer's columns.
+        """Tokenize texts, or pairs of texts, cut to `max_length`.
+
+        The result maps each of the tokenizer's outputs, such as `input_ids`, to one list per text.
 
         Raises
         ------
         InputError
-            The examples are pairs, and the tokenizer does not separate the two texts.
+            The examples are pairs, but the tokenizer does not separate the two texts.
         """
         columns = [data["text"][:]]
         if "text_pair" in data.column_names:
             special_tokens = self.processor.num_special_tokens_to_add
-            # A separator shows as one special token more; GPT-2's kind has none.
+            # A separator counts as an additional special token; tokenizers like GPT-2's have none.
             if special_tokens(pair=True) <= special_tokens(pair=False):
                 raise InputError(
                     f"`{self.source}` reads single texts: its tokenizer does not mark where the "
@@ -212,7 +215,7 @@ class Encoder(Backbone):
         return dict(self.processor(*columns, truncation=True, max_length=self.max_length))
 
     def _other_inputs(self, columns: Sequence[str]) -> str:
-        """Describe examples that are not of the kind that the model reads."""
+        """Return the error message for examples of a kind that the model does not read."""
         reads = f"`{self.source}` reads {self.kind}s, but the examples"
         if "image" in columns:
             return f"{reads} are images. Use an image model as the backbone, such as `dinov2`."
@@ -226,7 +229,7 @@ class Encoder(Backbone):
         """Return the pooled feature of each example."""
         output = self.model(**batch.inputs)
         if self.pooling == "stock":
-            return output.logits  # the head is an identity, so that these are its inputs
+            return output.logits  # the head is an identity, so these are its inputs
         return _masked_mean(output.last_hidden_state, batch.inputs["attention_mask"])
 
     def read(
@@ -235,7 +238,7 @@ class Encoder(Backbone):
         rows_of: dict[str, list[int]] = {}
         for row, task in enumerate(batch.tasks):
             rows_of.setdefault(head or task, []).append(row)
-        # Each head answers once, for all its examples: the answers are not in the batch's order.
+        # Each head runs once, on all its examples, so the logits are not in the batch's order.
         answers = []
         order: list[int] = []
         for name, rows in rows_of.items():
@@ -257,10 +260,11 @@ class Encoder(Backbone):
         )
 
     def features(self, batch: Batch) -> Float[Tensor, "batch features"]:
-        """Return the features that the task posterior reads.
+        """Return the features for the task posterior.
 
-        They are the mean over tokens for texts, and the class token beside the mean over patches
-        for images.
+        For texts, they are the mean of the last hidden states over tokens. For images, they are the
+        class token concatenated with the mean over patches; for images in a convolutional model,
+        the mean over positions.
         """
         encoder = getattr(self.model, "base_model", self.model)
         output = encoder(**batch.inputs)
@@ -278,7 +282,7 @@ class Encoder(Backbone):
     def rank(
         self, batch: Batch, choices: Mapping[str, Sequence[str]]
     ) -> dict[str, Float[Tensor, "batch _"]]:
-        """Return log p(class | x, task) for the classes of each task, in the order of its head."""
+        """Return log p(class | x, task) for the classes of each task, in the order of the task."""
         hidden = self(batch)
         log_p = {}
         for task in choices:
@@ -289,7 +293,7 @@ class Encoder(Backbone):
 
     def generate(self, batch: Batch) -> list[str]:
         raise BackboneError(
-            f"`{self.source}` answers with classes: it is an encoder, which writes no text."
+            f"`{self.source}` answers with classes: it is an encoder, which cannot write text."
         )
 
     # -- a model that others load
@@ -300,32 +304,32 @@ class Encoder(Backbone):
         return None
 
     def save(self, folder: Path, tasks: Sequence[str], labels: Sequence[str]) -> None:
-        """Write a stock checkpoint whose head joins those of these tasks.
+        """Write a stock checkpoint with a single head, which joins the heads of the given tasks.
 
-        It is one for `AutoModelFor…Classification`, or for `SentenceTransformer`, whose output is
-        then the logits.
+        It can be loaded with `AutoModelFor…Classification`, or with `SentenceTransformer`, whose
+        output is then the logits.
 
         Raises
         ------
         BackboneError
-            The stock model's head has no bias, but these have one.
+            The head of the stock model has no bias, but the heads of the tasks have one.
         RunError
-            The heads are not linear in the feature.
+            A head uses random features, so it is not linear in the model's features.
         """
         head = self._joined(tasks)
         if not self.stock_head_has_bias and head.bias.any():
             raise BackboneError(
                 f"The head of a stock `{type(self.model).__name__}` has no bias, but the run's "
-                "heads have one, without which the exported model would answer otherwise. "
-                "`perdure predict` answers with it; a run with `backbone: {pooling: mean}` can be "
+                "heads have one, without which the exported model would give other answers. "
+                "Use `perdure predict`, or train with `backbone: {pooling: mean}`, which can be "
                 "exported."
             )
-        # Stock models name their classes by the configuration.
+        # Stock models take the names of their classes from the configuration.
         config: Any = self.model.config
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: number for number, label in enumerate(labels)}
         if self.kind == "text":
-            # The stock tokenizer then cuts texts where we cut them.
+            # The stock tokenizer then cuts texts to the same length.
             self.processor.model_max_length = self.max_length
         if self.head_name is not None:
             self._put_stock_head(self.head_name, head)
@@ -342,13 +346,13 @@ class Encoder(Backbone):
         setattr(self.model.get_submodule(parent), child, layer)
 
     def _joined(self, tasks: Sequence[str]) -> nn.Linear:
-        """Return one head whose outputs are those of the tasks' heads, one after the other."""
+        """Return one head that concatenates the outputs of the heads of the given tasks."""
         members = [self.own(task) for task in tasks]
         if any(isinstance(head, heads.RandomHead) for head in members):
             raise RunError(
-                "The heads are linear in random features of the model's feature, which no stock "
-                "model computes. `perdure predict` does; a method whose heads are linear, such as "
-                "`lda`, can be exported."
+                "The heads are linear in random features, which no stock model computes. Use "
+                "`perdure predict`, or a method with linear heads, such as `lda`, which can be "
+                "exported."
             )
         weight = torch.cat([head.weight for head in members]).detach()
         bias = torch.cat([head.bias for head in members]).detach()
@@ -359,20 +363,20 @@ class Encoder(Backbone):
 
 
 def _key(task: str) -> str:
-    """Return the name of a task's head among the modules.
+    """Return the name under which the head of a task is registered.
 
-    The prefix avoids clashes with a module's attributes: a task may be called `forward`.
+    The prefix avoids clashes with attributes of a module, because a task may be called `forward`.
     """
     return f"{PREFIX}{task}"
 
 
 def _stacked(answers: Sequence[Float[Tensor, "_ _"]]) -> Float[Tensor, "places outputs"]:
-    """Put the answers of several heads into one tensor; narrower ones are padded with -inf."""
+    """Concatenate the logits of several heads, padding those of smaller heads with -inf."""
     outputs = max(values.shape[1] for values in answers)
     padded = []
     for values in answers:
         lacking = outputs - values.shape[1]
-        # -inf has the probability 0 and no gradient.
+        # -inf has probability 0 and no gradient.
         wide = nn.functional.pad(values, (0, lacking), value=-torch.inf)
         padded.append(wide)
     return torch.cat(padded)
@@ -388,15 +392,15 @@ def _pixels(processor: BaseImageProcessor, images: Sequence[object]) -> Mapping[
 
 
 def _placeholder(text: Tokens) -> Tokens:
-    """Return a text of the vocabulary's first token, with the columns of an empty text.
+    """Return a placeholder for an empty text: the first token of the vocabulary.
 
-    The token is attended to, because a mean over no token would be 0 / 0.
+    The token is not masked, because a mean over no tokens would be 0 / 0.
     """
     return {name: [1] if name == "attention_mask" else [0] for name in text}
 
 
 def _labels(data: Dataset) -> list[int]:
-    """Return the class of each example, or -1 if it is unknown."""
+    """Return the class index of each example, or -1 if the class is unknown."""
     if "label" in data.column_names:
         return data["label"][:]
     return [-1] * len(data)
@@ -411,7 +415,7 @@ def _masked_mean(
 
 
 def _without_tokens(rows: Rows, index: int, source: str) -> str:
-    """Name the example, number `index` of all rows, that has no token."""
+    """Return the error message for an example without tokens, given its index in all rows."""
     for task, data, _ in rows:
         if index < len(data):
             example = data[index]

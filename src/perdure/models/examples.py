@@ -1,4 +1,4 @@
-"""Examples as a model takes them, and batches of them."""
+"""Examples prepared for a model, and batches of them."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import ConcatDataset
 
-# The number of examples that the model reads at a time while it is not trained.
+# The default number of examples per batch outside training.
 BATCH_SIZE = 64
 
 Collate = Callable[[list[Any]], Mapping[str, Tensor]]
-"""Make the model's arguments from the inputs of several examples: tokens of texts, or images."""
+"""A function that makes the model's arguments from the texts or images of several examples."""
 
 
 @dataclass(frozen=True)
 class Places:
-    """The positions in a batch that predict the answers' tokens.
+    """The positions in a batch at which the tokens of the answers are predicted.
 
     Attributes
     ----------
     examples
-        For each token of an answer, the example it belongs to.
+        For each token of an answer, the index of its example in the batch.
     rows, columns
-        The place in the model's input at which the model gives the logits of that token.
+        For each token of an answer, the position in the model's input whose logits predict it.
     prompts
-        The number of the prompt's tokens of each example; they come first.
+        The number of tokens in each prompt.
     joints
-        What stands between each prompt and its answer.
+        The text between each prompt and its answer: a space, or an empty string.
     """
 
     examples: Int[Tensor, " places"]
@@ -43,21 +43,21 @@ class Places:
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples that the model reads in one pass.
+    """A batch of examples that the model reads in one forward pass.
 
-    Targets and tasks may be left out if only features are computed.
+    `targets` and `tasks` can be omitted if only features are computed.
 
     Attributes
     ----------
     inputs
-        The model's own arguments, by name.
+        The keyword arguments of the model.
     targets
-        The right answer to each example: the index of its class among those of its task (-1:
-        unknown). For a language model: the token at each of the `places`.
+        The correct answer to each example: the index of its class among the classes of its task, or
+        -1 if it is unknown. For a language model, the correct token at each of the `places`.
     tasks
         The name of each example's task.
     places
-        Where a language model answers.
+        The positions at which a language model predicts the answers; None for an encoder.
     """
 
     inputs: dict[str, Tensor]
@@ -73,25 +73,28 @@ class Batch:
 
 @dataclass(eq=False)
 class Examples:
-    """Examples ready for a model. They know how to become batches, and hold no model.
+    """Examples prepared for a model, from which batches can be made.
+
+    They can be pickled without the model, because they do not refer to it.
 
     Attributes
     ----------
     inputs
-        The tokens of each text, or the images, by number.
+        The tokens of each text, or the images.
     tasks, labels
-        The name of each example's task, and the index of its class in that task (-1: unknown).
+        The name of each example's task, and the index of its class in that task (-1 if unknown).
     lengths
-        The number of tokens of each text (1 for images).
+        The number of tokens in each text; 1 for images.
     collate
-        Puts inputs together; texts are padded to the longest.
+        The function that combines inputs into tensors, padding texts to the longest.
     without_tokens
-        The texts of which the tokenizer makes no token. A placeholder stands for each, so that no
-        sum is divided by a length of zero; ignore what a model answers to it.
+        The indices of the texts for which the tokenizer returns no tokens. Each is replaced by a
+        placeholder to avoid a division by zero. The model's output for a placeholder must be
+        ignored.
     batch_size
-        The usual size of a batch.
+        The default batch size.
     cut
-        The number of prompts that are longer than a language model may read.
+        The number of prompts that were cut to the maximum length.
     described
         The features for the task posterior, once they have been computed.
     """
@@ -110,7 +113,7 @@ class Examples:
         return len(self.tasks)
 
     def task_names(self) -> list[str]:
-        """Return the names of the tasks that the examples belong to, each once."""
+        """Return the names of the tasks that the examples belong to, without duplicates."""
         return list(dict.fromkeys(self.tasks))
 
     def batches(
@@ -120,28 +123,28 @@ class Examples:
         size: int | None = None,
         device: torch.device | str = "cpu",
     ) -> Iterator[tuple[list[int], Batch]]:
-        """Yield the row numbers of each batch, and the batch on a device.
+        """Yield batches on a device, each with the indices of its examples.
 
-        Examples of similar length are together, so that little is padded.
+        Examples of similar length are put into the same batch, to reduce padding.
 
         Parameters
         ----------
         rows
-            The examples to read; by default all.
+            The indices of the examples to read; by default all.
         size
-            The number of examples in a batch; by default `batch_size`.
+            The number of examples per batch; by default `batch_size`.
         """
         size = size or self.batch_size
         if rows is None:
             rows = range(len(self))
-        # `sorted` is stable: equal lengths keep the order of the rows, so runs can be repeated.
+        # `sorted` is stable: examples of equal length keep their order, so runs are reproducible.
         order = sorted(rows, key=self.lengths.__getitem__)
         for start in range(0, len(order), size):
             numbers = order[start : start + size]
             yield numbers, self.batch(numbers, device)
 
     def batch(self, rows: Sequence[int], device: torch.device | str = "cpu") -> Batch:
-        """Return these rows as one batch, on a device."""
+        """Return the examples with indices `rows` as one batch, on a device."""
         inputs = self.collate([self.inputs[row] for row in rows])
         moved = {name: value.to(device) for name, value in inputs.items()}
         labels = [self.labels[row] for row in rows]
@@ -154,12 +157,12 @@ class Examples:
 
 
 def in_order(parts: Iterable[tuple[list[int], Tensor]]) -> Tensor:
-    """Put the results of `batches`, each with its row numbers, back into the order of the rows."""
+    """Concatenate results computed batch by batch, sorted by the indices of the examples."""
     order: list[int] = []
     results = []
     for rows, values in parts:
         order.extend(rows)
         results.append(values)
-    # `argsort` inverts the permutation: it says where in `order` each row stands.
+    # `argsort` inverts the permutation: it returns the position of each row in `order`.
     positions = torch.tensor(order).argsort()
     return torch.cat(results)[positions]

@@ -1,4 +1,4 @@
-"""Check that an adapter belongs to a model."""
+"""Check that an adapter fits a model."""
 
 import torch
 from torch import Tensor, nn
@@ -9,12 +9,12 @@ from perdure.models.matrices import matrix
 
 
 def check_fits(model: nn.Module, adapter: Adapter) -> None:
-    """Check that an adapter fits this model, before it is put in.
+    """Check that an adapter fits a model, before it is inserted.
 
     Raises
     ------
     BackboneError
-        The model has no such layer, or one of another shape.
+        The model lacks one of the adapter's layers, or has a layer of another shape.
     """
     for key, value in adapter.parameters.items():
         path = key.removesuffix(".weight").removesuffix(".bias")
@@ -29,13 +29,13 @@ def check_fits(model: nn.Module, adapter: Adapter) -> None:
         if not fits:
             raise BackboneError(
                 f"`{key}` of task `{adapter.name}` has the shape {list(value.shape)}, but the "
-                f"layer of `{type(model).__name__}` is {list(weight.shape)}. Is it the model that "
+                f"layer of `{type(model).__name__}` has {list(weight.shape)}. Is it the model that "
                 "the run began with?"
             )
 
 
 def _fits(key: str, kind: str, value: Tensor, weight: Tensor) -> bool:
-    """Return whether a parameter of LoRA or of a bottleneck fits a weight, out × in."""
+    """Return whether a parameter of LoRA or a bottleneck fits a weight of shape out × in."""
     rows, columns = weight.shape if weight.dim() == 2 else (0, 0)
     if kind == "lora_A":
         return value.shape[-1] == columns

@@ -1,9 +1,9 @@
-"""Full fine-tuning as a tuner of peft.
+"""Full fine-tuning as a PEFT tuner.
 
-Every weight and bias of a layer gets its own change, initially zero. The pre-trained model stays
-beside it, as with every other module: the change can be switched off, saved, loaded, combined.
-Weight decay draws it towards zero, that is, the model towards the pre-trained one. Importing
-perdure makes the kind `FULL` known to peft, as with bottleneck adapters.
+Each weight and bias of a layer gets a trainable change, initially zero. As with other kinds of
+adapters, the pre-trained values are not modified, so the change can be turned off, saved, loaded
+and combined. Weight decay pulls the change towards zero, and thus the model towards the pre-trained
+one. Importing perdure registers the adapter type `FULL` with peft.
 """
 
 from dataclasses import dataclass, field
@@ -20,9 +20,9 @@ PARTS = ("weight", "bias")
 
 
 def trains(layer: nn.Module) -> bool:
-    """Return whether a layer can be trained in full.
+    """Return whether a layer can be fine-tuned in full.
 
-    It must have a weight, perhaps a bias, and no other parameter.
+    It must have a weight, optionally a bias, and no other parameters.
     """
     names = {name for name, _ in layer.named_parameters()}
     return "weight" in names and names <= set(PARTS)
@@ -30,7 +30,7 @@ def trains(layer: nn.Module) -> bool:
 
 @dataclass
 class FullConfig(PeftConfig):
-    """The layers that are trained."""
+    """Settings for full fine-tuning: the layers to train."""
 
     # These are the fields that `BaseTuner` reads from every configuration.
 
@@ -43,7 +43,7 @@ class FullConfig(PeftConfig):
 
 
 class FullLayer(nn.Module, BaseTunerLayer):
-    """A layer of any kind, computed with W + ΔW and b + Δb."""
+    """A layer that is computed with W + ΔW and b + Δb instead of W and b."""
 
     adapter_layer_names = ("full_weight", "full_bias")
 
@@ -59,7 +59,7 @@ class FullLayer(nn.Module, BaseTunerLayer):
     def update_layer(self, adapter_name: str, config: FullConfig) -> None:
         layer = self.get_base_layer()
         for name, value in layer.named_parameters():
-            # Stored out × in also for GPT-2's `Conv1D`, as every change of a weight.
+            # Stored as out × in even for GPT-2's `Conv1D`, like every change to a weight.
             like = oriented(layer, value) if name == "weight" else value
             zeros = torch.zeros(like.shape).to(value)
             changes = getattr(self, f"full_{name}")
@@ -75,9 +75,9 @@ class FullLayer(nn.Module, BaseTunerLayer):
                 change = changes[adapter_name]
                 if name == "weight":
                     change = oriented(self.base_layer, change)
-                # In the weight's own type, which may be half precision; the change is not.
+                # In the weight's data type, which may be half precision; the change's is not.
                 values[name] = (values[name] + change).to(values[name].dtype)
-        # Computes a layer of any kind, without touching its own parameters.
+        # This works for any kind of layer, and does not modify its parameters.
         return torch.func.functional_call(self.base_layer, values, args, kwargs)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -86,11 +86,11 @@ class FullLayer(nn.Module, BaseTunerLayer):
         )
 
     def unmerge(self) -> None:
-        raise NotImplementedError("A change of all weights cannot have been merged.")
+        raise NotImplementedError("Full fine-tuning is never merged, so it cannot be unmerged.")
 
 
 class FullModel(BaseTuner):
-    """Put changes beside the target layers of a model."""
+    """A PEFT tuner that adds trainable changes to the target layers of a model."""
 
     prefix = "full_"
     tuner_layer_cls = FullLayer
@@ -111,12 +111,12 @@ class FullModel(BaseTuner):
             self._replace_module(parent, target_name, layer, target)
         else:
             raise ValueError(
-                f"`{current_key}` is a `{type(target).__name__}`, which has more than a weight and "
-                "a bias."
+                f"`{current_key}` is a `{type(target).__name__}`, whose parameters are not just a "
+                "weight and a bias."
             )
 
 
-# peft's own `register_peft_method` takes only the kinds of its enumeration.
+# peft's `register_peft_method` accepts only the types in its enumeration.
 mapping.PEFT_TYPE_TO_PREFIX_MAPPING[FULL] = FullModel.prefix  # pyright: ignore
 mapping.PEFT_TYPE_TO_CONFIG_MAPPING[FULL] = FullConfig  # pyright: ignore
 mapping.PEFT_TYPE_TO_TUNER_MAPPING[FULL] = FullModel  # pyright: ignore

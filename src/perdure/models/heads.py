@@ -1,4 +1,4 @@
-"""Heads: linear in the feature, or in random features made from it.
+"""Heads that are linear in the features, or in random features computed from them.
 
 References
 ----------
@@ -18,16 +18,16 @@ SEED = "projection_seed"
 
 
 class RandomHead(nn.Linear):
-    """A head that is linear in max(0, x P).
+    """A head that is linear in the random features max(0, x P) of a feature vector x.
 
-    P is random and never trained, so that only its seed is saved.
+    The matrix P is random and never trained, so only its seed is saved.
     """
 
     def __init__(self, width: int, features: int, classes: int, seed: int):
         super().__init__(features, classes)
         # A buffer, so that the seed is part of the head's state.
         self.register_buffer(SEED, torch.tensor(seed))
-        # `persistent=False`: P can be large, and the seed is enough to make it again.
+        # `persistent=False`: P can be large, and can be computed from the seed.
         P = projection(seed, width, features)
         self.register_buffer("projection", P, persistent=False)
 
@@ -38,9 +38,9 @@ class RandomHead(nn.Linear):
 
 @functools.lru_cache(maxsize=4)
 def projection(seed: int, width: int, features: int) -> Float[Tensor, "width features"]:
-    """Return P, with independent standard normal entries.
+    """Return the random projection matrix P, with independent standard normal entries.
 
-    The last few are kept: all tasks of a run have the same P.
+    Recent matrices are cached, because all tasks of a run use the same P.
     """
     # NumPy's frozen generator gives the same numbers in every version and on every machine.
     generator = np.random.RandomState(seed)
@@ -49,7 +49,7 @@ def projection(seed: int, width: int, features: int) -> Float[Tensor, "width fea
 
 
 def made(state: Mapping[str, Tensor], width: int) -> nn.Linear:
-    """Return the head that has this state, on features of this width.
+    """Build a head with the given state, for feature vectors of length `width`.
 
     Examples
     --------
@@ -61,7 +61,7 @@ def made(state: Mapping[str, Tensor], width: int) -> nn.Linear:
     """
     classes, features = state["weight"].shape
     if SEED in state:
-        # NumPy takes seeds of 32 bits only, and a stranger's file may hold any integer.
+        # NumPy accepts only 32-bit seeds, and an untrusted file may contain any integer.
         seed = int(state[SEED]) % 2**32
         head = RandomHead(width, features, classes, seed)
     else:

@@ -1,6 +1,7 @@
 """Covariances of the inputs of a backbone's layers.
 
-Rules read them from an adapter; methods derive from them the subspace in which they train.
+Some rules use the covariances stored with an adapter; some methods derive from them the subspace in
+which they train.
 """
 
 from collections import defaultdict
@@ -14,12 +15,12 @@ from torch import Tensor, nn
 from perdure.models.backbone import Backbone
 from perdure.models.examples import Batch, Examples
 
-# Tokens whose products are added up in single precision, before the sum goes on in double.
+# The number of tokens to sum in single precision before the result is added in double precision.
 CHUNK = 4096
 
 
 class _Sum:
-    """The sum of x xᵀ over tokens x, and their number."""
+    """The sum of x xᵀ over tokens x, and the number of tokens."""
 
     def __init__(self) -> None:
         self.products: Float[Tensor, "in in"] | None = None
@@ -32,7 +33,7 @@ class _Sum:
             width = x.shape[-1]
             shape = (width, width)
             self.products = torch.zeros(shape, dtype=torch.double, device=device)
-        # Chunk by chunk, the only temporary is one matrix, not one for each token.
+        # With chunks, the only temporary is one matrix rather than one per token.
         for chunk in x.float().split(CHUNK):
             products = chunk.T @ chunk
             self.products += products.to(device)
@@ -47,25 +48,26 @@ class _Sum:
 def input_covariances(
     backbone: Backbone, examples: Examples, layers: Sequence[str], *, limit: int | None = None
 ) -> dict[tuple[str, ...], Float[Tensor, "in in"]]:
-    """Compute E[x xᵀ] (not centred) of each layer's inputs, over all tokens but padding.
+    """Compute E[x xᵀ] (uncentred) of each layer's inputs, over all tokens except padding.
 
-    Layers that read the same tensor, such as key and value, share one covariance. The examples are
-    read once.
+    Layers that read the same tensor, such as the key and value projections, share one covariance.
+    All covariances are computed in a single pass over the examples.
 
     Parameters
     ----------
     layers
-        Names of layers in `backbone.model`.
+        The names of layers in `backbone.model`.
     limit
-        Read at most `limit` examples, drawn with a fixed seed; by default all.
+        The maximum number of examples to read, drawn with a fixed seed; by default all are read.
 
     Returns
     -------
     dict
-        Keyed by the names of the layers with the same input; in double precision, on the CPU.
+        The covariances, keyed by the names of the layers that share the input. They are in double
+        precision, on the CPU.
     """
     backbone.eval()
-    # A generator of its own: measuring must not shift the random draws of the training around it.
+    # A separate generator: measuring must not affect the random numbers of the training around it.
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(len(examples), generator=generator)
     drawn = order[:limit].tolist()
@@ -75,7 +77,7 @@ def input_covariances(
         if not groups:
             groups = _same_inputs(backbone, examples.batch(drawn[:1], backbone.device), layers)
 
-        # The default argument binds this batch; a closure would see the next one's.
+        # The default argument binds this batch; a closure would see the next one.
         def receive(name: str, x: Tensor, batch: Batch = batch) -> None:
             tokens = _tokens(x, batch)
             sums[name].add(tokens)
@@ -93,8 +95,8 @@ def input_covariances(
 def _same_inputs(
     backbone: Backbone, example: Batch, layers: Sequence[str]
 ) -> list[tuple[str, ...]]:
-    """Return the layers in groups that read the same tensors, found by running one example."""
-    # The tensors are kept until all layers ran: a freed one's id could belong to a later tensor.
+    """Group the layers that read the same tensors, as observed by running one example."""
+    # Keep the tensors until all layers have run: the id of a freed tensor could be reused.
     seen: dict[str, list[Tensor]] = {name: [] for name in layers}
 
     def keep(name: str, x: Tensor) -> None:
@@ -102,7 +104,7 @@ def _same_inputs(
 
     with _watched(backbone.model, layers, keep):
         backbone(example)
-    # A layer may run several times in one pass, so that its inputs are a tuple.
+    # A layer may run several times in one pass, so the key is a tuple.
     groups: dict[tuple[int, ...], list[str]] = {}
     for name, tensors in seen.items():
         key = tuple(id(x) for x in tensors)
@@ -114,7 +116,7 @@ def _same_inputs(
 def _watched(
     model: nn.Module, layers: Sequence[str], receive: Callable[[str, Tensor], None]
 ) -> Iterator[None]:
-    """Call `receive(name, input)` whenever one of the layers runs."""
+    """Call `receive(name, input)` whenever one of the layers runs inside the context."""
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         return lambda _, arguments: receive(name, arguments[0])
@@ -133,11 +135,12 @@ def _watched(
 def _tokens(x: Tensor, batch: Batch) -> Float[Tensor, "tokens in"]:
     """Return the inputs of a layer, one row per token, without padding."""
     # Encoder and decoder have masks of different widths. Cross-attention reads the encoder's states
-    # for its keys and values, and the decoder's for its queries: the shape says whose they are.
+    # for its keys and values, and the decoder's for its queries: the shape tells which mask
+    # applies.
     for name in ("attention_mask", "decoder_attention_mask"):
         mask = batch.inputs.get(name)
         if mask is not None and mask.shape == x.shape[:-1]:
             return x[mask.bool()]
     # Images have no mask, a pooler reads one vector per text, and the output layer of a language
-    # model only the tokens that give an answer.
+    # model reads only the tokens that predict an answer.
     return x.flatten(0, -2)

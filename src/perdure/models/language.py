@@ -1,4 +1,4 @@
-"""A language model, which answers with text: causal (Llama, GPT-2) or encoder–decoder (T5)."""
+"""Language models, which answer with text: causal (Llama, GPT-2) or encoder–decoder (T5)."""
 
 import contextlib
 import functools
@@ -36,14 +36,14 @@ PACKED_TO_TRY = 4
 
 @dataclass(frozen=True)
 class Written:
-    """An answer in free text.
+    """A generated answer.
 
     Attributes
     ----------
     score
-        Its log-probability per token, in nats.
+        The log-probability of the answer per token, in nats.
     ended
-        False if it was stopped at `max_new_tokens`.
+        False if generation was stopped at `max_new_tokens`.
     """
 
     text: str
@@ -52,20 +52,20 @@ class Written:
 
 
 class LanguageModel(Backbone):
-    """A transformer that answers with text, by its own output layer: no task has a head.
+    """A transformer that answers with text, using its output layer instead of heads.
 
     Parameters
     ----------
     model
         An `AutoModelForCausalLM` or `AutoModelForSeq2SeqLM`.
     prompts
-        How rows become tokens.
+        The object that turns rows into tokens.
     chat_template
-        `auto`, or `none` if the tokenizer's template is not used.
+        `auto`, or `none` if the tokenizer's chat template is not used.
     normalized
-        Whether choices are ranked by log p per token, rather than by log p.
+        True to rank choices by log p per token rather than by log p.
     dtype
-        The data type that `save` writes the weights in.
+        The data type in which `save` writes the weights.
     """
 
     has_heads = False
@@ -112,12 +112,12 @@ class LanguageModel(Backbone):
 
     @functools.cached_property
     def hashes(self) -> dict[str, str]:
-        """The SHA-256 of each file it was read from, by name."""
+        """The SHA-256 of each file that the model was loaded from, by file name."""
         if self.files is None:
             return {}
         return self.files.hashes() | self.files.hashes_of_generation()
 
-    # -- no task has anything of its own
+    # -- nothing belongs to a single task
 
     @property
     def heads(self) -> list[str]:
@@ -148,7 +148,7 @@ class LanguageModel(Backbone):
     ) -> Examples:
         """Tokenize prompts and answers.
 
-        Rows without an answer can be answered, but not learned.
+        Rows without an answer can be used for prediction, but not for training.
         """
         tokens: list[Tokens] = []
         tasks: list[str] = []
@@ -189,11 +189,11 @@ class LanguageModel(Backbone):
     def pieces(
         self, texts: Sequence[str], *, length: int, most: int, batch_size: int = BATCH_SIZE
     ) -> Examples:
-        """Cut plain texts into pieces whose tokens are to be predicted.
+        """Split plain texts into pieces on which the model's loss can be measured.
 
-        A causal model is asked for every token but a piece's first, which follows the token that
-        begins a text, if the tokenizer has one. An encoder–decoder model reads the first half of a
-        piece and is asked for the second.
+        A causal model predicts all tokens of a piece except the first, which is preceded by the
+        tokenizer's start token, if there is one. An encoder–decoder model reads the first half of a
+        piece and predicts the second.
         """
         tokens: list[Tokens] = []
         for text in texts:
@@ -215,35 +215,35 @@ class LanguageModel(Backbone):
     def check_packing(self) -> None:
         if self.decodes:
             raise InputError(
-                f"`packing` puts several examples into one line, but `{self.source}` has an "
-                "encoder and a decoder, which read lines of their own. Leave it out: batches are "
-                "sorted by length, so that little is padding."
+                f"`packing` puts several examples into one row, but `{self.source}` has an "
+                "encoder and a decoder, which read separate rows. Leave it out: batches are "
+                "sorted by length, so there is little padding."
             )
 
     def packed(self, examples: Examples, rows: Sequence[int]) -> Batch:
         self.check_packing()
         if not isinstance(examples, TextExamples):
-            raise DataError("A language model packs examples that `Backbone.encode` has made.")
+            raise DataError("A language model packs only examples that `Backbone.encode` made.")
         if self._packs is None:
             self._packs = self._packs_exactly(examples, rows)
         if not self._packs:
             raise InputError(
-                f"`{self.source}` lets examples that share a line see each other, or does not "
-                "take their positions, so that `packing` would change the loss. Leave it out."
+                f"`{self.source}` lets examples that share a row attend to each other, or ignores "
+                "their positions, so `packing` would change the loss. Leave it out."
             )
         return self._packed(examples, rows)
 
     def _packed(self, examples: TextExamples, rows: Sequence[int]) -> Batch:
         batch = examples.packed(rows, self.processor.pad_token_id, self.device)
         mask = batch.inputs["attention_mask"]
-        # the attention of a model in half precision takes no other mask
+        # in half precision, attention accepts only a mask of the same data type
         return replace(batch, inputs=batch.inputs | {"attention_mask": mask.to(self.model.dtype)})
 
     @torch.no_grad()
     def _packs_exactly(self, examples: TextExamples, rows: Sequence[int]) -> bool:
-        """Return whether some examples have the same loss packed into one row as padded."""
+        """Return whether a few examples have the same loss when packed as when padded."""
         some = rows[:PACKED_TO_TRY]
-        # compared in the model's own type: autocast would hide what the mask does
+        # compared in the model's data type: autocast would hide the effect of the mask
         with evaluating(self), torch.autocast(self.device.type, enabled=False):
             expected = self.losses(examples.batch(some, self.device))
             try:
@@ -255,7 +255,7 @@ class LanguageModel(Backbone):
     # -- a batch → numbers
 
     def forward(self, batch: Batch) -> Float[Tensor, "places vocabulary"]:
-        """Return the model's own logits at each token of the answers, and nowhere else."""
+        """Return the model's logits at the positions that predict the tokens of the answers."""
         places = places_of(batch)
         with logits_at(self.model, places.rows, places.columns):
             # A cache would only cost memory here, where nothing is generated.
@@ -268,9 +268,9 @@ class LanguageModel(Backbone):
         return Logits(hidden, batch.targets, places_of(batch).examples, len(batch))
 
     def features(self, batch: Batch) -> Float[Tensor, "batch features"]:
-        """Return the mean of the last hidden states over the prompt's tokens.
+        """Return the mean of the last hidden states over the tokens of the prompt.
 
-        They are the encoder's, if there is one. The answer is not seen.
+        An encoder–decoder model uses the hidden states of its encoder. The answer is not read.
         """
         prompt = prompt_of(batch)
         if self.decodes:
@@ -283,7 +283,7 @@ class LanguageModel(Backbone):
 
     @property
     def decodes(self) -> bool:
-        """True if the model has a separate decoder, which gives the answer."""
+        """True if the model has a separate decoder, which generates the answer."""
         return bool(self.model.config.is_encoder_decoder)
 
     # -- a batch → answers
@@ -293,10 +293,10 @@ class LanguageModel(Backbone):
     ) -> dict[str, Float[Tensor, "batch _"]]:
         """Return log p(choice | prompt) for the choices of each task.
 
-        If the model is `normalized`, it is the mean per token.
+        If `normalized` is set, each value is divided by the number of tokens in the choice.
 
-        A word that several tasks have is ranked once. The end of the choice counts too: without it,
-        "no" would never be less likely than "nothing".
+        A choice that occurs in several tasks is scored only once. The end token is part of a
+        choice: without it, "no" would always be at least as likely as "nothing".
         """
         columns: dict[str, int] = {}
         for of_task in choices.values():
@@ -310,7 +310,7 @@ class LanguageModel(Backbone):
         for joint in dict.fromkeys(places.joints):
             rows = [row for row, other in enumerate(places.joints) if other == joint]
             tails = [self.prompts.answer(word, joint) for word in words]
-            # All rows are ranked: a mixture knows the expert of each row of the whole batch.
+            # All rows are ranked, because a mixture assigns its experts to the rows of the batch.
             values = self._ranking.scores(self.model, prompt, tails)
             if self.normalized:
                 values = values / torch.tensor([len(tail) for tail in tails], device=self.device)
@@ -321,22 +321,21 @@ class LanguageModel(Backbone):
         return ranked
 
     def generate(self, batch: Batch) -> list[str]:
-        """Answer each prompt greedily, with the most likely token at each step, until the answer
-        ends.
+        """Generate an answer to each prompt, always choosing the most likely token.
 
-        An answer of `max_new_tokens` tokens is cut there.
+        Generation stops at an end token, or after `max_new_tokens` tokens.
         """
         return [self.prompts.text(tokens) for tokens in self._generated(batch)]
 
     @torch.no_grad()
     def generate_scored(self, batch: Batch) -> list[Written]:
-        """Answer as `generate` does, and return how likely each answer is."""
+        """Generate answers as `generate` does, and compute the log-probability of each."""
         answers = self._generated(batch)
         prompts = zip(batch.inputs["input_ids"].tolist(), places_of(batch).prompts, strict=True)
         examples: list[Tokens] = []
         for (ids, length), answer in zip(prompts, answers, strict=True):
             examples.append(Tokens(tuple(ids[:length]), answer))
-        # the answers are read once more: to keep all logits while they are written takes memory
+        # read the answers again: keeping all logits during generation would take too much memory
         lengths = [len(example.prompt) + len(example.answer) for example in examples]
         collate = functools.partial(padded, layout=self._layout())
         count = len(examples)
@@ -350,11 +349,11 @@ class LanguageModel(Backbone):
 
     @torch.no_grad()
     def _generated(self, batch: Batch) -> list[tuple[int, ...]]:
-        """Return the tokens of each answer, with the token that ends it, if any."""
+        """Return the tokens of each answer, including the token that ends it, if any."""
         prompt = prompt_of(batch)
         if not self.decodes:
             prompt = padded_left(prompt, self.processor.pad_token_id)
-        # the model's own settings are set aside: it would sample, or forbid repetition
+        # the checkpoint's settings are not used: they may sample, or forbid repetition
         with _generating(self.model, GenerationConfig()), pretrained.quietly():
             model: Any = self.model  # typed as a module, whose attributes may be tensors
             tokens = model.generate(**prompt, generation_config=self._generation())
@@ -362,13 +361,13 @@ class LanguageModel(Backbone):
         stops = set(self.prompts.stops)
         answers = []
         for answer in tokens[:, first:].tolist():
-            # what follows the end is padding
+            # tokens after the end are padding
             end = next((i for i, token in enumerate(answer) if token in stops), len(answer))
             answers.append(tuple(answer[: end + 1]))
         return answers
 
     def _generation(self) -> GenerationConfig:
-        """Return the model's generation settings: greedy, until an answer ends."""
+        """Return settings for greedy generation that stops at the end of an answer."""
         return GenerationConfig(
             max_new_tokens=self.prompts.max_new_tokens,
             do_sample=False,
@@ -401,7 +400,7 @@ class LanguageModel(Backbone):
 
 @contextlib.contextmanager
 def _generating(model: PreTrainedModel, settings: GenerationConfig) -> Iterator[None]:
-    """Give a model other settings for generating: with its own it may sample, or not repeat."""
+    """Replace the generation settings of a model while the block runs."""
     own = model.generation_config
     model.generation_config = settings
     try:

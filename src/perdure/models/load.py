@@ -1,4 +1,4 @@
-"""Make the right kind of backbone from a checkpoint's files."""
+"""Build the right kind of backbone from the files of a checkpoint."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -17,14 +17,14 @@ from perdure.models.model_files import ModelFiles
 from perdure.models.prompts import Prompts, Truncate
 from perdure.models.tokenizing import PreTrainedTokenizerBase
 
-# Tokens. What is longer is cut where no `max_length` is given: texts to classify, and prompts.
+# The defaults of `max_length` in tokens, for texts to classify and for prompts.
 LONGEST_TEXT = 128
 LONGEST_PROMPT = 1024
 
 
 @dataclass(frozen=True)
 class TextSettings:
-    """The settings of a language model alone: see `Backbone.load`."""
+    """Settings that apply only to language models; see `Backbone.load`."""
 
     max_new_tokens: int = 128
     truncate: Truncate = "middle"
@@ -44,10 +44,11 @@ def load_files(
     text: TextSettings | None = None,
     outline: bool = False,
 ) -> Backbone:
-    """Load a backbone as `Backbone.load` does, from files that are already found.
+    """Load a backbone as `Backbone.load` does, but from the given files.
 
-    A checkpoint with the output layer of a language model answers with text, unless `pooling` turns
-    it into an encoder. With `outline` it has shapes and no values: see `perdure.models.outline`.
+    A checkpoint with the output layer of a language model is loaded as a language model if
+    `pooling` is `auto`, and as an encoder otherwise. With `outline` the parameters have shapes but
+    no values (see `perdure.models.outline`).
     """
     source = files.source
     text = text or TextSettings()
@@ -82,15 +83,15 @@ def load_files(
             dtype=opened.dtype,
             stock_head_has_bias=has_bias,
         )
-        # The width is measured, and the backbone must be complete to compute a feature. An outline
-        # computes nothing.
+        # The width is measured, for which the backbone must be complete. An outline cannot compute
+        # anything.
         if not outline:
             backbone.width = _width(backbone)
     return backbone
 
 
 def load_with(files: ModelFiles, settings: Mapping[str, Any], *, outline: bool = False) -> Backbone:
-    """Load a backbone from files that are already found, with settings of `Backbone.load`."""
+    """Load a backbone from the given files, with `settings` as arguments of `Backbone.load`."""
     others = dict(settings)
     of_text = {}
     for field in fields(TextSettings):
@@ -105,12 +106,12 @@ def _language_model(
     opened = pretrained.open_language_model(files, settings.dtype, outline=outline)
     tokenizer = opened.processor
     decodes = bool(opened.model.config.is_encoder_decoder)
-    # An encoder's prompt stands alone; behind a causal model's there must be room for the answer.
+    # An encoder reads only the prompt; a causal model needs room for the answer after it.
     room = opened.limit if decodes else opened.limit - settings.max_new_tokens
     if room < 1:
         raise BackboneError(
-            f"`{files.source}` reads at most {opened.limit} tokens, so that no prompt fits before "
-            f"an answer of `max_new_tokens: {settings.max_new_tokens}`. Lower that setting."
+            f"`{files.source}` reads at most {opened.limit} tokens, so no prompt fits before an "
+            f"answer of `max_new_tokens: {settings.max_new_tokens}`. Lower that setting."
         )
     if decodes:
         start = opened.model.config.decoder_start_token_id
@@ -140,9 +141,9 @@ def _language_model(
 
 
 def _stops(source: str, opened: pretrained.Opened) -> tuple[int, ...]:
-    """Return the tokens that end an answer: first the tokenizer's own, then those of the model.
+    """Return the tokens that end an answer: first the tokenizer's, then the model's.
 
-    A chat model may end a turn with a different token than a text.
+    A chat model may end a turn with a different token from the one that ends a text.
     """
     generation = opened.model.generation_config
     of_model = generation.eos_token_id if generation else None
@@ -162,16 +163,16 @@ def _stops(source: str, opened: pretrained.Opened) -> tuple[int, ...]:
 def _check_token(opened: pretrained.Opened, token: object, what: str) -> None:
     """Check that a token id named in a file is in the model's vocabulary."""
     size = opened.model.config.get_text_config().vocab_size
-    # True would count as 1, which no file means.
+    # `True` would count as 1, which is never meant.
     if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < size:
         raise BackboneError(
-            f"{what} is {str(token)[:40]}, but the model has tokens from 0 to {size - 1}. Mend "
-            "`generation_config.json` and `config.json`, or take them from the original model."
+            f"{what} is {str(token)[:40]}, but the model has tokens from 0 to {size - 1}. Fix "
+            "`generation_config.json` and `config.json`, or copy them from the original model."
         )
 
 
 def _refuse_settings(source: str, *, image_size: int | None, head: str | None) -> None:
-    """Refuse the settings of encoders if the checkpoint is a language model."""
+    """Reject settings for encoders, because the checkpoint is a language model."""
     for name, value in {"image_size": image_size, "head": head}.items():
         if value is not None:
             raise BackboneError(
@@ -181,25 +182,25 @@ def _refuse_settings(source: str, *, image_size: int | None, head: str | None) -
 
 
 def _refuse_text_settings(source: str, text: TextSettings) -> None:
-    """Refuse the settings of language models if the backbone classifies with heads."""
+    """Reject settings for language models, because the backbone classifies with heads."""
     for field in fields(TextSettings):
         if getattr(text, field.name) != field.default:
             raise BackboneError(
-                f"`{field.name}` is for language models, but `{source}` answers with classes by "
-                "heads. Leave it out."
+                f"`{field.name}` is for language models, but `{source}` classifies with heads. "
+                "Leave it out."
             )
 
 
 @torch.no_grad()
 def _width(backbone: Encoder) -> int:
-    """Return the width of the feature by computing one.
+    """Return the length of the feature vector, measured on two sample inputs.
 
-    This refuses a model that cannot compute anything as soon as it is loaded.
+    A model that cannot compute features is thus rejected as soon as it is loaded.
 
     Raises
     ------
     BackboneError
-        The feature is not a finite vector.
+        A feature is not a finite vector.
     """
     with evaluating(backbone):
         batch = _sample(backbone)
@@ -208,13 +209,13 @@ def _width(backbone: Encoder) -> int:
     are_vectors = pooled.dim() == 2 and features.dim() == 2
     if not are_vectors or not pooled.isfinite().all() or not features.isfinite().all():
         raise BackboneError(
-            f"`{backbone.source}` gives no finite feature of an example, and so no answer."
+            f"`{backbone.source}` does not compute a finite feature, so it cannot classify."
         )
     return pooled.shape[1]
 
 
 def _sample(backbone: Encoder) -> Batch:
-    """Return two examples to try a model with: texts of different lengths, or images."""
+    """Return a batch of two sample inputs for a model: texts of different lengths, or images."""
     processor = backbone.processor
     if backbone.kind == "image":
         images = [Image.new("RGB", (64, 64), color) for color in ("black", "gray")]
@@ -229,7 +230,7 @@ def _sample(backbone: Encoder) -> Batch:
     for row in range(2):
         text = {name: column[row] for name, column in columns.items()}
         texts.append(text)
-    # A small vocabulary may know none of these words.
+    # A small vocabulary may contain none of these words.
     if not all(text["input_ids"] for text in texts):
         texts = _repeated_token(processor)
     padded = processor.pad(texts, return_tensors="pt")
@@ -237,7 +238,7 @@ def _sample(backbone: Encoder) -> Batch:
 
 
 def _repeated_token(tokenizer: PreTrainedTokenizerBase) -> list[Tokens]:
-    """Return two texts, of one and of three tokens, all the same."""
+    """Return two texts that repeat one token of the vocabulary, once and three times."""
     special = set(tokenizer.all_special_ids)
     ordinary = set(tokenizer.get_vocab().values()) - special
     token = min(ordinary)

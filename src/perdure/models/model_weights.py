@@ -1,6 +1,6 @@
-"""The tensors in a model's weight files, by their headers, and a model that fits them.
+"""Shapes and data types of the tensors in a model's weight files, and checks against them.
 
-A model that `config.json` makes far larger than its weights is not built.
+A model is not built if its `config.json` describes one far larger than its weight files.
 """
 
 import contextlib
@@ -19,23 +19,23 @@ from perdure.storage.tensors import TORCH, TensorFile, is_finite
 
 Model = TypeVar("Model", bound=nn.Module)
 
-# A model may have this many times the tensors, and numbers, of its files. Some are stored once and
-# used several times (T5's embeddings thrice), and some that are stored as one are several in the
-# model.
+# A model may have this many times as many tensors and values as its files. Some tensors are stored
+# once and used several times (T5's embeddings three times), and some are split when loaded.
 TIMES = 4
 
-# A model may have this many tensors more, whatever its files hold.
+# The number of tensors that a model may have in addition, whatever its files contain.
 AT_LEAST_TENSORS = 200
 
-# A model may have this many numbers more, whatever its files hold.
+# The number of values that a model may have in addition, whatever its files contain.
 AT_LEAST_NUMBERS = 10_000_000
 
-# Numbers in tables that a model computes for itself, such as masks of positions × positions.
+# The maximum number of values in buffers, which a model computes itself, such as masks of positions
+# × positions.
 MOST_IN_BUFFERS = 250_000_000
 
 
 class Stored(NamedTuple):
-    """The shape and type of a tensor, without its values."""
+    """The shape and data type of a stored tensor, without its values."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -46,12 +46,14 @@ class Stored(NamedTuple):
 
 
 def stored(files: ModelFiles) -> dict[str, Stored]:
-    """Return the tensors in the weight files, by name, without reading their values.
+    """Return the shape and data type of each tensor in the weight files, by name.
+
+    The values are not read into memory.
 
     Raises
     ------
     BackboneError
-        A file is damaged, or holds values that are quantised.
+        A file is damaged or contains quantised values, or there are no values at all.
     """
     tensors: dict[str, Stored] = {}
     for path in files.weights:
@@ -60,12 +62,12 @@ def stored(files: ModelFiles) -> dict[str, Stored]:
         else:
             tensors |= _in_pickle(path)
     if not any(tensor.numbers for tensor in tensors.values()):
-        raise BackboneError(f"The weight files of `{files.source}` hold no values.")
+        raise BackboneError(f"The weight files of `{files.source}` contain no values.")
     return tensors
 
 
 def main_dtype(tensors: Mapping[str, Stored]) -> torch.dtype:
-    """Return the most common type among the values stored as floats."""
+    """Return the most common data type among the stored floating-point values."""
     totals: dict[torch.dtype, int] = {}
     for tensor in tensors.values():
         dtype = tensor.dtype
@@ -82,27 +84,27 @@ def _in_safetensors(path: Path) -> dict[str, Stored]:
     for name, tensor in tensors.items():
         if tensor.dtype not in TORCH:
             raise BackboneError(
-                f"`{name}` in `{path}` has the type {tensor.dtype}, so the model is quantised, and "
-                "cannot be trained or merged here. Give the model from which it was made."
+                f"`{name}` in `{path}` has the type {tensor.dtype}, so the model is quantised and "
+                "cannot be trained or merged. Give the original model."
             )
     return {name: Stored(tensor.shape, TORCH[tensor.dtype]) for name, tensor in tensors.items()}
 
 
 def _in_pickle(path: Path) -> dict[str, Stored]:
-    """Return the tensors in a torch pickle.
+    """Return the shape and data type of each tensor in a pickle that torch has written.
 
-    Its restricted unpickler makes tensors and plain values only, and runs no code.
+    torch's restricted unpickler creates only tensors and plain values, and runs no code.
     """
     values = torch.load(path, map_location="meta", weights_only=True)
     if not isinstance(values, Mapping):
-        raise BackboneError(f"`{path}` holds no table of tensors, but {type(values).__name__}.")
+        raise BackboneError(f"`{path}` contains a {type(values).__name__}, not a dict of tensors.")
     size = path.stat().st_size
     tensors: dict[str, Stored] = {}
     for name, value in values.items():
         if isinstance(value, Tensor):
             tensors[str(name)] = Stored(tuple(value.shape), value.dtype)
     for name, tensor in tensors.items():
-        # By strides of zero, a tensor can claim more values than are stored.
+        # With strides of zero, a tensor can claim more values than are stored.
         if tensor.numbers > size:
             raise BackboneError(
                 f"`{name}` in `{path}` has more values than the whole file has bytes."
@@ -111,12 +113,12 @@ def _in_pickle(path: Path) -> dict[str, Stored]:
 
 
 def skeleton(source: str, make: Callable[[], Model], tensors: Mapping[str, Stored]) -> Model:
-    """Build a model without its values, and stop as soon as it is too large for its weight files.
+    """Build a model without allocating its weights, to check that it fits its weight files.
 
     Raises
     ------
     BackboneError
-        It is too large.
+        The model is far larger than its weight files. Building stops as soon as this is known.
     """
     numbers = sum(tensor.numbers for tensor in tensors.values())
     most_tensors = TIMES * len(tensors) + AT_LEAST_TENSORS
@@ -127,7 +129,7 @@ def skeleton(source: str, make: Callable[[], Model], tensors: Mapping[str, Store
 
 @contextlib.contextmanager
 def _counted(source: str, most_tensors: int, most_numbers: int) -> Iterator[None]:
-    """Stop building a model at a number of tensors, or of numbers in them."""
+    """Raise an error if a model built inside the context has too many tensors or values."""
     seen = {"tensors": 0, "numbers": 0, "in buffers": 0}
 
     def check(key: str, what: str, most: int) -> None:
@@ -144,12 +146,12 @@ def _counted(source: str, most_tensors: int, most_numbers: int) -> Iterator[None
             seen["tensors"] += 1
             seen["numbers"] += value.numel()
         check("tensors", "tensors", most_tensors)
-        check("numbers", "numbers", most_numbers)
+        check("numbers", "values", most_numbers)
 
     def buffer(_: nn.Module, name: str, value: Tensor | None) -> None:
         if value is not None:
             seen["in buffers"] += value.numel()
-        check("in buffers", "numbers in tables", MOST_IN_BUFFERS)
+        check("in buffers", "values in buffers", MOST_IN_BUFFERS)
 
     hooks = [
         registration.register_module_parameter_registration_hook(parameter),
@@ -163,14 +165,14 @@ def _counted(source: str, most_tensors: int, most_numbers: int) -> Iterator[None
 
 
 def check_finite(source: str, model: nn.Module) -> None:
-    """Refuse a model with a parameter that is not finite: its answers would not be finite, either.
+    """Check that all parameters of a model are finite; otherwise its output would not be.
 
     Parameters without values, of an outline, pass.
 
     Raises
     ------
     BackboneError
-        A parameter holds NaN or infinity.
+        A parameter contains NaN or infinity.
     """
     for name, value in model.named_parameters():
         if not value.is_meta and not is_finite(value):

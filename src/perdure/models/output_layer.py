@@ -1,4 +1,4 @@
-"""A language model's output layer, computed only at the positions that predict an answer."""
+"""Compute a language model's logits only at the positions that predict an answer."""
 
 import contextlib
 from collections.abc import Iterator
@@ -13,11 +13,12 @@ from transformers import PreTrainedModel
 def logits_at(
     model: PreTrainedModel, rows: Int[Tensor, " places"], columns: Int[Tensor, " places"]
 ) -> Iterator[None]:
-    """Make a model compute its logits only at these positions, as one row, while the block runs.
+    """Make a model compute its logits only at the given positions while the block runs.
 
-    Most of a small model's time and memory go into logits that no answer needs. Only these
-    positions reach the output layer; steps before it (T5 scales) and after it (some models cap
-    their logits) act on each position independently.
+    The logits of all these positions come out as one row (1 × places × vocabulary). In a small
+    model, most of the time and memory goes into logits that no answer needs. The result is exact:
+    the steps just before the output layer (T5 scales its hidden states) and after it (some models
+    cap their logits) treat each position independently.
     """
 
     def choose(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

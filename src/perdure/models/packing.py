@@ -1,7 +1,8 @@
-"""Several short examples packed into one row of a batch, each attending only to itself.
+"""Pack several short examples into one row of a batch, each attending only to itself.
 
-The mask is given explicitly, rather than left to transformers to derive from the positions: there a
-cache, or an attention implementation that ignores them, silently lets examples see each other.
+The attention mask is passed explicitly. If transformers derived it from the positions, a cache, or
+an attention implementation that ignores positions, would silently let examples attend to each
+other.
 """
 
 from collections.abc import Sequence
@@ -9,14 +10,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# Tokens of a line, unless an example is longer. The time of attention grows with the square.
+# The length of a row in tokens, unless an example is longer. Attention takes quadratic time.
 LINE = 256
 
 
 def arranged(lengths: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Return the row of each example, and the column at which it begins.
+    """Return the row of each example, and the column at which the example begins.
 
-    The longest come first, each in the first row with room for it.
+    The longest examples are placed first, each in the first row that has room for it.
 
     Examples
     --------
@@ -44,15 +45,15 @@ def arranged(lengths: Sequence[int]) -> tuple[list[int], list[int]]:
 def inputs(
     sequences: Sequence[Sequence[int]], lines: Sequence[int], starts: Sequence[int], pad: int
 ) -> dict[str, Tensor]:
-    """Return the input of a causal model: tokens, positions, and which token sees which."""
+    """Return the inputs of a causal model: tokens, positions and the attention mask."""
     width = 0
     for start, sequence in zip(starts, sequences, strict=True):
         width = max(width, start + len(sequence))
     shape = (max(lines) + 1, width)
     tokens = torch.full(shape, pad)
     positions = torch.zeros(shape, dtype=torch.long)
-    # Padding belongs to nobody, which is an owner like others: each token sees itself at least,
-    # for one that sees none would be given no finite number.
+    # Padding also has an owner, -1, so that each token attends at least to itself. A token that
+    # attends to nothing would not get a finite output.
     owners = torch.full(shape, -1)
     for number, sequence in enumerate(sequences):
         end = starts[number] + len(sequence)

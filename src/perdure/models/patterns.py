@@ -1,7 +1,7 @@
-"""Regular expressions from a recipe or an adapter's configuration, matched in bounded time.
+"""Regular expressions from recipes and adapter configurations, matched within a time limit.
 
-A short pattern can keep `re` busy for centuries, and the file's author may have intended that.
-`regex`, which transformers needs anyway, matches the same patterns and stops after a given time.
+A short pattern can keep `re` busy for centuries, and whoever wrote the file may have intended that.
+`regex`, which transformers requires anyway, matches the same patterns and has a timeout.
 """
 
 import re
@@ -14,33 +14,32 @@ import regex
 
 from perdure.errors import InputError, PerdureError
 
-# Characters of a pattern. One that lists every layer of a large model has about half of that.
+# In characters. A pattern that lists every layer of a large model has about half as many.
 LONGEST = 10_000
 
-# The time for all names together. Patterns that people write need milliseconds for thousands of
-# layers.
+# The time for all names together. Ordinary patterns need milliseconds for thousands of layers.
 SECONDS = 2.0
 
 
 @runtime_checkable
 class Match(Protocol):
-    """A match of `regex`, whose own class has no name that a type checker knows."""
+    """A match object of the `regex` package, declared here for type checkers."""
 
     def __getitem__(self, group: str | int, /) -> str: ...
 
 
 class Patterns:
-    """The regular expressions of one recipe or file, which share a limited time.
+    """A matcher for the regular expressions of one recipe or file, with a shared time limit.
 
     Parameters
     ----------
     error
-        The class of the errors that are raised.
+        The class of the exceptions to raise.
 
     Attributes
     ----------
     left
-        The seconds that are left.
+        The remaining time, in seconds.
     """
 
     def __init__(self, error: type[PerdureError] = InputError) -> None:
@@ -49,32 +48,32 @@ class Patterns:
         self._compiled: dict[str, object] = {}
 
     def fullmatch(self, pattern: str, name: str, where: str) -> Match | None:
-        """Return the match of a whole name, as `re.fullmatch` does, or None.
+        """Match a pattern against an entire name, like `re.fullmatch`.
 
         Parameters
         ----------
         where
-            The setting or the file that holds the pattern, for the error.
+            The setting or file that contains the pattern, for error messages.
 
         Raises
         ------
         PerdureError
-            The pattern is not a regular expression, is too long, or takes too much time. The
-            error has the class `error`.
+            The pattern is not a regular expression, is too long, or takes too long to match. The
+            exception is an instance of the class given as `error`.
         """
         return self._timed("fullmatch", pattern, name, where)
 
     def match(self, pattern: str, name: str, where: str) -> Match | None:
-        """Return the match of a name's beginning, as `re.match` does, or None.
+        """Match a pattern at the start of a name, like `re.match`.
 
-        It raises the same errors as `fullmatch`.
+        It raises the same exceptions as `fullmatch`.
         """
         return self._timed("match", pattern, name, where)
 
     def _timed(self, method: str, pattern: str, name: str, where: str) -> Match | None:
         began = time.monotonic()
         try:
-            if self.left <= 0:  # which `regex` would take for no limit
+            if self.left <= 0:  # to `regex`, this would mean no limit
                 raise TimeoutError
             # Compiling counts as well: a file may list a hundred thousand patterns.
             compiled = self._compile(pattern, where)
@@ -82,8 +81,7 @@ class Patterns:
         except TimeoutError as error:
             raise self._error(
                 f"{where}: matching the regular expression `{pattern[:200]}` takes more than "
-                f"{SECONDS:g} seconds. Write it without repetitions inside of repetitions, or list "
-                "the names."
+                f"{SECONDS:g} seconds. Write it without nested repetitions, or list the names."
             ) from error
         self.left -= time.monotonic() - began
         return match
@@ -94,13 +92,13 @@ class Patterns:
         if len(pattern) > LONGEST:
             raise self._error(
                 f"{where} is a regular expression of {len(pattern)} characters; at most {LONGEST} "
-                "are read."
+                "are allowed."
             )
         try:
             with warnings.catch_warnings():
-                # `[[` may mean something else one day.
+                # Python warns that `[[` may change its meaning in a future version.
                 warnings.simplefilter("ignore", FutureWarning)
-                # `regex` has recursion, which can take any amount of memory; `re` refuses it.
+                # `regex` supports recursion, which can take any amount of memory; `re` rejects it.
                 re.compile(pattern)
                 compiled = regex.compile(pattern)
         except (re.error, regex.error, RecursionError, OverflowError) as error:
@@ -112,12 +110,12 @@ class Patterns:
 
 
 def matching(pattern: str, names: Sequence[str], where: str) -> list[str]:
-    """Return the names that a regular expression matches from start to end, in their order.
+    """Return the names that a regular expression matches in full, in the given order.
 
     Parameters
     ----------
     where
-        The setting or the file that holds the pattern, for the error.
+        The setting or file that contains the pattern, for error messages.
 
     Examples
     --------
@@ -127,7 +125,7 @@ def matching(pattern: str, names: Sequence[str], where: str) -> list[str]:
     Raises
     ------
     InputError
-        The pattern is not a regular expression, is too long, or takes too much time.
+        The pattern is not a regular expression, is too long, or takes too long to match.
     """
     patterns = Patterns()
     return [name for name in names if patterns.fullmatch(pattern, name, where)]

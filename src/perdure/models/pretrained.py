@@ -1,4 +1,4 @@
-"""Open a pre-trained model: the only place where a folder becomes a model and its processor.
+"""Load a pre-trained model and its processor from a folder. No other module does this.
 
 The files are checked before anything is built, and the model is compared with them afterwards. Code
 from a model's folder is never run, and the user is never asked to allow it.
@@ -28,28 +28,28 @@ from perdure.models.model_weights import Stored
 
 Kind = Literal["text", "image"]
 
-# Pixels a side of the images that a processor makes; the largest in use have 1,024.
+# The maximum side of the images that a processor produces, in pixels; the largest in use is 1,024.
 MOST_PIXELS = 4096
 EDGES = ("height", "width", "shortest_edge", "longest_edge", "max_height", "max_width")
 
-# Options with which transformers runs no code from the folder and reaches for no other file.
+# Options that keep transformers from running code in the folder and from fetching other files.
 NOTHING_ELSE = {"trust_remote_code": False, "local_files_only": True}
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A model with its processor.
+    """A loaded model with its processor.
 
     Attributes
     ----------
     model
-        The model with its head, or the encoder alone.
+        The model with its head, or only the encoder.
     head_name
-        The name of that head; None for an encoder alone.
+        The name of the head; None if `model` is only the encoder.
     dtype
-        The data type of most of the stored weights. Computation is in single precision.
+        The most common data type of the stored weights; it may differ from that in memory.
     limit
-        The length in tokens of the longest text.
+        The maximum length of a text, in tokens.
     """
 
     kind: Kind
@@ -62,8 +62,9 @@ class Opened:
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Silence transformers' progress bars, and its advice to train a head: perdure adds its own
-    heads.
+    """Silence transformers' progress bars and warnings while the block runs.
+
+    One of the warnings advises training a new head, which perdure does anyway.
     """
     verbosity = transformers.logging.get_verbosity()
     bars = transformers.logging.is_progress_bar_enabled()
@@ -79,16 +80,16 @@ def quietly() -> Iterator[None]:
 
 @contextlib.contextmanager
 def loading(source: str) -> Iterator[None]:
-    """Turn any failure in transformers into a `BackboneError`.
+    """Convert any exception raised by transformers into a `BackboneError`.
 
-    transformers may not notice that a file is damaged, and then raises errors of any class.
+    transformers may not notice that a file is damaged, and can then raise any kind of exception.
     """
     try:
         yield
     except PerdureError:
         raise
     except BaseException as error:
-        # A panic of the tokenizers, which are written in Rust, is not even an `Exception`.
+        # A panic in the tokenizers library, written in Rust, is not even an `Exception`.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         why = " ".join(str(error).split())[:300]
@@ -101,28 +102,32 @@ def loading(source: str) -> Iterator[None]:
 def open_model(
     files: ModelFiles, pooling: str, head: str | None, *, outline: bool = False
 ) -> Opened:
-    """Open a model for `pooling`: `stock` (with a head), `mean` (the encoder alone), or `auto`.
+    """Load a model as an encoder, to classify texts or images.
 
     Parameters
     ----------
+    pooling
+        `stock` loads the model with its head, `mean` without it; `auto` chooses between them.
+    head
+        The name of the head; None to find it.
     outline
-        Make the model's shapes alone, on torch's `meta` device. It needs no weights, and no layer
-        counts as untrained.
+        Create the model on torch's `meta` device, with shapes but no values. No weights are needed,
+        and all layers count as trained.
 
     Raises
     ------
     BackboneError
-        A file is missing, damaged or absurd; the model is not one for classification; or weights
-        are missing.
+        A file is missing, damaged or absurd; transformers has no classification model of this
+        type; or weights are missing.
     """
-    # From cheap to costly: nothing is built before all files have been checked.
+    # Cheap checks come first: nothing is built before all files have been checked.
     files.check()
     config = model_config.read(files)
     kind = _kind(files.source, config)
     weights = _weights(files, config, outline=outline)
     if kind == "text":
         processor = tokenizing.load(files, config)
-        # Before the model is built: its embedding takes the padding token from `config`.
+        # Before the model is built, because its embedding reads the padding token from `config`.
         tokenizing.give_padding(files.source, config, processor)
     else:
         processor = transformers.AutoImageProcessor.from_pretrained(files.folder, **NOTHING_ELSE)
@@ -152,19 +157,19 @@ def open_model(
 
 
 def answers_with_text(files: ModelFiles) -> bool:
-    """Return whether a checkpoint has the output layer of a language model."""
+    """Return whether a checkpoint was saved as a language model, with its output layer."""
     files.check()
     return _language_class(model_config.read(files)) is not None
 
 
 def _language_class(config: PreTrainedConfig) -> type | None:
-    """Return the class of transformers that opens a checkpoint as a language model, if it is one.
+    """Return the transformers class that loads a checkpoint as a language model.
 
-    A configuration names the class that was saved: the same kind of transformer is saved as a
-    classifier or as an encoder, too.
+    Return None if the configuration does not name a language model as the class that was saved.
+    The same transformer could also have been saved as a classifier or as an encoder.
     """
     saved = (config.architectures or [None])[0]
-    # By items: the mappings are typed by the kinds that transformers has now.
+    # Compare items, because type checkers accept only known model types as keys.
     opened_by = (config.model_type, saved)
     if opened_by in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items():
         return transformers.AutoModelForCausalLM
@@ -176,22 +181,22 @@ def _language_class(config: PreTrainedConfig) -> type | None:
 def open_language_model(
     files: ModelFiles, dtype: str = "float32", *, outline: bool = False
 ) -> Opened:
-    """Open a checkpoint as a language model, whose output layer answers.
+    """Load a checkpoint as a language model, with its output layer.
 
     Parameters
     ----------
     dtype
-        The type of the weights in memory: `float32`, `bfloat16`, or `nf4` (4 bits). transformers
-        leaves those that need it in single precision.
+        The data type of the weights in memory: `float32`, `bfloat16`, or `nf4` (4 bits). Weights
+        that require single precision stay in `float32`.
     outline
-        Make the model's shapes alone, on torch's `meta` device. It needs neither weights nor a
-        tokenizer: without one, `processor` is None.
+        Create the model on torch's `meta` device, with shapes but no values. Neither weights nor a
+        tokenizer are needed; without a tokenizer, `processor` is None.
 
     Raises
     ------
     BackboneError
-        A file is missing, damaged or absurd; weights are missing; nothing ends an answer; or
-        bitsandbytes is not installed.
+        A file is missing, damaged or absurd; weights are missing; the tokenizer has no token to pad
+        with; or bitsandbytes is not installed.
     """
     quantisation = None
     if dtype == quantised.NF4:
@@ -241,8 +246,8 @@ def _pooling(files: ModelFiles, config: PreTrainedConfig, kind: Kind, pooling: s
     if _has_own_encoder(config):
         if pooling == "stock":
             raise BackboneError(
-                f"`{files.source}` is a `{config.model_type}`: texts are read by its encoder, "
-                "whose states are averaged, and its decoder is left out. Use `pooling='mean'` or "
+                f"`{files.source}` is a `{config.model_type}`: the last hidden states of its "
+                "encoder are averaged, and its decoder is left out. Use `pooling='mean'` or "
                 "`'auto'`."
             )
         return "mean"
@@ -253,7 +258,7 @@ def _pooling(files: ModelFiles, config: PreTrainedConfig, kind: Kind, pooling: s
 
 
 def _has_own_encoder(config: PreTrainedConfig) -> bool:
-    """Return whether a model has encoder and decoder, and the encoder works alone: T5's family."""
+    """Return whether a model's encoder can be used without its decoder, as in the T5 family."""
     return (
         bool(config.is_encoder_decoder)
         and config.model_type in modeling_auto.MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
@@ -261,16 +266,16 @@ def _has_own_encoder(config: PreTrainedConfig) -> bool:
 
 
 def _check_pixels(source: str, processor: BaseImageProcessor) -> None:
-    """Refuse a processor whose images would fill the memory."""
+    """Reject a processor whose images would be too large for memory."""
     for name in ("size", "crop_size", "pad_size"):
         size = getattr(processor, name, None) or {}
         for edge in EDGES:
-            # A size is a mapping or transformers' `SizeDict`, by the processor's class.
+            # A size is a mapping or a transformers `SizeDict`, depending on the processor.
             pixels = size.get(edge) if isinstance(size, Mapping) else getattr(size, edge, None)
             if pixels is not None and not 1 <= pixels <= MOST_PIXELS:
                 raise BackboneError(
                     f"The `preprocessor_config.json` of `{source}`: `{name}` is {size}, but images "
-                    f"have from 1 to {MOST_PIXELS} pixels a side."
+                    f"must have from 1 to {MOST_PIXELS} pixels a side."
                 )
 
 
@@ -279,9 +284,10 @@ def _check_pixels(source: str, processor: BaseImageProcessor) -> None:
 
 @dataclass(frozen=True)
 class _Weights:
-    """A model's files, its configuration, the shapes and types of its tensors, and its type.
+    """The files, the configuration and the stored tensors from which a model is built.
 
-    `quantisation` holds transformers' settings if its linear layers are to be loaded in 4 bits.
+    `dtype` is the data type of the model in memory. If `quantisation` is given, it contains
+    transformers' settings for loading linear layers in 4 bits.
     """
 
     files: ModelFiles
@@ -291,12 +297,12 @@ class _Weights:
     quantisation: BitsAndBytesConfig | None = None
 
     def read_by(self, auto: Any) -> tuple[PreTrainedModel, list[str]]:
-        """Make a model, and list the parameters that are missing or have another shape.
+        """Load the model, and list the parameters that are missing or have a different shape.
 
         Parameters
         ----------
         auto
-            One of the classes `AutoModel…` of transformers, which have no public base.
+            One of transformers' `AutoModel…` classes, which have no public base class.
         """
         source = self.files.source
         model_weights.skeleton(
@@ -308,7 +314,7 @@ class _Weights:
             dtype=self.dtype,
             quantization_config=self.quantisation,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # for a stored head; other layers are refused below
+            ignore_mismatched_sizes=True,  # for a stored head; callers reject other mismatches
             weights_only=True,
             **NOTHING_ELSE,
         )
@@ -372,9 +378,9 @@ def _weights(
 def _classifier(
     weights: _Weights, kind: Kind, pooling: str, head: str | None
 ) -> tuple[PreTrainedModel, str] | None:
-    """Return the model with a head, and the head's name.
+    """Return the model with a head, and the name of the head.
 
-    With `auto` return None if a layer between encoder and head is untrained.
+    If `pooling` is `auto`, return None when a layer between the encoder and the head is untrained.
     """
     auto = transformers.AutoModelForImageClassification
     if kind == "text":
@@ -382,7 +388,7 @@ def _classifier(
     source = weights.files.source
     model, missing = weights.read_by(auto)
     name = head or _find_head(model)
-    # The head itself may be missing: every task gets its own.
+    # The head itself may be missing, because each task gets a new one.
     untrained = [key for key in missing if not key.startswith(f"{name}.")]
     encoder = f"{model.base_model_prefix}."
     needed = []
@@ -396,19 +402,19 @@ def _classifier(
     if pooling == "stock":
         raise BackboneError(
             f"`{source}` has no trained weights for {untrained[:3]}, on which the feature would "
-            "stand. Use `pooling='mean'` or `'auto'`."
+            "depend. Use `pooling='mean'` or `'auto'`."
         )
     return None
 
 
 def _encoder(weights: _Weights) -> PreTrainedModel:
-    """Return the model without any head."""
-    # `AutoModel` would give T5's family a decoder, too.
+    """Return the model without a head."""
+    # For the T5 family, `AutoModel` would load the decoder as well.
     has_own = _has_own_encoder(weights.config)
     auto = transformers.AutoModelForTextEncoding if has_own else transformers.AutoModel
     model, missing = weights.read_by(auto)
     _refuse(weights.files.source, [key for key in missing if not _is_pooler(key)])
-    # What is missing is an unused pooler: with zeros an export always has the same bytes.
+    # Only an unused pooler can be missing. With zeros, an export always has the same bytes.
     for key in missing:
         nn.init.zeros_(model.get_parameter(key))
     return model
@@ -425,7 +431,7 @@ def _refuse(source: str, missing: list[str]) -> None:
             shown += f" and {len(missing) - 3} more"
         raise BackboneError(
             f"The weight files of `{source}` have no {shown} of the shape that `config.json` "
-            "says: the model would have random values there. Give a complete checkpoint."
+            "requires, so the model would have random values there. Give a complete checkpoint."
         )
 
 
@@ -443,13 +449,21 @@ def _find_head(model: PreTrainedModel) -> str:
     if not candidates:
         raise BackboneError(
             f"The head of `{type(model).__name__}` was not found. Give its last linear layer as "
-            f"`head=…`; outside the encoder there are: {outside or 'none'}."
+            f"`head=…`; the linear layers outside the encoder are: {outside or 'none'}."
         )
     return candidates[-1]
 
 
 def take_head(model: nn.Module, name: str) -> nn.Linear:
-    """Replace the head by an identity, so that the model returns its input; return the head."""
+    """Replace a model's head with an identity layer, and return the head.
+
+    The model then returns the input of its head.
+
+    Raises
+    ------
+    BackboneError
+        There is no linear layer of this name.
+    """
     parent, _, child = name.rpartition(".")
     try:
         layer = model.get_submodule(name)
@@ -463,13 +477,13 @@ def take_head(model: nn.Module, name: str) -> nn.Linear:
 
 @contextlib.contextmanager
 def stored_as(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Store the model's values in another type while the block runs.
+    """Convert a model's parameters and buffers to another data type while the block runs.
 
-    Afterwards they are as before, bit for bit.
+    Afterwards the original values are restored, bit for bit.
     """
     tensors = [*model.parameters(), *model.buffers()]
     values = [value for value in tensors if value.is_floating_point()]
-    # Kept rather than converted back, which would lose digits.
+    # Keep the originals: converting back would lose precision.
     before = [value.data for value in values]
     try:
         for value in values:
@@ -481,5 +495,5 @@ def stored_as(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
 
 
 def is_block(module: nn.Module) -> bool:
-    """Return whether a module is a block of the transformer, which may be computed again."""
+    """Return whether a module is a transformer block that supports gradient checkpointing."""
     return isinstance(module, GradientCheckpointingLayer)

@@ -1,7 +1,7 @@
-"""Turn a row into the tokens of a prompt and of its answer: templates, cutting, and the end.
+"""Turn rows into the tokens of prompts and answers.
 
-Prompt and answer are tokenized apart, so that no token spans both: what a model reads before it
-answers is the same in training and afterwards.
+A prompt and its answer are tokenized separately, so that no token spans both. The tokens that a
+model reads before it answers are therefore the same in training and in prediction.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,13 +22,13 @@ class Tokens:
     Attributes
     ----------
     prompt
-        What the model reads before it answers.
+        The tokens that the model reads before it answers.
     answer
-        The tokens to predict, with the end-of-sequence token; empty if unknown.
+        The tokens to predict, including the end token; empty if the answer is unknown.
     joint
-        What stands between a prompt and its answer: a space, unless one of them has it already.
+        The text between the prompt and the answer: a space, or an empty string.
     cut
-        Whether the prompt was longer than the model may read.
+        True if the prompt was cut to the maximum length.
     """
 
     prompt: tuple[int, ...]
@@ -39,24 +39,25 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Prompts:
-    """A tokenizer, with the settings for turning prompts and answers into tokens.
+    """A tokenizer with the settings for turning prompts and answers into tokens.
 
     Attributes
     ----------
     source
-        The model's name, for messages.
+        The model's name, for error messages.
     stops
-        The tokens that end an answer; the first of them is appended to an answer that has none.
+        The tokens that end an answer. The first of them is appended to an answer that has none.
     max_length
-        The longest prompt in tokens; a longer one is cut at the side that `truncate` names.
+        The maximum length of a prompt in tokens; `truncate` says where longer prompts are cut.
     max_new_tokens
-        The longest answer in tokens, with its end.
+        The maximum length of an answer in tokens, including the end token.
     chat
-        Whether prompts are turns of a conversation, rendered by the tokenizer's chat template.
+        True if prompts are formatted as conversations with the tokenizer's chat template.
     system_message
-        The first turn of each conversation that has no system message.
+        The system message for conversations that do not begin with one.
     decodes
-        Whether the model has a separate decoder: the prompt then ends as the tokenizer ends a text.
+        True if the model has a separate decoder. Prompts then get the special tokens that the
+        tokenizer adds to a text.
     """
 
     tokenizer: Any
@@ -70,18 +71,18 @@ class Prompts:
     decodes: bool
 
     def tokens(self, prompt: str | Turns, answer: str | None, where: str) -> Tokens:
-        """Return the tokens of a prompt and of its answer, if that is known.
+        """Return the tokens of a prompt, and of its answer if that is known.
 
         Parameters
         ----------
         where
-            The row, for messages.
+            A description of the row, for error messages.
 
         Raises
         ------
         DataError
-            The prompt has no token, the answer none or more than `max_new_tokens`, or the chat
-            template refuses it.
+            The prompt or the answer has no tokens, the answer has more than `max_new_tokens`, or
+            the chat template rejects the conversation.
         """
         before, joint = self._prompt(prompt, where)
         if set(before) <= set(self.tokenizer.all_special_ids):
@@ -98,12 +99,12 @@ class Prompts:
     def answer(
         self, answer: str, joint: str, prompt: str | Turns = "", where: str = "The answer"
     ) -> tuple[int, ...]:
-        """Return the tokens of an answer, the last of which ends it.
+        """Return the tokens of an answer, including the end token.
 
         Raises
         ------
         DataError
-            There is no token but the end, or there are more than `max_new_tokens`.
+            The answer has no tokens except the end token, or more than `max_new_tokens`.
         """
         if self.chat:
             written = self._answer_turn(prompt, answer, where)
@@ -117,21 +118,21 @@ class Prompts:
                 f"{where}: the answer {answer[:60]!r} has no token, so there is nothing to learn. "
                 "Complete the row or leave it out."
             )
-        # What a template writes behind the end of a turn, such as a line break, is not learned:
-        # the model stops at the end.
+        # Text that a template adds after the end of a turn, such as a line break, is not learned:
+        # the model stops at the end token.
         end = tokens[length] if length < len(tokens) else self.stops[0]
         if length + 1 > self.max_new_tokens:
             raise DataError(
                 f"{where}: the answer has {length + 1} tokens with its end, but `max_new_tokens` "
-                f"is {self.max_new_tokens}: the model could never give it. Raise that setting, or "
-                "shorten the answer."
+                f"is {self.max_new_tokens}, so the model could never generate it. Raise that "
+                "setting, or shorten the answer."
             )
         return (*tokens[:length], end)
 
     def pieces(self, text: str, length: int) -> Iterator[Tokens]:
-        """Yield pieces of `length` tokens of a plain text, the last of which may be shorter.
+        """Split a plain text into pieces of `length` tokens; the last piece may be shorter.
 
-        The prompt is a piece's beginning, and the answer is the rest, which is to be predicted.
+        The first tokens of a piece are its prompt, and the others are the answer to predict.
         """
         tokens = self._plain(text)
         beginning = () if self.decodes else self._beginning()
@@ -142,13 +143,13 @@ class Prompts:
                 yield Tokens((*beginning, *piece[:first]), piece[first:])
 
     def text(self, tokens: Sequence[int]) -> str:
-        """Return the text of an answer's tokens, without its end and the space around it."""
+        """Decode the tokens of an answer, without the end token and surrounding whitespace."""
         return self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
 
     # -- prompts
 
     def _prompt(self, prompt: str | Turns, where: str) -> tuple[tuple[int, ...], str]:
-        """Return the tokens of a whole prompt, and what stands between it and its answer."""
+        """Return the tokens of an uncut prompt, and the text between the prompt and its answer."""
         if self.chat:
             rendered = self._render(self._turns(prompt), where, asks=True)
             return self._plain(rendered), ""
@@ -163,7 +164,7 @@ class Prompts:
         return (*self._beginning(), *self._plain(prompt)), joint
 
     def _space(self) -> str:
-        """Return the space that joins two words, unless the tokenizer puts it there itself."""
+        """Return a space, or an empty string if the tokenizer adds spaces between words itself."""
         parted = self._plain("a") + self._plain(" b") == self._plain("a b")
         return " " if parted else ""
 
@@ -173,7 +174,7 @@ class Prompts:
         return f"`{self.source}` has no chat template"
 
     def _beginning(self) -> tuple[int, ...]:
-        """Return the token that the tokenizer puts before a text, if it does."""
+        """Return a tuple with the token that the tokenizer adds at the start of a text, if any."""
         beginning = self.tokenizer.bos_token_id
         if beginning is None:
             beginning = self.tokenizer.cls_token_id
@@ -181,7 +182,7 @@ class Prompts:
         return (beginning,) if added and added[0] == beginning else ()
 
     def _plain(self, text: str) -> tuple[int, ...]:
-        # A tokenizer warns of texts beyond its own limit; here they are cut, or refused.
+        # Not verbose: tokenizers warn about texts beyond their limit, which are cut or rejected.
         return tuple(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
     def _cut(self, tokens: tuple[int, ...]) -> tuple[int, ...]:
@@ -208,7 +209,7 @@ class Prompts:
         return turns
 
     def _answer_turn(self, prompt: str | Turns, answer: str, where: str) -> str:
-        """Return what the chat template adds for the assistant's turn: the answer and its end."""
+        """Return the text that the chat template adds to a prompt for the assistant's answer."""
         turns = self._turns(prompt)
         asked = self._render(turns, where, asks=True)
         whole = self._render([*turns, {"role": "assistant", "content": answer}], where, asks=False)
@@ -216,41 +217,41 @@ class Prompts:
             shared = _common_beginning(asked, whole)
             raise InputError(
                 f"The chat template of `{self.source}` cannot be trained on: a conversation with "
-                "its answer does not begin with the conversation that asks for it. They part at "
+                "its answer does not begin with the conversation that asks for it. They differ at "
                 f"{asked[shared : shared + 40]!r} and {whole[shared : shared + 40]!r}. Use "
                 "`chat_template: none`."
             )
         return whole[len(asked) :]
 
     def _check_begins(self, turn: str, answer: str) -> None:
-        """Check that the assistant's turn, as a template writes it, begins with the answer."""
+        """Check that the assistant's turn, as formatted by the template, begins with the answer."""
         start = turn.find(answer.strip())
         before = turn if start < 0 else turn[:start]
-        # Otherwise the model would learn to say the head of its own turn.
+        # Otherwise the model would learn to generate the header of its turn.
         if before.strip():
             raise InputError(
                 f"The chat template of `{self.source}` has no generation prompt: it writes "
-                f"{before[:40]!r} before an answer, but not where it asks for one. Write it there "
-                "too, `if add_generation_prompt`, or use `chat_template: none`."
+                f"{before[:40]!r} before an answer, but not at the end of a prompt. Add it there, "
+                "`if add_generation_prompt`, or use `chat_template: none`."
             )
 
     def _render(self, turns: Turns, where: str, *, asks: bool) -> str:
         try:
-            # A template may be a stranger's: transformers renders it in jinja's sandbox.
+            # A template may come from an untrusted source; transformers renders it in a sandbox.
             return self.tokenizer.apply_chat_template(
                 list(turns), tokenize=False, add_generation_prompt=asks
             )
         except Exception as error:  # a template is a program: it may raise anything
             why = " ".join(str(error).split())[:200]
             raise DataError(
-                f"{where}: the chat template of `{self.source}` does not take this conversation "
-                f"({type(error).__name__}: {why}). Mend the row, or use `chat_template: none` with "
+                f"{where}: the chat template of `{self.source}` rejects this conversation "
+                f"({type(error).__name__}: {why}). Fix the row, or use `chat_template: none` with "
                 "plain prompts."
             ) from error
 
 
 def _common_beginning(left: str, right: str) -> int:
-    """Return the length of the prefix that both texts share."""
+    """Return the length of the longest common prefix of two texts."""
     for number, (a, b) in enumerate(zip(left, right, strict=False)):
         if a != b:
             return number

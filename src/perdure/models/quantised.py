@@ -1,7 +1,7 @@
-"""A frozen model in 4 bits, as in QLoRA: bitsandbytes' NormalFloat through transformers.
+"""Frozen models in 4 bits, as in QLoRA: NormalFloat from bitsandbytes, through transformers.
 
-Nothing can be added to weights in 4 bits. An adapter is computed beside its layer anyway; a rule's
-change is applied in the same way (see `beside`).
+Nothing can be added to 4-bit weights. Adapters are computed alongside their layers anyway, and the
+change that a rule computes is applied in the same way (see `beside`).
 """
 
 import importlib.util
@@ -14,16 +14,16 @@ from transformers import BitsAndBytesConfig
 from perdure.errors import BackboneError
 
 NF4 = "nf4"
-"""The name of the data type in a recipe."""
+"""The name of the 4-bit data type in recipes."""
 
 
 def quantisation(source: str) -> BitsAndBytesConfig:
-    """Return transformers' settings to load a model in 4 bits.
+    """Return transformers' settings for loading a model in 4 bits.
 
     Parameters
     ----------
     source
-        The model's name, for messages.
+        The model's name, for error messages.
 
     Raises
     ------
@@ -37,9 +37,9 @@ def quantisation(source: str) -> BitsAndBytesConfig:
     if importlib.util.find_spec("bitsandbytes") is None:
         raise BackboneError(
             f"`{source}` cannot be loaded with `dtype: {NF4}`, because bitsandbytes is not "
-            "installed. Install `perdure[4bit]`, or take `dtype: bfloat16`."
+            "installed. Install `perdure[4bit]`, or use `dtype: bfloat16`."
         )
-    # Products are computed in single precision, like everything else beside the frozen weights.
+    # Products are computed in single precision, like everything except the frozen weights.
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=NF4,
@@ -49,10 +49,10 @@ def quantisation(source: str) -> BitsAndBytesConfig:
 
 
 def prepare(model: nn.Module) -> None:
-    """Keep the weights as they were loaded.
+    """Prevent bitsandbytes from repacking the weights of a model.
 
-    On CPUs with AVX-512 bitsandbytes packs them anew for inference, and back for training, which
-    rounds their scales: what a model has learned would depend on when it was measured.
+    On CPUs with AVX-512, bitsandbytes repacks weights for inference and back for training, which
+    rounds their scales. The result of training would then depend on when the model was evaluated.
     """
     for layer in model.modules():
         if hasattr(layer, "support_avx512bf16_for_cpu"):
@@ -92,14 +92,14 @@ def is_quantised(model: nn.Module) -> bool:
 
 
 def in_4_bits(weight: Tensor) -> bool:
-    """Return whether a layer's weight is packed: whole numbers that hold two values each."""
+    """Return whether a weight is packed in 4 bits, as integers that contain two values each."""
     return not weight.is_floating_point()
 
 
 def beside(layer: nn.Module, change: Tensor) -> RemovableHandle:
     """Add `change` (out × in) times the layer's input to its output, until the handle is removed.
 
-    This is what adding the change to the layer's weight would compute.
+    The result is the same as if the change were added to the layer's weight.
     """
 
     def add(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
-"""Rank choices by how likely each is after a prompt, which is read only once.
+"""Rank choices by their probability after a prompt, reading the prompt only once.
 
 All choices are packed into one row after the prompt's cache, each attending only to the prompt and
-itself. An encoder–decoder model reads them as a batch, because T5's relative positions cannot be
-set. Either way is compared with reading each choice whole the first time: an architecture for which
-it is not exact is from then on asked with whole sequences.
+to itself. An encoder–decoder model reads them as a batch instead, because T5's relative positions
+cannot be set. On first use, this fast way is compared with the slow way of reading each prompt and
+choice in full. If the results differ, the slow way is used for that model.
 """
 
 import copy
@@ -25,28 +25,28 @@ from perdure.models.output_layer import logits_at
 Prompt = Mapping[str, Tensor]
 """`input_ids` and `attention_mask`, padded on the right."""
 Tails = Sequence[Sequence[int]]
-"""The tokens of each choice, the last of which ends it."""
+"""The tokens of each choice, including its end token."""
 Way = Callable[[PreTrainedModel, Prompt, Tails], Tensor]
 
-# Tokens of choices that are read at once, over a batch: their logits take most of the memory.
+# The maximum number of choice tokens to read together, over a batch. Their logits take most memory.
 MOST_PLACES = 4096
-# Choices by which the fast way is compared: enough that one of them could see another.
+# The number of choices on which the fast way is tested: enough for one to attend to another.
 TRIED = 3
-# In nats. Exact ways differ by 1e-5 in single precision; an ignored mask makes whole nats.
+# In nats. In single precision, exact ways differ by 1e-5; an ignored mask makes whole nats.
 TOLERANCE = 1e-3
-# The same in half precision, as a share of the value.
+# The tolerance in half precision, relative to the value.
 ROUNDED = 5e-2
 OLD_NAME = "past_key_values"
 
 
 @dataclass
 class Ranking:
-    """The way a model ranks its choices.
+    """A scorer of choices, which tests on first use whether the fast way is exact for a model.
 
     Attributes
     ----------
     exact
-        Whether the fast way was found exact; None before it was tried.
+        True if the fast way was found to be exact; None before it was tested.
     """
 
     exact: bool | None = field(default=None, init=False)
@@ -64,18 +64,23 @@ class Ranking:
 
 
 def _agree(fast: Way, model: PreTrainedModel, prompt: Prompt, tails: Tails) -> bool:
-    """Return whether the fast way gives what reading the choices whole gives."""
+    """Return whether the fast way gives the same scores as reading each choice in full."""
+    # The shortest prompt and the longest: reading all of a batch whole takes as long as several
+    # batches read the fast way, and padding is what a way may get wrong.
+    lengths = prompt["attention_mask"].sum(1)
+    rows = torch.stack([lengths.argmin(), lengths.argmax()]).unique()
+    prompt = {name: values[rows] for name, values in prompt.items()}
     try:
         whole = _whole(model, prompt, tails)
         difference = fast(model, prompt, tails) - whole
     except (TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError, IndexError):
-        # Some architectures have no cache, or one that takes no mask of ours.
+        # Some architectures have no cache, or one that does not accept our mask.
         return False
     return bool(difference.abs().max() < tolerance(model, whole))
 
 
 def tolerance(model: PreTrainedModel, values: Tensor) -> float:
-    """Return the tolerance between two exact ways of computing log p."""
+    """Return the largest difference to expect between two exact ways of computing log p."""
     if model.dtype == torch.float32:
         return TOLERANCE
     largest = values.abs().max().item()
@@ -86,7 +91,7 @@ def tolerance(model: PreTrainedModel, values: Tensor) -> float:
 
 
 def _packed(model: PreTrainedModel, prompt: Prompt, tails: Tails) -> Float[Tensor, "batch choices"]:
-    """Read all choices in one row after the prompt's cache."""
+    """Score all choices in one row after the prompt's cache."""
     mask = prompt["attention_mask"]
     lengths = mask.sum(1)
     rows = torch.arange(len(mask), device=mask.device)
@@ -95,7 +100,7 @@ def _packed(model: PreTrainedModel, prompt: Prompt, tails: Tails) -> Float[Tenso
     first = read.logits[0].float().log_softmax(1)
     scores = []
     for piece in _pieces(tails, len(mask)):
-        # Reading adds to the cache, which the next choices must find as the prompt left it.
+        # Copied, because reading adds to the cache, and all choices start from the prompt's.
         cache = copy.deepcopy(_cache_of(read))
         beginnings = [tail[0] for tail in piece]
         scores.append(first[:, beginnings] + _behind(model, cache, mask, piece))
@@ -105,20 +110,20 @@ def _packed(model: PreTrainedModel, prompt: Prompt, tails: Tails) -> Float[Tenso
 def _behind(
     model: PreTrainedModel, cache: Cache, prompt_mask: Int[Tensor, "batch prompt"], tails: Tails
 ) -> Float[Tensor, "batch choices"]:
-    """Return log p of each choice's tokens after the first, packed after a cache."""
+    """Return log p of each choice without its first token, packed after the prompt's cache."""
     device = prompt_mask.device
     batch = len(prompt_mask)
     row = _row(tails, device)
     count = len(row.tokens)
-    # A token sees the prompt, and those of its own choice up to itself.
+    # A token attends to the prompt, and to the tokens of its own choice up to itself.
     own = (row.owners[:, None] == row.owners) & (row.offsets[:, None] >= row.offsets)
     own = own.expand(batch, count, count)
     prompts = prompt_mask.bool()[:, None].expand(batch, count, -1)
     sees = torch.cat([prompts, own], dim=2)[:, None]
-    # Added to the scores of attention by every implementation, unlike a mask of truth values.
+    # Every implementation adds such a mask to the attention scores, unlike a boolean mask.
     smallest = torch.finfo(model.dtype).min
     mask = torch.zeros_like(sees, dtype=model.dtype).masked_fill(~sees, smallest)
-    # Each choice continues at the prompt's own end, wherever it stands in the row.
+    # The positions of a choice continue from the prompt, wherever the choice is in the row.
     positions = prompt_mask.sum(1, keepdim=True) + row.offsets
     rows = torch.arange(batch, device=device).repeat_interleave(count)
     columns = torch.arange(count, device=device).repeat(batch)
@@ -136,14 +141,14 @@ def _behind(
 
 @dataclass(frozen=True)
 class _Row:
-    """The tokens of all choices but each last, one after the other.
+    """The tokens of all choices in one row, without the last token of each.
 
     Attributes
     ----------
     owners, offsets
-        The choice that each token belongs to, and its position there.
+        The index of the choice that each token belongs to, and the token's position in it.
     following
-        The token that follows in the choice.
+        The next token of the choice, for each token.
     """
 
     tokens: Int[Tensor, " tokens"]
@@ -173,7 +178,7 @@ def _row(tails: Tails, device: torch.device) -> _Row:
 def _side_by_side(
     model: PreTrainedModel, prompt: Prompt, tails: Tails
 ) -> Float[Tensor, "batch choices"]:
-    """Read the choices as a batch, after the encoder's cache and the decoder's start."""
+    """Score the choices as a batch, after the cache of the encoder and of the start token."""
     mask = prompt["attention_mask"]
     batch = len(mask)
     states = model.get_encoder()(**prompt).last_hidden_state
@@ -188,7 +193,7 @@ def _side_by_side(
     scores = []
     for piece in _pieces(tails, batch):
         cache = copy.deepcopy(_cache_of(read))
-        # Each prompt once for each choice: the choices of a prompt come one after the other.
+        # Repeat each prompt for each choice; the choices of a prompt are adjacent.
         cache.batch_repeat_interleave(len(piece))
         copies = {
             "encoder_outputs": BaseModelOutput(
@@ -205,7 +210,7 @@ def _side_by_side(
 def _decoded(
     model: PreTrainedModel, copies: Mapping[str, object], tails: Tails, batch: int
 ) -> Float[Tensor, "batch choices"]:
-    """Return log p of each choice's tokens after the first, computed by a decoder."""
+    """Return log p of each choice without its first token, computed by a decoder."""
     tokens, reads = _rectangle([tail[:-1] for tail in tails], model.device)
     rows, columns = torch.nonzero(reads.repeat(batch, 1), as_tuple=True)
     with logits_at(model, rows, columns):
@@ -224,7 +229,7 @@ def _decoded(
 
 
 def _whole(model: PreTrainedModel, prompt: Prompt, tails: Tails) -> Float[Tensor, "batch choices"]:
-    """Read each prompt with each choice: slow, but correct for every architecture."""
+    """Score each choice by reading it with its prompt: slow, but correct for every architecture."""
     batch = len(prompt["attention_mask"])
     scores = []
     for tail in tails:
@@ -245,7 +250,7 @@ def _whole(model: PreTrainedModel, prompt: Prompt, tails: Tails) -> Float[Tensor
 def _to_decode(
     model: PreTrainedModel, prompt: Prompt, tail: Sequence[int]
 ) -> tuple[dict[str, Tensor], Int[Tensor, " batch"]]:
-    """Return a decoder's input for one choice, and the column that gives its first token."""
+    """Return a decoder's inputs for one choice, and the columns that predict its first token."""
     batch = len(prompt["attention_mask"])
     before = [model.config.decoder_start_token_id, *tail[:-1]]
     tokens = torch.tensor(before, device=model.device).expand(batch, -1)
@@ -256,7 +261,7 @@ def _to_decode(
 def _continued(
     prompt: Prompt, tail: Sequence[int]
 ) -> tuple[dict[str, Tensor], Int[Tensor, " batch"]]:
-    """Return prompts, each followed by one choice, and the columns that predict its first token."""
+    """Return each prompt followed by a choice, and the columns that predict its first token."""
     lengths = prompt["attention_mask"].sum(1)
     sequences = []
     for row, length in zip(prompt["input_ids"].tolist(), lengths.tolist(), strict=True):
@@ -265,14 +270,11 @@ def _continued(
     return {"input_ids": tokens, "attention_mask": reads}, lengths - 1
 
 
-# -- parts of all
+# -- shared functions
 
 
 def _cache_name(model: PreTrainedModel) -> str:
-    """Return the name of a model's cache argument.
-
-    transformers has begun to rename it, model by model.
-    """
+    """Return the name of a model's cache argument, which differs between transformers models."""
     parameters = inspect.signature(model.forward).parameters
     return "cache" if "cache" in parameters else OLD_NAME
 
@@ -283,7 +285,7 @@ def _cache_of(output: ModelOutput) -> Cache:
 
 
 def _pieces(tails: Tails, batch: int) -> Iterator[Tails]:
-    """Yield the choices in pieces that are small enough to be read at once."""
+    """Split the choices into groups that are small enough to be read together."""
     piece: list[Sequence[int]] = []
     tokens = 0
     for tail in tails:
@@ -297,7 +299,7 @@ def _pieces(tails: Tails, batch: int) -> Iterator[Tails]:
 
 
 def _rectangle(sequences: Tails, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return sequences padded on the right, and the mask that leaves the padding out."""
+    """Return the sequences padded on the right, and the mask that excludes the padding."""
     width = max(len(sequence) for sequence in sequences)
     shape = (len(sequences), width)
     tokens = torch.zeros(shape, dtype=torch.long)
@@ -318,6 +320,6 @@ def _log_p(
 def _sums(
     values: Float[Tensor, "batch tokens"], owners: Int[Tensor, " tokens"], count: int
 ) -> Float[Tensor, "batch owners"]:
-    """Return the sum over the tokens of each owner."""
+    """Sum the values of the tokens that belong to each owner, that is, to each choice."""
     totals = values.new_zeros(len(values), count)
     return totals.index_add_(1, owners, values)

@@ -1,4 +1,4 @@
-"""Layers whose activations are recomputed in the backward pass, rather than kept in memory."""
+"""Gradient checkpointing: activations are recomputed in the backward pass to save memory."""
 
 import contextlib
 from collections.abc import Iterator
@@ -13,12 +13,14 @@ from perdure.models.backbone import Backbone
 
 @contextlib.contextmanager
 def recomputed(backbone: Backbone) -> Iterator[None]:
-    """Make transformers recompute each block of the model in the backward pass.
+    """Turn on gradient checkpointing for each transformer block of the model.
+
+    It is turned off when the context exits.
 
     Raises
     ------
     InputError
-        The architecture does not support it.
+        The architecture does not support gradient checkpointing.
     """
     model: Any = backbone.model
     if not getattr(model, "supports_gradient_checkpointing", False):
@@ -26,7 +28,7 @@ def recomputed(backbone: Backbone) -> Iterator[None]:
             f"`gradient_checkpointing` is not supported by `{type(model).__name__}` of "
             "transformers. Leave it out, or lower `batch_size`."
         )
-    # Older versions of transformers have the old names alone, which newer ones warn of.
+    # Older versions of transformers have only the old names, which newer versions warn about.
     new = hasattr(model, "activation_checkpointing_enable")
     name = "activation" if new else "gradient"
     kwargs = {f"{name}_checkpointing_kwargs": {"use_reentrant": False}}
@@ -36,27 +38,30 @@ def recomputed(backbone: Backbone) -> Iterator[None]:
     finally:
         getattr(model, f"{name}_checkpointing_disable")()
         if getattr(model, "main_input_name", "") == "input_ids":
-            # transformers has the embeddings ask for gradients, and leaves it at that.
+            # transformers makes the embeddings require gradients, but does not undo it.
             model.disable_input_require_grads()
 
 
 def keep_recomputing(model: nn.Module) -> None:
-    """Make blocks recompute even while dropout is off, as in evaluation mode.
+    """Keep gradient checkpointing active in blocks that are in evaluation mode.
+
+    The blocks are put into training mode, while the modules inside them, such as dropout layers,
+    stay in evaluation mode.
 
     Raises
     ------
     InputError
-        A block applies dropout by itself.
+        A block applies dropout itself, rather than through a module inside it.
     """
     for name, module in model.named_modules():
         if not pretrained.is_block(module) or module.training:
             continue
-        # Modules for dropout stay as they are; a rate that the block itself applies would act.
+        # Dropout modules stay off, but a rate that the block itself applies would take effect.
         rates = {key: value for key, value in vars(module).items() if "dropout" in key}
         if any(isinstance(rate, float) and rate > 0 for rate in rates.values()):
             raise InputError(
-                f"`{name}` applies dropout by itself, so that `gradient_checkpointing` would turn "
-                "it on against `backbone_dropout: false`. Set `backbone_dropout: true`."
+                f"`{name}` applies dropout itself, so `gradient_checkpointing` would turn it on "
+                "despite `backbone_dropout: false`. Set `backbone_dropout: true`."
             )
-        # Its own mode alone: `train()` would reach the modules inside.
+        # Set the mode of the block only: `train()` would also reach the modules inside.
         module.training = True

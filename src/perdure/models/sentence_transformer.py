@@ -1,6 +1,6 @@
-"""The files with which sentence-transformers reads an encoder.
+"""Save an encoder so that sentence-transformers can load it.
 
-They describe the mean over its tokens, and a linear head on that.
+The saved model averages the encoder's hidden states over tokens, and applies a linear head.
 """
 
 import json
@@ -11,9 +11,9 @@ from torch import nn
 
 
 def save(folder: Path, head: nn.Linear, *, max_length: int) -> None:
-    """Complete an encoder's folder so that stock `SentenceTransformer` loads it.
+    """Add files to the folder of an encoder so that `SentenceTransformer` can load it.
 
-    Its output is then that of the head.
+    The output of the loaded model is the output of `head`.
     """
     modules = "sentence_transformers.models"
     files = {
@@ -38,6 +38,6 @@ def save(folder: Path, head: nn.Linear, *, max_length: int) -> None:
         path = folder / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(content, indent=2), encoding="utf-8")
-    # `Dense` has one layer, called `linear`. Its activation must be stated: the usual one is tanh.
+    # `Dense` has one layer, called `linear`. The activation must be given: the default is tanh.
     tensors = {f"linear.{name}": value.cpu() for name, value in head.state_dict().items()}
     save_file(tensors, folder / "2_Dense" / "model.safetensors")

@@ -1,4 +1,4 @@
-"""Prompts with their answers as tensors: padded on either side, or packed."""
+"""Batches of prompts with their answers, padded on either side or packed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from perdure.models.prompts import Tokens
 
 @dataclass(frozen=True)
 class Layout:
-    """The tokens that fill tensors: for padding, and for a decoder's start, if there is one."""
+    """The token ids for padding and for the start of a decoder (None without a decoder)."""
 
     pad: int
     start: int | None
@@ -23,24 +23,25 @@ class Layout:
 
 @dataclass(eq=False)
 class TextExamples(Examples):
-    """Prompts with their answers, whose tokens are the targets of a batch."""
+    """Prompts with their answers; the tokens of the answers are the targets of a batch."""
 
     def batch(self, rows: Sequence[int], device: torch.device | str = "cpu") -> Batch:
-        """Return these rows as one batch, one example per row."""
+        """Return the examples with indices `rows` as a batch with one example per row."""
         chosen = self._tokens(rows)
         inputs = self.collate(chosen)
         decodes = "decoder_input_ids" in inputs
         lines = range(len(chosen))
-        # A causal model gives an answer's first token at the last token of the prompt, a decoder
-        # at its own start.
+        # A causal model predicts the first token of an answer at the last token of the prompt, a
+        # decoder at its start token.
         starts = [0 if decodes else len(example.prompt) - 1 for example in chosen]
         return self._batch(rows, inputs, lines, starts, device)
 
     def packed(self, rows: Sequence[int], pad: int, device: torch.device | str = "cpu") -> Batch:
-        """Return these rows as one training batch, with as many examples packed into a row as fit.
+        """Return the examples with indices `rows` as one training batch, packed into fewer rows.
 
-        Each example attends only to itself, by its own mask and positions. Functions that need the
-        tokens of single examples, such as `features`, cannot read such a batch.
+        Each row contains as many examples as fit. The attention mask and the positions make each
+        example attend only to itself. Functions that need the tokens of single examples, such as
+        `features`, cannot read such a batch.
         """
         chosen = self._tokens(rows)
         whole = [(*example.prompt, *example.answer) for example in chosen]
@@ -67,7 +68,7 @@ class TextExamples(Examples):
         starts: Sequence[int],
         device: torch.device | str,
     ) -> Batch:
-        """Return a batch whose answers begin at these rows and columns of the input."""
+        """Return a batch in which each answer starts at the given row and column of the input."""
         chosen = self._tokens(rows)
         owners, at, columns, targets = [], [], [], []
         for number, example in enumerate(chosen):
@@ -93,16 +94,16 @@ def _indices(values: Sequence[int], device: torch.device | str) -> Int[Tensor, "
 
 
 def padded(examples: Sequence[Tokens], layout: Layout) -> dict[str, Tensor]:
-    """Put examples together, padded on the right to the longest."""
+    """Combine examples into tensors, padded on the right to the longest."""
     if layout.start is None:
         whole = [[*example.prompt, *example.answer] for example in examples]
         return _rectangle(whole, layout.pad, "input_ids", "attention_mask")
     inputs = _rectangle([e.prompt for e in examples], layout.pad, "input_ids", "attention_mask")
-    # A decoder reads its start, and each token of the answer but the last.
+    # A decoder reads its start token, and all tokens of the answer except the last.
     before = [[layout.start, *example.answer[:-1]] for example in examples]
     longest = max(map(len, before))
-    # Encoder and decoder never have the same width, so that the width of a layer's input tells
-    # which of the two masks it has.
+    # Encoder and decoder inputs never have the same width, so the width of a layer's input tells
+    # which of the two masks applies.
     width = longest + (longest == inputs["input_ids"].shape[1])
     names = ("decoder_input_ids", "decoder_attention_mask")
     return inputs | _rectangle(before, layout.pad, *names, width=width)
@@ -123,7 +124,7 @@ def _rectangle(
 def places_of(batch: Batch) -> Places:
     if batch.places is None:
         raise DataError(
-            "A language model reads batches of prompts, as `Backbone.encode` makes them."
+            "A language model reads only batches of prompts, which `Backbone.encode` makes."
         )
     return batch.places
 
@@ -133,8 +134,8 @@ def prompt_of(batch: Batch) -> dict[str, Tensor]:
     lengths = places_of(batch).prompts
     if batch.inputs["attention_mask"].dim() > 2:
         raise InputError(
-            "A batch with several examples in a line has no prompts by themselves. Train without "
-            "`packing`, or compute losses alone."
+            "A batch with several examples in a row has no separate prompts. Train without "
+            "`packing`, or compute only losses."
         )
     width = int(lengths.max())
     columns = torch.arange(width, device=lengths.device)

@@ -1,6 +1,6 @@
-"""A tokenizer that agrees with its model.
+"""Load a tokenizer and make it consistent with its model.
 
-They agree on padding, on what is masked, on the vocabulary, and on the longest text.
+They must agree on padding, on the attention mask, on the vocabulary and on the maximum length.
 """
 
 import inspect
@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTr
 from perdure.errors import BackboneError
 from perdure.models.model_files import ModelFiles
 
-# Files write that there is no limit as a number of positions or tokens above this, or below 1.
+# A number of positions or tokens above this, or below 1, means that there is no limit.
 NO_LIMIT = 10**6
 
 
@@ -22,7 +22,7 @@ def load(files: ModelFiles, config: PreTrainedConfig) -> PreTrainedTokenizerBase
     Raises
     ------
     BackboneError
-        It has no vocabulary.
+        The tokenizer has no vocabulary.
     """
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
         files.folder,
@@ -30,31 +30,31 @@ def load(files: ModelFiles, config: PreTrainedConfig) -> PreTrainedTokenizerBase
         trust_remote_code=False,
         local_files_only=True,
     )
-    # Without its files transformers makes a tokenizer that knows the special tokens only.
+    # If its files are missing, transformers makes a tokenizer that knows only the special tokens.
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise BackboneError(
             f"The tokenizer of `{files.source}` has no vocabulary: its files are missing or "
             "damaged."
         )
-    # Batches pad what was tokenized before; transformers warns that one step would be faster.
+    # Texts are padded later, in batches; this silences the warning that one step would be faster.
     tokenizer.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True
     return tokenizer
 
 
 def give_padding(source: str, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give both the tokenizer and the configuration a token for padding.
+    """Set a padding token in both the tokenizer and the configuration.
 
-    If there is none, the end-of-text token serves.
+    If neither of them has one, the end-of-text token is used.
 
     Raises
     ------
     BackboneError
-        The tokenizer has neither.
+        There is no padding token and no end-of-text token.
     """
     text_config = config.get_text_config()
     padding = text_config.pad_token_id
     if type(padding) is not int or not 0 <= padding < text_config.vocab_size:
-        padding = None  # some folders say -1 for a missing one
+        padding = None  # some configurations say -1 for none
     if tokenizer.pad_token_id is None:
         if padding is not None and padding < len(tokenizer):
             tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding)
@@ -70,31 +70,31 @@ def give_padding(source: str, config: PreTrainedConfig, tokenizer: PreTrainedTok
 
 
 def agree(source: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Make tokenizer and model use the same padding token, and the tokenizer return what fits.
+    """Make a tokenizer and a model use the same padding token and the same inputs.
 
-    Usually the tokenizer decides, because the model only looks for its token. Models whose
-    positions begin after the padding token's id (RoBERTa's family) were trained with the id in
-    their configuration, so there the configuration decides.
+    If their padding tokens differ, the tokenizer's is normally used. The exceptions are models
+    whose positions begin after the id of the padding token (the RoBERTa family). They were trained
+    with the id in their configuration, so that one is used.
 
     Raises
     ------
     BackboneError
-        The model takes no mask, or the tokenizer has tokens without an embedding in the model.
+        The model takes no attention mask, or it has no embedding for some of the tokens.
     """
     config = model.config.get_text_config()
     if tokenizer.pad_token_id != config.pad_token_id:
         if reserved_positions(model) and config.pad_token_id < len(tokenizer):
             tokenizer.pad_token = tokenizer.convert_ids_to_tokens(config.pad_token_id)
         config.pad_token_id = tokenizer.pad_token_id
-    # Padding on the left would move the positions of a text. XLNet reads the last position,
-    # padding or not.
+    # Padding on the left would shift the positions of a text. XLNet, however, reads the last
+    # position even if it is padding.
     reads_last = getattr(config, "summary_type", None) == "last"
     tokenizer.padding_side = "left" if reads_last else "right"
     arguments = inspect.signature(model.forward).parameters
     if "attention_mask" not in arguments:
         raise BackboneError(
             f"`{source}` is a `{type(model).__name__}`, which takes no attention mask: its answer "
-            "to a text would depend on the texts beside it. Choose another model."
+            "to a text would depend on the other texts in the batch. Choose another model."
         )
     # Some tokenizers return more than the model takes, and some leave the mask out.
     names = dict.fromkeys([*tokenizer.model_input_names, "attention_mask"])
@@ -108,29 +108,29 @@ def _check_vocabulary(
     embeddings = model.get_input_embeddings()
     assert isinstance(embeddings, nn.Embedding)
     rows = embeddings.num_embeddings
-    # A few models have a special token for images without an embedding, which no text contains.
+    # A few models have a special token for images that has no embedding. No text contains it.
     special = set(tokenizer.all_special_tokens)
     beyond: dict[str, int] = {}
     for token, number in tokenizer.get_vocab().items():
         if number >= rows and token not in special:
             beyond[token] = number
     padding = tokenizer.pad_token_id
-    assert isinstance(padding, int)  # `give_padding` and `agree` have seen to it
+    assert isinstance(padding, int)  # ensured by `give_padding` and `agree`
     if beyond or padding >= rows:
         padding_token = cast(str, tokenizer.pad_token)
         token = min(beyond, key=beyond.__getitem__, default=padding_token)
         number = tokenizer.convert_tokens_to_ids(token)
         raise BackboneError(
             f"The tokenizer of `{source}` has tokens for which the model has no embedding: "
-            f"{token!r} has the number {number}, but there are {rows} embeddings. Do they belong "
-            "together?"
+            f"{token!r} has the id {number}, but there are {rows} embeddings. Do the tokenizer and "
+            "the model belong together?"
         )
 
 
 def reserved_positions(model: nn.Module) -> int:
     """Return the number of initial positions that no text uses.
 
-    RoBERTa's family counts positions from after the padding token's id.
+    In the RoBERTa family, the first position used is the one after the id of the padding token.
     """
     for name, module in model.named_modules():
         padding = getattr(module, "padding_idx", None)
@@ -142,19 +142,19 @@ def reserved_positions(model: nn.Module) -> int:
 def length_limit(
     source: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
 ) -> int:
-    """Return the length in tokens of the longest text that both tokenizer and model allow.
+    """Return the maximum length in tokens that both the tokenizer and the model allow for a text.
 
-    Models with relative positions have no limit.
+    Models with relative positions do not limit the length.
 
     Raises
     ------
     BackboneError
-        Not even three tokens are allowed.
+        Fewer than three tokens are allowed.
     """
     positions = _limit(getattr(model.config, "max_position_embeddings", None))
     usable = positions - reserved_positions(model)
     limit = min(usable, _limit(getattr(tokenizer, "model_max_length", None)))
-    # Two special tokens, and one of the text.
+    # Two special tokens, and one token of the text.
     if limit < 3:
         raise BackboneError(
             f"`{source}` reads texts of at most {limit} tokens, which is too few for any text."

@@ -1,20 +1,20 @@
-"""Run folders → one plain dict → figures → one HTML page. Reads files only, and never needs torch.
+"""Reports on runs, made from their files without torch: folders → a dict → figures → an HTML page.
 
-folder.py                  a run folder's files, as far as they can be read
+folder.py                  the files of a run folder, as far as they can be read
 summary.py, seeds.py       folders → dict
-sentence.py                what was run, in one sentence
-plain.py                   its values, safe to show anywhere
+sentence.py                a one-sentence description of a run
+plain.py                   values that are safe to show anywhere
 markdown.py, latex.py      dict → text
-terminal.py                dict → terminal; its tables are in terminal_table.py
+terminal.py                dict → terminal; the tables are in terminal_table.py
 figures.py, costs.py       dict → figures with their numbers (picture.py)
-classes.py, heat_map.py    the same for single classes and for matrices
-calibration.py             the same for the confidence of answers
-general.py                 the same for what no task teaches
+classes.py, heat_map.py    dict → figures of single classes, and of matrices
+calibration.py             dict → figures of the calibration of answers
+general.py                 dict → figures of the loss on plain text and of tasks never trained
 gate.py                    dict → yes or no, for a pipeline
-series.py, axes.py, svg.py the looks that all figures share: a colour has one meaning on the page
-diagnostics/               how each diagnostic is shown: one file is one of them
+series.py, axes.py, svg.py the style of all figures: a colour has the same meaning on a whole page
+diagnostics/               how diagnostics are shown, one per file
 diagnostics_page.py        results of `perdure diagnose` → sections of the page
-diagnostics_terminal.py    the same → terminal
+diagnostics_terminal.py    results of `perdure diagnose` → terminal
 html.py                    dict → page
 """
 
@@ -30,7 +30,7 @@ __all__ = ["FORMATS", "report"]
 
 
 def _to_json(summary: Summary) -> str:
-    # `plain` has replaced what JSON does not know, so a nan here is a fault.
+    # `plain` has replaced the values that JSON does not support, so a nan here is a bug.
     text = json.dumps(
         summary,
         indent=2,
@@ -46,4 +46,4 @@ FORMATS: dict[str, Callable[[Summary], str]] = {
     "latex": to_latex,
     "json": _to_json,
 }
-"""The functions that turn a report's dict into text."""
+"""The functions that turn the dict of a report into text, by format."""

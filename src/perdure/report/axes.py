@@ -1,4 +1,4 @@
-"""The frame that all charts of a report share: size, names of tasks, and a legend below."""
+"""The frame that all charts of a report share: their size, task labels and legend."""
 
 from collections.abc import Sequence
 
@@ -9,12 +9,12 @@ from matplotlib.ticker import FuncFormatter
 from perdure.report.series import DRAWN
 from perdure.report.svg import short
 
-WIDTH = 4.9  # inches: 470 px, so that the text can still be read on a telephone
+WIDTH = 4.9  # inches: 470 px, so that the text is still readable on a phone
 PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.3g}".replace("-", "−"))
 
 
 def empty(lines: int) -> tuple[Figure, Axes]:
-    """Return a figure with room for a legend of `lines` lines; a single line needs none."""
+    """Return an empty figure with room for a legend of `lines` lines; a single line needs none."""
     # Inches. The constrained layout makes room for a legend outside of the axes.
     legend = 0.19 * (lines if lines > 1 else 0)
     figure = Figure(figsize=(WIDTH, 2.9 + legend), layout="constrained")
@@ -25,29 +25,29 @@ def empty(lines: int) -> tuple[Figure, Axes]:
 
 
 def name_tasks(axes: Axes, names: Sequence[str]) -> None:
-    """Write names below the axis: at most 20, and rotated if there is no room."""
+    """Label the x-axis with at most 20 names, which are rotated if there is not enough room."""
     step = -(-len(names) // 20)  # rounded up
     labelled = names[::step]
-    # About 60 characters fit side by side into the width of a figure.
+    # About 60 characters fit into the width of a figure.
     letters = sum(len(short(name)) + 2 for name in labelled)
     turned = {}
     if letters > 60:
-        # Turned around its end, or a name would not point to its tick.
+        # Rotated around its end, so that a name points to its tick.
         turned = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
     labels = [shown(name, 28) for name in labelled]
     ticks = range(0, len(names), step)
     axes.set_xticks(ticks, labels, **turned)
-    # Set by hand: matplotlib would end the axis where the data end.
+    # Set explicitly, because matplotlib would end the axis where the data end.
     axes.set_xlim(-0.6, len(names) - 0.4)
 
 
 def shown(text: str, length: int = 64) -> str:
-    """Return a label that matplotlib shows: it hides those that start with "_"."""
+    """Shorten a label and put a space before it: matplotlib hides labels that start with "_"."""
     return " " + short(text, length)
 
 
 def with_legend(figure: Figure) -> Figure:
-    """Name the lines or bars below the figure, if there are several."""
+    """Add a legend below a figure with several series of lines or bars."""
     # Panels repeat their labels; the first line of each name is enough.
     handles = {}
     for axes in figure.axes:
@@ -64,12 +64,12 @@ def with_legend(figure: Figure) -> Figure:
 
 
 def left_out(lines: Sequence[object]) -> str:
-    """Say, for a caption, how many of the lines are drawn, if not all."""
+    """Return the part of a caption that says how many lines are drawn; empty if all are."""
     if len(lines) <= DRAWN:
         return ""
     return f" (drawn: {DRAWN} of {len(lines)})"
 
 
 def gaps(values: Sequence[float | None]) -> list[float]:
-    """Return the values with nan for None: matplotlib leaves a gap there."""
+    """Replace None with nan, for which matplotlib leaves a gap."""
     return [float("nan") if value is None else value for value in values]

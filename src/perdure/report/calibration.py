@@ -1,4 +1,4 @@
-"""The calibration of a language model's closed answers: confidence against accuracy."""
+"""The calibration of a language model's closed answers: its confidence compared with accuracy."""
 
 import numpy as np
 
@@ -14,11 +14,11 @@ NOTE = (
     "15 bins of confidence. Row: after learning this task. Column: the answers to this task."
 )
 WORST = 0.5
-"""The error with the lightest colour: that of fully confident answers of which half are wrong."""
+"""The error with the lightest colour, as for fully confident answers, half of which are wrong."""
 
 
 def section(summary: Summary) -> Section:
-    """Draw the calibration error of each task after each, by each run's own rule."""
+    """Draw the calibration error on every task after each task, for the rule of each run."""
     several = len(summary["runs"]) > 1
     pictures = []
     for run in summary["runs"]:
@@ -32,7 +32,7 @@ def section(summary: Summary) -> Section:
 def _picture(result: Record, title: str) -> Picture:
     names = result["tasks"]
     values = np.array(result["calibration"], dtype=float)
-    # Tasks that are answered with free text have no confidence among choices.
+    # Tasks that are answered with free text have no choices, and no confidence in one.
     closed = [column for column in range(len(names)) if not np.isnan(values[:, column]).all()]
     columns = [names[column] for column in closed]
     rows = []
@@ -47,8 +47,9 @@ def _picture(result: Record, title: str) -> Picture:
 
 
 def sentences(summary: Summary) -> list[str]:
-    """Describe how far each run's closed answers are from being calibrated, for its main
-    `task_id`.
+    """Return a sentence for each run with the calibration error on each task after the last one.
+
+    The errors are for the run's own rule and the main `task_id`.
     """
     said = []
     first = [key for key, _ in ways(summary)][:1]

@@ -1,4 +1,4 @@
-"""Answers by class: recall, and the classes that each was mistaken for."""
+"""The answers for each class: its recall, and the classes for which it was mistaken."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -11,15 +11,15 @@ from perdure.report.plain import Record
 from perdure.runs.layout import Answers
 
 ALL = 50
-"""The most classes that are shown one by one, with their confusion."""
+"""The largest number of classes at which all of them are shown."""
 WORST = 10
-"""The number of classes shown otherwise: those with the lowest recall."""
+"""The number of classes that are shown if there are more: those with the lowest recall."""
 
 
 def examples(answers: Answers) -> dict[str, int]:
     """Return the number of test examples of each task that is answered with classes."""
     counts: dict[str, int] = {}
-    # Every way to know the task was measured on the same examples, so the last one read will do.
+    # Each `task_id` was measured on the same examples, so any of them will do.
     for tasks in answers.values():
         for task, classes in tasks.items():
             totals = [sum(answered.values()) for answered in classes.values()]
@@ -29,16 +29,16 @@ def examples(answers: Answers) -> dict[str, int]:
 
 
 def summarise(answers: Answers) -> Record:
-    """Return, for each `task_id`, how often each class was answered with each class.
+    """Return, for each `task_id`, the recall of each class and how often each answer was given.
 
-    Classes of the same name in several tasks are one class. If there are more than 50, only the
-    ten with the lowest recall are kept.
+    Classes with the same name in several tasks are treated as one class. If there are more than 50
+    classes, only the ten with the lowest recall are returned.
     """
     return {task_id: _of_way(tasks) for task_id, tasks in answers.items()}
 
 
 def _of_way(tasks: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Record:
-    # `update` of a `Counter` adds up what several tasks have answered for the same class.
+    # `Counter.update` adds up the answers for a class that is in several tasks.
     together: dict[str, Counter[str]] = {}
     for classes in tasks.values():
         for true, answered in classes.items():
@@ -47,7 +47,7 @@ def _of_way(tasks: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Record:
     rows = [_of_class(true, answered) for true, answered in together.items()]
     count = len(rows)
     if count > ALL:
-        # The sort is stable: of equal recall, the class that was learned first stays first.
+        # The sort is stable: among classes with equal recall, the one learned first stays first.
         rows.sort(key=lambda row: row["recall"])
         rows = rows[:WORST]
     return {"count": count, "classes": rows}
@@ -56,7 +56,7 @@ def _of_way(tasks: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Record:
 def _of_class(true: str, answered: Counter[str]) -> Record:
     taken_for = None
     times = 0
-    # The most common answer that is not the right one.
+    # The most common wrong answer.
     for name, count in answered.most_common():
         if name != true:
             taken_for = name
@@ -73,14 +73,17 @@ def _of_class(true: str, answered: Counter[str]) -> Record:
 
 
 def picture(run: Record, task_id: str, known: str) -> Picture | None:
-    """Draw the confusion of a run's classes as shares of each row, beside a table of recalls."""
+    """Draw the confusion matrix of a run's classes in shares of each row, with a table of recalls.
+
+    Return None if fewer than two classes were measured.
+    """
     answered = run["classes"].get(task_id)
-    # A single class cannot be taken for another.
+    # A single class cannot be mistaken for another.
     if not answered or len(answered["classes"]) < 2:
         return None
     classes = answered["classes"]
     names = [entry["name"] for entry in classes]
-    # A class may be taken for one that is not among the rows: then it has a column only.
+    # A class may be mistaken for one that is not among the rows, which gets only a column.
     mistakes = [entry["taken_for"] for entry in classes if entry["taken_for"]]
     columns = list(dict.fromkeys([*names, *mistakes]))
     shares = np.zeros((len(names), len(columns)))

@@ -1,4 +1,4 @@
-"""Figures of a run's costs, and of the search for its scale."""
+"""Figures of the costs of runs, and of the search for their scales."""
 
 from collections.abc import Sequence
 
@@ -11,11 +11,14 @@ from perdure.report.series import DRAWN, Look, Looks
 from perdure.report.svg import SOFT, svg
 
 ROWS = 40
-"""The most runs whose cost is drawn."""
+"""The maximum number of runs whose costs are drawn."""
 
 
 def search(summary: Summary) -> Picture | None:
-    """Draw the validation score over the scale λ; the filled point is the chosen one."""
+    """Draw the validation score against the scale λ; a filled point is the chosen scale.
+
+    Return None if no run has searched for its scale.
+    """
     looks = Looks(summary)
     searched = []
     rows: list[list[Cell]] = []
@@ -73,7 +76,10 @@ COSTS = {
 
 
 def cost(summary: Summary) -> Picture | None:
-    """Draw what each run took: seconds, parameters trained for a task, bytes on disk and kept."""
+    """Draw the costs of each run: seconds, trained parameters, and bytes on disk and in its state.
+
+    Return None for a single run, or if no costs are known.
+    """
     runs = summary["runs"]
     # A single run needs no figure: the table of its tasks has these numbers.
     if len(runs) < 2:
@@ -102,9 +108,9 @@ def cost(summary: Summary) -> Picture | None:
 
 @svg
 def _draw_cost(titles: Sequence[str], panels: Sequence[tuple[str, Sequence[float]]]) -> Figure:
-    """Draw a panel of bars for each kind of cost: a bar for each run."""
+    """Draw one panel for each kind of cost, with one bar for each run."""
     count = len(titles)
-    # Inches: a column for each panel beside the names, and a line for each run.
+    # Inches: a column for each panel next to the names, and a line for each run.
     width = 1.3 + 1.75 * len(panels)
     height = 0.75 + 0.2 * count
     figure = Figure(figsize=(width, height), layout="constrained")

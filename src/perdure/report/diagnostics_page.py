@@ -1,4 +1,4 @@
-"""The results of `perdure diagnose` → sections of the page: figures with their numbers."""
+"""Results of `perdure diagnose` → sections of the page, with figures and their numbers."""
 
 from perdure import registry
 from perdure.report.diagnostics.parts.declaration import Diagnostic
@@ -8,18 +8,18 @@ from perdure.report.plain import Record
 
 
 def sections(diagnostics: Record) -> list[Section]:
-    """Return a section for each part, with a sentence on how to read it, or why it was left out.
+    """Return a section for each diagnostic, which says how to read it, or why it was left out.
 
     Parameters
     ----------
     diagnostics
-        As `perdure.runs.layout.diagnostics` reads them; without any there are no sections.
+        The results as `perdure.runs.layout.diagnostics` returns them; empty if there are none.
     """
     parts = diagnostics.get("parts", {})
     left_out = diagnostics.get("left_out", {})
     tasks = diagnostics.get("tasks", [])
     made = []
-    # In the order of the page. A part that is in neither was not asked for.
+    # In the order of the page. A diagnostic that is in neither was not requested.
     for name, diagnostic in registry.diagnostics().items():
         if name in parts:
             numbers = parts[name]
@@ -32,12 +32,12 @@ def sections(diagnostics: Record) -> list[Section]:
 
 
 def _about(diagnostics: Record, diagnostic: Diagnostic) -> str:
-    """Say how a part was computed, and which tasks are not drawn."""
+    """Return a note on how a diagnostic was computed, and on how many of the tasks are drawn."""
     text = f"(Rule {diagnostics['rule']}"
     if diagnostic.reads_examples:
         text += f", at most {diagnostics['examples']} examples of each task and split"
     text += ".)"
     count = len(diagnostics["tasks"])
     if count > TASKS:
-        text += f" Drawn are the first {TASKS} of {count} tasks; all are in diagnostics.json."
+        text += f" Only the first {TASKS} of {count} tasks are drawn; all are in diagnostics.json."
     return text

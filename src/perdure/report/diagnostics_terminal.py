@@ -1,4 +1,4 @@
-"""The results of `perdure diagnose` → the terminal, with a row for each task."""
+"""Results of `perdure diagnose` → the terminal, as tables with a row for each task."""
 
 from rich.console import Console
 
@@ -9,13 +9,13 @@ from perdure.report.terminal import say
 from perdure.report.terminal_table import print_table
 
 ROWS = 40
-"""The most rows of a table."""
+"""The maximum number of rows of a table."""
 
 
 def show(results: Record, console: Console | None = None) -> None:
-    """Print each part that was computed and how to read it, and why others were left out."""
+    """Print each computed diagnostic and how to read it, and why others were left out."""
     console = console or Console()
-    # Names of tasks come from a folder that anybody may have written.
+    # Task names come from a folder that anybody may have written.
     results = plain(results)
     tasks = results["tasks"]
     plural = "s" if len(tasks) > 1 else ""
@@ -27,7 +27,7 @@ def show(results: Record, console: Console | None = None) -> None:
             console.print()
             _print(console, diagnostic.table(numbers, tasks))
             say(console, numbers["reading"], style="dim")
-    # After the tables, for they are what was asked for.
+    # After the tables, which are what the user asked for.
     for name, reason in results["left_out"].items():
         console.print()
         say(console, f"Left out: {name}. {reason}")

@@ -1,4 +1,4 @@
-"""A report's dict → figures with their numbers; None if nothing was measured."""
+"""A report's dict → figures with their numbers, or None if nothing was measured."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,18 +24,18 @@ from perdure.report.svg import INK, LINE, SOFT, svg
 
 Values = Sequence[float | None]
 PANELS = 24
-"""The most tasks that have a panel each."""
+"""The maximum number of tasks that get a panel each."""
 COLUMNS = 4
-"""The number of panels side by side."""
+"""The maximum number of panels side by side."""
 RUNS_WITH_TASKS = 12
-"""The most runs whose single tasks are compared."""
+"""The maximum number of runs that are compared task by task."""
 MARKED = 40
-"""The most points of a line that have markers."""
+"""The maximum number of points at which a line still has markers."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """Points over the steps of a stream, with standard deviations if there are several seeds."""
+    """A line over the steps of a stream, with standard deviations if there are several seeds."""
 
     title: str
     look: Look
@@ -47,9 +47,9 @@ class Line:
 
 
 def seen(summary: Summary, known: Sequence[Way]) -> Picture | None:
-    """Draw the mean score over the tasks seen, after each task.
+    """Draw the mean score on the tasks seen so far, after each task.
 
-    The band is a standard deviation over seeds.
+    A band of one standard deviation over seeds is drawn around the mean.
     """
     lines = []
     for series in compared(summary, known):
@@ -70,9 +70,7 @@ def seen(summary: Summary, known: Sequence[Way]) -> Picture | None:
 
 
 def tasks(summary: Summary, known: Sequence[Way]) -> Picture | None:
-    """Draw the score on each task over the stream, from the step at which it was learned: a panel
-    for each.
-    """
+    """Draw a panel for each task, with its scores from the step at which it was learned."""
     if len(summary["runs"]) > RUNS_WITH_TASKS:
         return None
     panels = _panels(summary, known)
@@ -100,7 +98,7 @@ def tasks(summary: Summary, known: Sequence[Way]) -> Picture | None:
 
 
 def _panels(summary: Summary, known: Sequence[Way]) -> dict[str, list[Line]]:
-    """List, for each task, a line for each run and way to know the task, by the run's own rule."""
+    """Return the lines of each task: one for each run and `task_id`, with the run's own rule."""
     looks = Looks(summary)
     panels: dict[str, list[Line]] = {}
     for task_id, words in known:
@@ -148,7 +146,7 @@ def _draw_panels(panels: Mapping[str, Sequence[Line]]) -> Figure:
 
 
 def losses(summary: Summary) -> Picture | None:
-    """Draw the training loss, task by task, each from its first step to its last."""
+    """Draw the training loss of each run, task by task."""
     curves = []
     looks = Looks(summary)
     rows: list[list[Cell]] = []
@@ -180,7 +178,7 @@ def _draw_losses(curves: Sequence[tuple[str, Look, Sequence[Record]]]) -> Figure
     for title, look, losses in curves:
         label = shown(title)
         for curve in losses:
-            # All curves of a task lie between its two borders, whatever their number of steps.
+            # All curves of a task are drawn between its two borders, whatever their length.
             share = np.array(curve["steps"]) / max(curve["steps"])
             x = names.index(curve["task"]) - 0.46 + 0.92 * share
             axes.plot(
@@ -192,7 +190,7 @@ def _draw_losses(curves: Sequence[tuple[str, Look, Sequence[Record]]]) -> Figure
                 lw=1.2,
                 label=label,
             )
-            # matplotlib hides labels that begin so: one entry in the legend is enough.
+            # matplotlib hides labels that start with "_": one entry in the legend is enough.
             label = "_"
     name_tasks(axes, names)
     axes.set(xlabel="while learning", ylabel="training loss", ylim=(0, None))
@@ -207,7 +205,7 @@ def _draw_losses(curves: Sequence[tuple[str, Look, Sequence[Record]]]) -> Figure
 
 @dataclass(frozen=True)
 class Point:
-    """New-task score and forgetting of a result: means and deviations over seeds."""
+    """The new-task score and the forgetting of a result, as means and deviations over seeds."""
 
     series: Series
     learned: Record
@@ -215,7 +213,7 @@ class Point:
 
 
 def plane(summary: Summary, known: Sequence[Way]) -> Picture | None:
-    """Draw new-task score to the right and forgetting upwards: best is below to the right."""
+    """Draw forgetting against the new-task score; the best results are at the lower right."""
     points = []
     for series in compared(summary, known):
         learned = series.result["learned"]
@@ -223,7 +221,7 @@ def plane(summary: Summary, known: Sequence[Way]) -> Picture | None:
         if not forgotten or learned["mean"] is None or forgotten["mean"] is None:
             continue
         points.append(Point(series, learned, forgotten))
-    # A single point compares nothing, and its numbers are in the table of results.
+    # A single point has nothing to be compared with, and its numbers are in the table of results.
     if len(points) < 2:
         return None
     numbered = len(points) > DRAWN
@@ -254,7 +252,7 @@ def plane(summary: Summary, known: Sequence[Way]) -> Picture | None:
 
 @svg
 def _draw_plane(points: Sequence[Point]) -> Figure:
-    # More points than a reader can tell apart by their looks get numbers instead of a legend.
+    # If there are too many points to tell apart by their style, they get numbers, and no legend.
     numbered = len(points) > DRAWN
     figure, axes = empty(0 if numbered else len(points))
     for number, point in enumerate(points, start=1):
@@ -286,9 +284,9 @@ def _draw_plane(points: Sequence[Point]) -> Figure:
 
 
 def forgetting(summary: Summary) -> Picture | None:
-    """Draw bars of forgetting: for each task but the last, its best earlier score less its last.
+    """Draw the forgetting of each task but the last: its best earlier score minus its last score.
 
-    With more than three runs there is a bar for each group of them: the mean over its tasks.
+    With more than three runs, each group of runs has only one bar: the mean over its tasks.
     """
     if len(summary["runs"]) <= 3:
         bars = _forgetting_of_tasks(summary)
@@ -302,7 +300,7 @@ def forgetting(summary: Summary) -> Picture | None:
     for bar in bars:
         values = [bar.values.get(name) for name in names]
         drawn.append(Line(bar.title, bar.look, values))
-    # A single bar compares nothing.
+    # A single bar has nothing to be compared with.
     if sum(len(_known(line.values)) for line in drawn) < 2:
         return None
     rows = []
@@ -337,7 +335,7 @@ def _forgetting_of_tasks(summary: Summary) -> list[Bars]:
             if looks.several:
                 title = f"{run['title']} · {title}"
             look = looks.of_run(number, run["rule"], result["task_id"])
-            # The last task has nothing to forget yet: there is one value less than tasks.
+            # Nothing of the last task can be forgotten yet, so there is one value fewer than tasks.
             values = dict(zip(result["tasks"], result["forgetting"], strict=False))
             bars.append(Bars(title, look, values))
     return bars
@@ -353,7 +351,7 @@ def _forgetting_of_groups(summary: Summary) -> list[Bars]:
         for series in compared(summary, [(task_id, words)]):
             average = series.result["metrics"].get("forgetting") or {}
             means[series.title] = average.get("mean")
-        # The groups are named beside their bars: a hatch is enough to tell the ways apart.
+        # The groups are named next to their bars; a hatch is enough to tell the `task_id`s apart.
         hatch = looks.of(group["title"], rule, task_id).hatch
         bars.append(Bars(words, Look(hatch=hatch), means))
     return bars
@@ -369,7 +367,7 @@ def _draw_seen(lines: Sequence[Line], names: Sequence[str]) -> Figure:
         _draw_line(axes, line)
         if _any(line.spreads):
             means = np.array(gaps(line.values))
-            # A step with a single seed has no deviation, and a band of no width.
+            # A step with a single seed has no deviation, so its band has no width.
             deviations = np.nan_to_num(np.array(gaps(line.spreads)))
             axes.fill_between(
                 range(len(means)),
@@ -399,8 +397,8 @@ def _draw_line(axes: Axes, line: Line, *, first: int = 0) -> None:
         label=shown(line.title),
     )
     if len(_known(line.values)) == 1:
-        # A single point has no line that leads to it: it can still be seen if it is large, hollow
-        # and above the others.
+        # A single point has no line that leads to it. It is drawn large, hollow and above the
+        # others, to be visible.
         drawn.set(
             marker=look.marker,
             markersize=10,
@@ -416,7 +414,7 @@ def _draw_bars(bars: Sequence[Line], names: Sequence[str]) -> Figure:
     height = 0.9 + 0.19 * len(bars) + 0.3 * min(len(names), 60)
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     axes = figure.subplots()
-    # The bars of a name fill 0.84 of its place, from -0.42 to 0.42.
+    # The bars of a name take up 0.84 of its row, from -0.42 to 0.42.
     width = 0.84 / len(bars)
     for number, bar in enumerate(bars):
         y = np.arange(len(names)) - 0.42 + (number + 0.5) * width
@@ -442,7 +440,10 @@ def _draw_bars(bars: Sequence[Line], names: Sequence[str]) -> Figure:
 
 
 def _columns(lines: Sequence[Line], names: Sequence[str]) -> tuple[list[str], list[list[Cell]]]:
-    """Make the table of lines: a column for each, and one for its spread over seeds, if any."""
+    """Return the header and the rows of a table of lines.
+
+    Each line has a column for its values, and another for its spread over seeds, if there is one.
+    """
     header = ["task"]
     columns: list[Sequence[Cell]] = [names]
     for line in lines:
@@ -455,23 +456,23 @@ def _columns(lines: Sequence[Line], names: Sequence[str]) -> tuple[list[str], li
 
 
 def _filled(values: Values, length: int) -> list[Cell]:
-    """Return the values, with None for steps that a shorter stream does not have."""
+    """Return `length` values, with None for the steps that a shorter stream does not have."""
     missing = [None] * (length - len(values))
     return [*values, *missing][:length]
 
 
 def _in(known: Sequence[Way]) -> str:
-    """Name the way to know the task, if there is only one."""
+    """Return the part of a caption that names the `task_id`; empty if there are several."""
     return f" · {known[0][1]}" if len(known) == 1 else ""
 
 
 def _steps(summary: Summary) -> list[str]:
-    """Name the steps by their tasks, if all runs have the same order; else number them."""
+    """Return the tasks as names of the steps if all runs have the same order, otherwise numbers."""
     orders = []
     for run in summary["runs"]:
         orders.append([task["name"] for task in run["tasks"]])
     longest = max(orders, key=len)
-    # A run that is not finished has learned the first of the tasks.
+    # An unfinished run has learned only the first few of the tasks.
     if all(order == longest[: len(order)] for order in orders):
         return longest
     return [f"task {number}" for number in range(1, len(longest) + 1)]

@@ -1,7 +1,7 @@
-"""A run folder's files as plain values, read without torch (`perdure.runs.layout` describes them).
+"""The files of a run folder as plain values, read without torch.
 
-A run that is damaged, or still being written, is read as far as possible, and what is missing is
-named.
+`perdure.runs.layout` describes the files. A run that is damaged, or still being written, is read as
+far as possible, and the missing files are named.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from perdure.storage import lock
 
 T = TypeVar("T")
 
-# `scores.csv` is not among them: without it nothing is measured yet, which is no fault.
+# Without `scores.csv`: if it is missing, nothing has been measured yet, which is not an error.
 EXPECTED = ("environment.json", "events.jsonl", "combined.json")
 
 
@@ -30,14 +30,14 @@ class Files:
     Attributes
     ----------
     combined
-        The rule as it was last applied, empty if no task is finished.
+        The rule as it was last applied; empty if no task is finished.
     tasks
-        Name, number of classes, bytes on disk and SHA-256 of the manifest of each complete task,
-        in the order of learning.
+        The name, the number of classes, the bytes on disk and the SHA-256 of the manifest of each
+        task, in the order in which the tasks were learned. What is not known is None.
     problems
-        A sentence for each file that is missing or cannot be understood.
+        A sentence for each file that is missing or cannot be read.
     running
-        Whether a process is writing the run.
+        True if a process is writing the run at the moment.
     """
 
     folder: Path
@@ -54,7 +54,7 @@ class Files:
 
     @cached_property
     def score_names(self) -> dict[str, str]:
-        """The name of each task's score; the last one, if it was measured with several."""
+        """The name of the score with which each task was measured; the last one if several were."""
         names = {}
         for row in self.scores:
             if is_score(row):
@@ -63,28 +63,28 @@ class Files:
 
 
 def read(folder: str | Path) -> Files:
-    """Read a run folder.
+    """Read the files of a run folder, as far as possible.
 
     Raises
     ------
     RunError
-        It is not a run, or has an unknown format.
+        The folder is not a run, or has an unknown format.
     """
     folder = Path(folder)
     problems: list[str] = []
 
     def tried(read: Callable[..., T], default: T, *values: object) -> T:
-        # What cannot be read is worth a sentence, but no reason to show nothing.
+        # A file that cannot be read is a problem to report, but not a reason to show nothing.
         try:
             return read(*values)
         except RunError as error:
             problems.append(str(error))
             return default
 
-    # First of all: a task that is forgotten while the rest is read must be missed at the end.
+    # This comes first, so that a task that is forgotten during the rest is noticed at the end.
     sources = Sources.readable(folder)
     environment = tried(layout.environment, {}, folder)
-    # The format stands in `environment.json`. If that is damaged, the rest is still worth showing.
+    # The format is in `environment.json`. If that is damaged, the rest is still worth showing.
     if not problems:
         layout.check_run(folder)
     elif not layout.is_run(folder):
@@ -103,7 +103,7 @@ def read(folder: str | Path) -> Files:
     for name in _learned(recipe, scores, events):
         if name not in tasks and name not in forgotten:
             problems.append(
-                f"`{folder / 'tasks'}` has no complete folder of task `{name}`, which was learned."
+                f"`{folder / 'tasks'}` has no complete folder for the learned task `{name}`."
             )
             tasks[name] = _unknown(name)
     combined: Record = {}
@@ -126,9 +126,9 @@ def read(folder: str | Path) -> Files:
 
 
 def _missing(folder: Path, there: dict[str, bool], *, combined: bool) -> list[str]:
-    """Name the missing files; `combined.json` exists only once a task is finished."""
+    """Return a sentence for each missing file; `combined.json` exists once a task is finished."""
     consequences = {
-        "environment.json": "it is not known with which versions this was run",
+        "environment.json": "the versions used for the run are not known",
         "events.jsonl": "losses and times are not known",
         "combined.json": f"the rule is not known. `perdure evaluate {folder}` writes it",
     }
@@ -140,14 +140,14 @@ def _missing(folder: Path, there: dict[str, bool], *, combined: bool) -> list[st
 
 
 def _learned(recipe: Record, scores: list[Record], events: list[Record]) -> list[str]:
-    """Return the tasks that were learned, according to the events and the scores."""
+    """Return the names of the tasks that were learned, according to the events and the scores."""
     names = []
     for event in events:
         if event.get("event") == "task":
             names.append(event.get("task"))
     evaluation = recipe.get("evaluation")
     future = isinstance(evaluation, dict) and evaluation.get("future")
-    # With `future`, tasks that are still to come have scores, too: these prove nothing then.
+    # With `future`, tasks that are not learned yet have scores, too, so scores prove nothing.
     if not future:
         rows = [row for row in scores if row["step"] > 0 and is_score(row)]
         rows.sort(key=lambda row: row["step"])

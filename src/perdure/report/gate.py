@@ -1,4 +1,4 @@
-"""A run's numbers → yes or no: is its current model good enough to ship?"""
+"""A run's numbers → yes or no: whether its current model is good enough to ship."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,21 +15,21 @@ from perdure.report.terminal import say
 from perdure.report.terminal_table import print_table
 
 ROUNDING = 1e-9
-"""A tolerance: scores whose difference equals the limit pass despite rounding."""
+"""The tolerance that lets a drop equal to the limit pass in spite of rounding errors."""
 
 
 @dataclass(frozen=True)
 class Kept:
-    """The score of one task, when it was learned and now.
+    """The score of one task when it was learned and now.
 
     Attributes
     ----------
     score
-        The name of its score.
+        The name of the score.
     learned, now
-        The score right after the task was learned, and after the last task; None: not measured.
+        The score right after the task was learned, and after the last task; None if not measured.
     drop
-        What it has lost since, in points: 100 · (learned - now).
+        The loss of score since the task was learned, in points: 100 · (learned - now).
     """
 
     task: str
@@ -42,14 +42,14 @@ class Kept:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The answer of `perdure gate`.
+    """The verdict of `perdure gate`.
 
     Attributes
     ----------
     task_id
-        How the task was known in the scores that were compared.
+        The `task_id` of the scores that were compared.
     rise
-        The rise of the cross-entropy on plain text, in nats per token; None: not asked for.
+        The rise of the cross-entropy on plain text, in nats per token; None if `drift` is None.
     """
 
     passes: bool
@@ -61,7 +61,7 @@ class Verdict:
     rise: float | None
 
     def plain(self) -> Record:
-        """Return the verdict as JSON can hold it."""
+        """Return the verdict as a dict that can be written as JSON."""
         return asdict(self)
 
 
@@ -72,25 +72,25 @@ def gate(
     drift: float | None = None,
     task_id: str | None = None,
 ) -> Verdict:
-    """Say whether a run's model has kept enough: of each task, and elsewhere.
+    """Decide whether a run's model has forgotten too much of its tasks or of plain text.
 
     Tasks that were not measured do not pass.
 
     Parameters
     ----------
     forgetting
-        The most points that the score of any task may have lost since it was learned.
+        The maximum number of points that the score of a task may drop after it was learned.
     drift
-        The most that the cross-entropy on plain text may have risen since before the first task, in
-        nats per token (`evaluation.general`); None to leave it out.
+        The maximum rise of the cross-entropy on plain text since before the first task, in nats per
+        token, which `evaluation.general` measures. None skips this test.
     task_id
-        The `task_id` to judge by: by default the first of `posterior`, `none` and `given` that was
-        measured.
+        The `task_id` of the scores to compare; by default, the first of `posterior`, `none` and
+        `given` that was measured.
 
     Raises
     ------
     RunError
-        The folder is not a run or is damaged, or nothing that could be compared was measured.
+        The folder is not a run or is damaged, or no scores were measured that can be compared.
     InputError
         A limit is negative or not a number, or the run was not measured with that `task_id`.
     """
@@ -108,20 +108,20 @@ def gate(
 
 
 def _result(run: Record, task_id: str | None) -> Record:
-    """Return the scores to compare, by the run's own rule."""
+    """Return the result with the scores to compare, for the run's own rule."""
     by_way = {}
     for result in run["results"]:
         if result["rule"] == run["rule"]:
             by_way[result["task_id"]] = result
     if not by_way:
-        reason = " ".join(run["problems"]) or "It has measured nothing by its own rule."
+        reason = " ".join(run["problems"]) or "Nothing was measured with its own rule."
         raise RunError(f"`{run['folder']}` cannot be judged: {reason}")
     if task_id is None:
         task_id = next((way for way in FIRST_WAYS if way in by_way), next(iter(by_way)))
     if task_id not in by_way:
         raise InputError(
             f"`{run['folder']}` was not measured with `task_id` `{task_id}`. "
-            f"It was with: {', '.join(by_way)}."
+            f"It was measured with: {', '.join(by_way)}."
         )
     return by_way[task_id]
 
@@ -156,12 +156,12 @@ def _rise(run: Record) -> float:
 
 
 def show(verdict: Verdict, console: Console | None = None) -> None:
-    """Print yes or no for each task, and for all."""
+    """Print yes or no for each task, and then the verdict."""
     console = console or Console()
     rows = []
     for task in verdict.tasks:
         score = f"{task.task} ({task.score})" if task.score else task.task
-        # A drop is in points already.
+        # A drop is already in points.
         drop = number(task.drop, 1)
         answer = "yes" if task.passes else "no"
         rows.append([score, percent(task.learned), percent(task.now), drop, answer])
@@ -172,7 +172,7 @@ def show(verdict: Verdict, console: Console | None = None) -> None:
 
 
 def sentences(verdict: Verdict) -> Sequence[str]:
-    """Return the answer as sentences: yes, or no with the reasons."""
+    """Return the verdict as sentences: yes, or no with the reasons."""
     limit = f"{verdict.forgetting:g}"
     points = "1 point" if limit == "1" else f"{limit} points"
     lost = [f"`{task.task}`" for task in verdict.tasks if task.drop is not None and not task.passes]

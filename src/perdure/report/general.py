@@ -1,4 +1,4 @@
-"""The cost of a stream elsewhere: the model's loss on plain text, and how far it has moved."""
+"""Side effects of learning a stream: the loss on plain text, and the scores of other tasks."""
 
 import math
 from collections.abc import Sequence
@@ -17,22 +17,22 @@ from perdure.report.svg import SOFT, svg
 
 TITLE = "What the stream costs the model elsewhere"
 NOTE = (
-    "Rise: the cross-entropy on plain text that no task teaches, less that before the first task, "
-    "in nats per token; above 0 something was lost. KL: how far the model has moved on the prompts "
-    "of the task just learned, KL(pre-trained ‖ now) in nats per place where an answer is due. "
-    "Never trained: tasks that are only measured, each by its own score."
+    "Rise: the cross-entropy on plain text that no task teaches, minus its value before the first "
+    "task, in nats per token; above 0, something was lost. KL: how far the model has moved on the "
+    "prompts of the task just learned, KL(pre-trained ‖ now) in nats per answer position. Never "
+    "trained: tasks that are only measured, each with its own score."
 )
 MEASURES = ("cross_entropy", "divergence")
-"""The metrics that are not a task's score."""
+"""The metrics that are not the score of a task."""
 BEFORE = "(before)"
 """The name of the step before the first task."""
 
 
 def summarise(files: Files) -> list[Record]:
-    """Return, for each rule, the values before the first task (if known) and after each one.
+    """Return, for each rule, the measurements before the first task (if known) and after each task.
 
-    `cross_entropy`, `rise` and the scores of tasks that are `never` trained begin with the step
-    before the first task, `divergence` after it.
+    `cross_entropy`, `rise` and the scores of the tasks that are `never` trained start with the step
+    before the first task. `divergence` starts with the step after it.
     """
     count = len(files.tasks)
     values: dict[tuple[str, str, int], float] = {}
@@ -45,7 +45,7 @@ def summarise(files: Files) -> list[Record]:
         if name not in MEASURES:
             name = f"{row['task'].removeprefix(GENERAL)} ({name})"
             titles[name] = None
-        # Before the first task all rules make the same model, and only one is measured.
+        # Before the first task, all rules produce the same model, which is measured only once.
         rule = row["rule"] if row["step"] else ""
         values[rule, name, row["step"]] = row["value"]
         if rule:
@@ -76,7 +76,10 @@ def _less(value: float | None, start: float | None) -> float | None:
 
 
 def sentences(summary: Summary) -> list[str]:
-    """Describe for each run, by its own rule, what its stream has cost the model elsewhere."""
+    """Return a sentence for each run on its loss on plain text and on tasks never trained.
+
+    The numbers are for the run's own rule.
+    """
     said = []
     several = len(summary["runs"]) > 1
     for run in summary["runs"]:
@@ -101,7 +104,7 @@ def sentences(summary: Summary) -> list[str]:
 
 CAPTIONS = {
     "rise": ("Rise of cross-entropy on plain text, nats per token", "rise, nats"),
-    "divergence": ("KL on the new task's prompts, nats per place", "KL, nats"),
+    "divergence": ("KL on the new task's prompts, nats per answer position", "KL, nats"),
     "never": ("Tasks that are never trained", "score, %"),
 }
 """The caption of each figure, and the label of its axis."""
@@ -109,7 +112,7 @@ CAPTIONS = {
 
 @dataclass(frozen=True)
 class Curve:
-    """Values over the steps of a stream, for one run and rule."""
+    """A curve of values over the steps of a stream, for one run and one rule."""
 
     title: str
     look: Look
@@ -117,7 +120,7 @@ class Curve:
 
 
 def section(summary: Summary) -> Section:
-    """Draw the rise of the loss on plain text, and the distance from the pre-trained model."""
+    """Draw the loss on plain text, the KL from the pre-trained model, and tasks never trained."""
     pictures = []
     for key, (caption, label) in CAPTIONS.items():
         curves = _curves(summary, key)

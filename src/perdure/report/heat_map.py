@@ -1,6 +1,6 @@
-"""Numbers in rows and columns as a heat map.
+"""Heat maps of numbers in rows and columns.
 
-The SVG is written by hand, because a report may hold a hundred heat maps.
+The SVG is written without matplotlib, because a report may contain a hundred heat maps.
 """
 
 import base64
@@ -21,15 +21,15 @@ from perdure.report.plain import Record
 from perdure.report.series import of_task
 from perdure.report.svg import FONT, SMALLEST, short
 
-NUMBERS = 12  # with more columns, cells hold no numbers
+NUMBERS = 12  # with more columns, cells do not contain numbers
 CELLS = 40  # with more columns, cells are not drawn one by one
-ROWS = 60  # the same for rows, for both
-LETTER = 7.2  # pixels, which few letters exceed
-SIDE = 960  # pixels: the largest side of a map without single cells
+ROWS = 60  # with more rows, neither
+LETTER = 7.2  # pixels: few letters are wider
+SIDE = 960  # pixels: the longer side of a map whose cells are not drawn one by one
 
 
 def matrix(result: Record, limits: tuple[float, float]) -> Picture:
-    """Draw an accuracy matrix: the score on each column's task after learning each row's task.
+    """Draw an accuracy matrix, with the score on each column's task after learning each row's task.
 
     Empty rows are left out.
     """
@@ -57,7 +57,7 @@ def matrix(result: Record, limits: tuple[float, float]) -> Picture:
 
 
 def limits(results: Sequence[Record]) -> tuple[float, float]:
-    """Return the first and last value of a colour scale: the tenths around the matrices' values."""
+    """Return the limits of a colour scale for all matrices, rounded down and up to a tenth."""
     values = []
     for result in results:
         for row in result["matrix"]:
@@ -66,7 +66,7 @@ def limits(results: Sequence[Record]) -> tuple[float, float]:
         return 0.0, 1.0
     low = float(np.floor(10 * min(values)) / 10)
     high = float(np.ceil(10 * max(values)) / 10)
-    # Where all values are alike the scale still needs a width.
+    # If all values are equal, the scale still needs a width.
     return low, max(high, low + 0.1)
 
 
@@ -87,9 +87,9 @@ def heat(
     limits
         The values of the first and the last colour.
     colours
-        A colour map of matplotlib.
+        The name of a matplotlib colour map.
     scale, digits
-        Cells show `scale` times the values, rounded to this number of digits.
+        Cells show `scale` times the value, rounded to `digits` decimal places.
     """
     width, height = _cell_size(len(rows), len(columns))
     painted = _painted(values, limits, colours)
@@ -111,8 +111,8 @@ def heat(
         middle = (column + 0.5) * width
         cells.append(_above(middle, -7, columns[column]))
 
-    # Names of columns are turned by 40°: their height is the sine of their length, about 0.65, and
-    # their width the cosine, 0.77. The last one stands out over the right border.
+    # Names of columns are rotated by 40°: their height is 0.65 (the sine) times their length, and
+    # their width 0.77 (the cosine). The last one extends beyond the right border.
     left = _label_width(rows)
     label = _label_width(columns)
     top = 0.65 * label + 14
@@ -135,7 +135,7 @@ def _is_numbered(rows: int, columns: int) -> bool:
 
 
 def _is_single(rows: int, columns: int) -> bool:
-    """Return whether cells are drawn individually."""
+    """Return True if cells are drawn one by one."""
     return columns <= CELLS and rows <= ROWS
 
 
@@ -209,7 +209,7 @@ def _cell(x: float, y: float, width: float, height: float, colour: ndarray) -> s
 
 
 def _raster(painted: ndarray, width: float, height: float) -> str:
-    """Return all cells as one picture: 300 tasks have 45,000 of them."""
+    """Return all cells as a single image, because 300 tasks have 45,000 of them."""
     file = io.BytesIO()
     Image.fromarray(painted, "RGBA").save(file, "PNG", optimize=True)
     data = base64.b64encode(file.getvalue()).decode()
@@ -235,12 +235,12 @@ def _above(x: float, y: float, name: str) -> str:
 
 
 def _labelled(count: int, size: float) -> range:
-    """Return the rows or columns that have room for a label, which takes 15 pixels."""
+    """Return the indices of the rows or columns that get a label, which takes 15 pixels."""
     return range(0, count, int(np.ceil(15 / size)))
 
 
 def _label_width(names: Sequence[str]) -> float:
-    """Return the width of the longest label in pixels."""
+    """Return the width of the longest label, with a margin, in pixels."""
     longest = 0.0
     for name in names:
         letters = sum(_letters(character) for character in short(name))
@@ -249,7 +249,7 @@ def _label_width(names: Sequence[str]) -> float:
 
 
 def _letters(character: str) -> float:
-    """Return the width of a character in letters: East Asian ones are twice as wide."""
+    """Return the width of a character relative to a letter; East Asian ones are twice as wide."""
     return 2.0 if unicodedata.east_asian_width(character) in "WF" else 1.0
 
 
@@ -268,7 +268,7 @@ def ink(*colour: float) -> str:
 
 
 def _linear(channel: float) -> float:
-    """Undo the gamma of sRGB."""
+    """Convert an sRGB channel to linear light."""
     if channel <= 0.04045:
         return channel / 12.92
     return ((channel + 0.055) / 1.055) ** 2.4

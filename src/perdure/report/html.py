@@ -1,4 +1,4 @@
-"""A report's dict → one self-contained HTML page: no network, no other files."""
+"""A report's dict → a self-contained HTML page, which needs no network and no other files."""
 
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -28,9 +28,9 @@ from perdure.runs.sources import Sources
 from perdure.storage import files
 
 FEW = 4
-"""The largest number of runs that are shown with all their rules."""
+"""The maximum number of runs that are shown with all their rules."""
 CELLS = 120_000
-"""The most table cells on a page: with more it takes too long to open."""
+"""The maximum number of table cells on a page; with more, it takes too long to open."""
 
 
 def report(
@@ -38,31 +38,31 @@ def report(
     output: str | Path,
     to_text: Callable[[Summary], str] | None = None,
 ) -> Record:
-    """Write the page of one run, or of several side by side.
+    """Write a report on one run, or on several runs side by side.
 
     Parameters
     ----------
     folders
-        The run folders. One that is damaged, or still running, is shown as far as possible.
+        The run folders. A run that is damaged, or still in progress, is shown as far as possible.
     output
-        The HTML file; an existing one is replaced.
+        The file to write; an existing one is replaced.
     to_text
-        The function that turns the numbers into text; by default that of the page.
+        The function that turns the numbers into text; by default, into an HTML page.
 
     Returns
     -------
     dict
-        The numbers on the page (`perdure.report.summary`).
+        The numbers in the report, as returned by `perdure.report.summary.summarise`.
 
     Raises
     ------
     RunError
-        A folder is not a run, or a task was forgotten while its report was made: then nothing is
-        written.
+        A folder is not a run, or a task was forgotten while the report was generated. In that case
+        nothing is written.
     OutputError
-        The page cannot be written.
+        The report cannot be written.
     """
-    # Noted before anything is read, so that `write` notices a task that is forgotten meanwhile.
+    # Recorded before anything is read, so that `write` notices a task that is forgotten meanwhile.
     sources = [Sources.readable(folder) for folder in folders]
     summary = summarise(folders)
     text = (to_text or to_html)(summary)
@@ -71,14 +71,14 @@ def report(
 
 
 def write(output: str | Path, text: str, sources: Sequence[Sources]) -> None:
-    """Write a report's text, if the tasks behind it still exist.
+    """Write the text of a report, if all of its tasks still exist.
 
     Raises
     ------
     OutputError
         The file cannot be written.
     RunError
-        A task is gone.
+        A task no longer exists.
     """
 
     def check() -> None:
@@ -89,16 +89,16 @@ def write(output: str | Path, text: str, sources: Sequence[Sources]) -> None:
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"`{output.parent}` cannot be made: {error.strerror}.") from error
+        raise OutputError(f"`{output.parent}` cannot be created: {error.strerror}.") from error
     files.write(output, text, check=check)
 
 
 def to_html(summary: Summary) -> str:
-    """Return the page as text."""
+    """Return the HTML page for the dict of a report."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
-        # A misspelt name in the template is an error, and not an empty place.
+        # A misspelt name in the template is an error rather than an empty string.
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -118,24 +118,24 @@ def to_html(summary: Summary) -> str:
         results=table(summary),
         symbols=symbols,
         note=note(summary),
-        # Read by `perdure forget`, which has to know the pages that tell of a task.
+        # Read by `perdure forget`, which has to know the pages that mention a task.
         made_of=[json.dumps(_made_of(run)) for run in summary["runs"]],
         sections=_fitting(_sections(summary)),
     )
 
 
 def _made_of(run: Record) -> dict[str, str]:
-    """Return the tasks that a run had when it was read, with the SHA-256 of their manifests."""
+    """Return the SHA-256 of the manifest of each task that a run had when it was read."""
     return {task["name"]: task["manifest"] for task in run["tasks"] if task["manifest"]}
 
 
 def _yaml(value: object) -> str:
-    # In the order of the recipe, and with the letters of every language.
+    # In the order of the recipe, and with all letters unescaped.
     return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
 
 
 def _cell(value: object) -> str:
-    """Return a table's value as text, with a readable number of digits."""
+    """Format a table cell as text, with a readable number of digits."""
     if value is None:
         return "–"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
@@ -151,7 +151,7 @@ def _sections(summary: Summary) -> list[Section]:
         general.section(summary),
         Section(
             title="Search of the scale",
-            note="On validation examples; the filled point was taken.",
+            note="Measured on validation examples; the filled point is the chosen scale.",
             pictures=_drawn([costs.search(summary)]),
         ),
         Section(
@@ -160,7 +160,7 @@ def _sections(summary: Summary) -> list[Section]:
         ),
         Section(
             title="Cost",
-            note="Trained: the most parameters for any one task.",
+            note="Trained: the maximum number of parameters over all tasks.",
             pictures=_drawn([costs.cost(summary)]),
         ),
     ]
@@ -174,10 +174,10 @@ def _several_groups(summary: Summary) -> bool:
 
 
 def _figures_of_ways(summary: Summary) -> list[list[Way]]:
-    """Return the `task_id`s, grouped by the figure they share.
+    """Return the `task_id`s, grouped by the figure in which they are drawn.
 
-    With several groups of runs each figure has one `task_id`, so that the lines can stand for the
-    groups.
+    With several groups of runs, each figure has only one `task_id`, so that its lines can represent
+    the groups.
     """
     known = ways(summary)
     return [[way] for way in known] if _several_groups(summary) else [known]
@@ -189,7 +189,7 @@ def _over_the_stream(summary: Summary) -> Section:
     pictures += [figures.tasks(summary, known) for known in together]
     note = ""
     if _several_groups(summary):
-        note = "A colour stands for one run and rule on the whole page."
+        note = "A colour represents the same run and rule on the whole page."
     return Section("Over the stream", note, _drawn(pictures))
 
 
@@ -198,7 +198,7 @@ def _stability(summary: Summary) -> Section:
     pictures.append(figures.forgetting(summary))
     return Section(
         title="Stability and plasticity",
-        note="To the right a run learns new tasks better, below it forgets less.",
+        note="Runs further to the right learn new tasks better; runs further down forget less.",
         pictures=_drawn(pictures),
     )
 
@@ -222,9 +222,9 @@ def _drawn(pictures: Iterable[Picture | None]) -> list[Picture]:
 
 
 def _shown(summary: Summary) -> list[tuple[Record, Record]]:
-    """Return the run and the result of everything that is shown individually.
+    """Return the results that are shown individually, each together with its run.
 
-    With many runs these are the results of each run's own rule, for one `task_id`.
+    With many runs, these are only the results of each run's own rule for the main `task_id`.
     """
     few = len(summary["runs"]) <= FEW
     first_way = [key for key, _ in ways(summary)][:1]
@@ -239,13 +239,13 @@ def _shown(summary: Summary) -> list[tuple[Record, Record]]:
 
 def _matrices(summary: Summary) -> Section:
     shown = _shown(summary)
-    # One scale of colours for all of them, so that they can be compared.
+    # The same colour scale for all of them, so that they can be compared.
     limits = heat_map.limits([result for _, result in shown])
     low, high = limits
     note = "Row: after learning this task. Column: the score on this task."
     note += f" Dark is {percent(low)} %, light {percent(high)} %."
     if any(_has_gaps(result["matrix"]) for _, result in shown):
-        note += " Below the diagonal a blank was not measured."
+        note += " A blank below the diagonal was not measured."
     several = len(summary["runs"]) > 1
     pictures = []
     for run, result in shown:
@@ -263,19 +263,19 @@ def _matrices(summary: Summary) -> Section:
 
 
 def _has_gaps(matrix: Sequence[Sequence[float | None]]) -> bool:
-    """Return whether a score of a task already learned is missing."""
+    """Return True if the score of a task that was already learned is missing."""
     return any(None in row[: step + 1] for step, row in enumerate(matrix))
 
 
 def _titled(picture: Picture, run: Record, several: bool) -> Picture:
-    """Name the run in a picture's caption, if there are several."""
+    """Put the title of the run before the caption of a picture, if there are several runs."""
     if not several:
         return picture
     return replace(picture, caption=f"{run['title']} · {picture.caption}")
 
 
 def _classes(summary: Summary) -> Section:
-    """Show how each run's classes were answered, with the task unknown if that was measured."""
+    """Return the section on the classes of each run, for the first `task_id` that was measured."""
     several = len(summary["runs"]) > 1
     pictures = []
     if len(summary["runs"]) <= FEW:
@@ -288,8 +288,8 @@ def _classes(summary: Summary) -> Section:
             if picture:
                 pictures.append(_titled(picture, run, several))
     note = (
-        "Each row adds up to 100 %. The table has each class's recall, and what it was most often "
-        "taken for."
+        "Each row adds up to 100 %. The table lists the recall of each class, and the class that "
+        "was most often given instead."
     )
     return Section(
         "Classes",
@@ -300,8 +300,8 @@ def _classes(summary: Summary) -> Section:
 
 
 def _fitting(sections: Sequence[Section]) -> list[Section]:
-    """Drop the largest tables, if all of them together are too much for a page."""
-    # Pictures hold lists, so they are told apart by their identity.
+    """Drop the largest tables, if all of them together are too large for a page."""
+    # Pictures contain lists, which cannot be hashed, so they are identified by `id`.
     sizes: dict[int, int] = {}
     for section in sections:
         for picture in section.pictures:

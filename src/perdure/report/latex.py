@@ -1,4 +1,4 @@
-"""A report's dict → a LaTeX table (package `booktabs`)."""
+"""A report's dict → a LaTeX table, which needs the package `booktabs`."""
 
 import re
 
@@ -17,7 +17,7 @@ SPECIAL = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    # In braces: LaTeX would take a bracket after `\\` for an argument.
+    # In braces, because LaTeX would treat a bracket after `\\` as an argument.
     "[": "{[}",
     "]": "{]}",
     **{character: "\\" + character for character in "&%$#_{}"},
@@ -25,13 +25,13 @@ SPECIAL = {
 
 
 def to_latex(summary: Summary) -> str:
-    """Return the table, ready to paste: numbers are right-aligned, and the note is the caption."""
+    """Return the results as a LaTeX table, with the note on how to read them as its caption."""
     results = table(summary)
     numbers = len(results.header) - results.texts
     columns = "l" * results.texts + "r" * numbers
     lines = []
     for sentence in unfinished(summary):
-        # On one line, or the rest would not be a comment.
+        # On one line, because the rest would not be a comment.
         lines.append(f"% {' '.join(sentence.split())}")
     lines += [
         r"\begin{table}",
@@ -65,6 +65,6 @@ def escaped(text: str) -> str:
     50 \% of a\_b
     """
     line = " ".join(text.split())
-    # One pass over all of them: what is put in for one is never escaped again.
+    # A single pass over all characters, so that no replacement is escaped again.
     pattern = "|".join(re.escape(character) for character in SPECIAL)
     return re.sub(pattern, lambda match: SPECIAL[match[0]], line)

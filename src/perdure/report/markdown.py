@@ -1,4 +1,4 @@
-"""A report's dict → a table, and Markdown."""
+"""A report's dict → the table of results, and Markdown."""
 
 import math
 import re
@@ -20,7 +20,7 @@ def percent(value: float | None, *, signed: bool = False) -> str:
 
 
 def number(value: float | None, digits: int = 2, *, signed: bool = False) -> str:
-    """Format a number with `digits` digits after the point; – for one that is undefined.
+    """Format a number with `digits` decimal places; an undefined one becomes `–`.
 
     Examples
     --------
@@ -35,7 +35,7 @@ def number(value: float | None, digits: int = 2, *, signed: bool = False) -> str
 
 
 def spread(value: Record | None, *, signed: bool = False) -> str:
-    """Format a mean over runs in percent, with the standard deviation if there are several.
+    """Format a mean over runs in percent, with the standard deviation if there are several runs.
 
     Examples
     --------
@@ -63,11 +63,11 @@ def spread(value: Record | None, *, signed: bool = False) -> str:
 
 @dataclass(frozen=True)
 class ResultsTable:
-    """The summary table: the names of its columns, and its rows.
+    """The table of results, with the names of its columns and its rows.
 
     The first `texts` columns say what was measured: run, seeds, rule, and how the task is known.
-    The others are numbers: the metrics in percent and, if known, the standard error of the average
-    accuracy and the number of test examples.
+    The others contain numbers: the metrics in percent and, if known, the standard error of the
+    average accuracy and the number of test examples.
     """
 
     header: list[str]
@@ -76,11 +76,11 @@ class ResultsTable:
 
 
 def table(summary: Summary) -> ResultsTable:
-    """Make the summary table. Runs that differ only in their seed are one row."""
+    """Return the table of results. Runs that differ only in their seed share a row."""
     seeds = _has_seeds(summary)
     counted = _has_counts(summary)
     texts = ["Run", "Rule", "Task known by"]
-    # Columns that say the same in every row are left out.
+    # A column that would be the same in every row is left out.
     if seeds:
         texts.insert(1, "Seeds")
     numbers = [metric["title"] for metric in summary["metrics"].values()]
@@ -110,7 +110,7 @@ def _has_seeds(summary: Summary) -> bool:
 
 
 def _has_counts(summary: Summary) -> bool:
-    """Return whether the number of test examples is known for any result."""
+    """Return True if the number of test examples is known for any result."""
     for group in summary["groups"]:
         if any(result["examples"] for result in group["results"]):
             return True
@@ -125,8 +125,7 @@ def _rule(result: Record) -> str:
 
 
 def kind_of_score(metric: str) -> str:
-    """Return the name of the score that all tasks have; or, if they have several, a phrase that
-    says so.
+    """Return the name of the score of all tasks, or a phrase that says that their scores differ.
 
     Examples
     --------
@@ -137,7 +136,7 @@ def kind_of_score(metric: str) -> str:
 
 
 def scores(summary: Summary) -> str:
-    """Return a sentence with each task's score; empty if all have `accuracy`.
+    """Return a sentence that names the score of each task; empty if all are `accuracy`.
 
     Examples
     --------
@@ -158,7 +157,7 @@ def scores(summary: Summary) -> str:
 
 
 def few(names: Sequence[str], most: int = 8) -> str:
-    """Return the first few names, and the number of the others.
+    """Join the first few names, and add the number of the others.
 
     Examples
     --------
@@ -172,7 +171,7 @@ def few(names: Sequence[str], most: int = 8) -> str:
 
 
 def note(summary: Summary) -> str:
-    """Say how to read the table."""
+    """Return a note on how to read the table of results."""
     sentences = ["In percent; – was not measured.", scores(summary)]
     if _has_seeds(summary):
         sentences.append("Mean ± standard deviation over seeds.")
@@ -184,7 +183,7 @@ def note(summary: Summary) -> str:
 
 
 def unfinished(summary: Summary) -> list[str]:
-    """Return sentences on unfinished runs, and on what is missing from the others."""
+    """Return sentences on the runs that are unfinished, and on what is missing from any run."""
     runs = summary["runs"]
     sentences = [f"{run['title']}: {run['status']}" for run in runs if run["status"]]
     for run in runs:
@@ -193,7 +192,7 @@ def unfinished(summary: Summary) -> list[str]:
 
 
 def to_markdown(summary: Summary) -> str:
-    """Return what was run, the table, and the definitions of its metrics."""
+    """Return Markdown with what was run, the table of results, and its metrics' definitions."""
     lines = []
     for run in summary["runs"]:
         title = _cell(run["title"])
@@ -226,7 +225,7 @@ def _table_lines(results: ResultsTable) -> list[str]:
 
 def _cell(text: str) -> str:
     text = " ".join(text.split())
-    # `&` first: it is in what replaces `<`.
+    # `&` comes first, because the replacement of `<` contains it.
     text = text.replace("&", "&amp;").replace("<", "&lt;")
-    # A pipe would begin a new cell, and the others are markup.
+    # A pipe would start a new cell, and the other characters are markup.
     return re.sub(r"([\\`*|\[\]])", r"\\\1", text)

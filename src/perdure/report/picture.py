@@ -1,24 +1,24 @@
-"""The contents of a report: sections, and in them figures with the numbers behind them."""
+"""The contents of a report: sections that contain figures, and the numbers behind the figures."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 Cell = str | int | float | None
-"""A table's value; None if it was not measured."""
+"""The value of a table cell; None if it was not measured."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure, and its numbers as a table.
+    """A figure, together with its numbers as a table.
 
     Attributes
     ----------
     caption
-        What is shown, in a few words.
+        A few words on what the figure shows.
     svg
-        The figure itself.
+        The figure as SVG text.
     header, rows
-        The table: the names of its columns, and its rows. Shares are from 0 to 1; None means not
+        The names of the table's columns, and its rows. Shares are from 0 to 1; None means not
         measured.
     """
 
@@ -30,9 +30,9 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: a title, a sentence on how to read its figures, and the figures.
+    """A section of the page, with a title, a note on how to read its figures, and the figures.
 
-    A folded section is closed when the page opens.
+    A `folded` section is collapsed when the page opens.
     """
 
     title: str

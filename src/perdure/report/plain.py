@@ -1,4 +1,4 @@
-"""Values of a run folder in a form that is safe to show anywhere: JSON, and harmless text."""
+"""Conversion of values from a run folder to JSON and text that are safe to show anywhere."""
 
 import math
 from collections.abc import Mapping
@@ -7,15 +7,15 @@ from typing import Any
 from perdure.errors import printable
 
 Record = dict[str, Any]
-"""A JSON object: a run, a result, an event. Its keys are those of the files and of the report."""
+"""A JSON object from a file or a report, such as a run, a result or an event."""
 Summary = Mapping[str, Any]
-"""A report's dict, as `perdure.report.summary` makes it."""
+"""The dict of a report, as returned by `perdure.report.summary.summarise`."""
 
 
 def plain(value: object) -> Any:
-    """Return lists, dicts, text with control characters spelled out, and finite numbers.
+    """Convert a value to dicts, lists, finite numbers, and text with escaped control characters.
 
-    Numbers that are not finite become None, because JSON cannot represent them.
+    Infinite and undefined numbers become None, because JSON cannot represent them.
 
     Examples
     --------
@@ -23,7 +23,7 @@ def plain(value: object) -> Any:
     {'seconds': None, 'name': 'a\\\\x1b[31m'}
     """
     if isinstance(value, Mapping):
-        # Keys of YAML may be anything, those of JSON are text.
+        # The keys of YAML may be anything, those of JSON must be strings.
         return {clean(str(key)): plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [plain(inner) for inner in value]
@@ -31,10 +31,10 @@ def plain(value: object) -> Any:
         return None
     if value is None or isinstance(value, bool | int | float):
         return value
-    # What else YAML knows, such as dates, becomes text.
+    # Other values that YAML supports, such as dates, become text.
     return clean(str(value))
 
 
 def clean(text: str) -> str:
-    """Return the text without terminal control characters, but with its line breaks and tabs."""
+    """Escape the control characters of a text, except for line breaks and tabs."""
     return printable(text, keep="\n\t")

@@ -1,4 +1,4 @@
-"""Runs that differ only in their seed, put together: means and standard deviations."""
+"""Groups of runs that differ only in their seed, with means and standard deviations."""
 
 import json
 import os
@@ -13,10 +13,11 @@ TOLD = ("name", "about")  # texts of a recipe that may mention the seed
 
 
 def groups(runs: Sequence[Record]) -> list[Record]:
-    """Return the groups of runs: title, numbers of the `runs`, and results over seeds.
+    """Group the runs that differ only in their seed.
 
-    Each number of a result has its mean, its standard deviation (n - 1) and n: it was measured in
-    n `of` the group's runs.
+    A group has a `title`, the indices of its `runs`, and `results` over seeds. Each number in a
+    result is given by its mean, its standard deviation (with n - 1) and n: it was measured in n
+    `of` the runs of the group.
     """
     numbers = _grouped(runs)
     titles = _titles(runs, numbers)
@@ -28,7 +29,7 @@ def groups(runs: Sequence[Record]) -> list[Record]:
 
 
 def _grouped(runs: Sequence[Record]) -> list[list[int]]:
-    """Return the numbers of the runs, in lists of those that differ only in their seed."""
+    """Return the indices of the runs, with a list for each set that differs only in the seed."""
     members: dict[tuple[str, int], list[int]] = {}
     seen = []
     for number, run in enumerate(runs):
@@ -36,10 +37,10 @@ def _grouped(runs: Sequence[Record]) -> list[list[int]]:
         for name in TOLD:
             recipe.pop(name, None)
         whole = json.dumps(recipe, sort_keys=True)
-        # A recipe that cannot be read says nothing about the run, which then stands alone.
+        # A run whose recipe cannot be read is not grouped with any other.
         settings = _settings(recipe) or number
         key = json.dumps(settings, sort_keys=True)
-        # The same seed again is not another sample: copies of a run form a group of their own.
+        # The same seed is not another sample, so copies of a run are in separate groups.
         copies = seen.count(whole)
         seen.append(whole)
         group = members.setdefault((key, copies), [])
@@ -48,10 +49,9 @@ def _grouped(runs: Sequence[Record]) -> list[list[int]]:
 
 
 def _titles(runs: Sequence[Record], groups: Sequence[Sequence[int]]) -> list[str]:
-    """Return a run's own title if it is alone in its group, otherwise the name that the group
-    shares.
+    """Return the title of each group: that of its only run, or the name that its runs share.
 
-    Groups with the same title are told apart by the settings that differ between their recipes, or
+    Groups with the same title are distinguished by the settings in which their recipes differ, or
     by a folder.
     """
     firsts = [runs[numbers[0]] for numbers in groups]
@@ -61,7 +61,7 @@ def _titles(runs: Sequence[Record], groups: Sequence[Sequence[int]]) -> list[str
         recipe = _settings(run["recipe"])
         settings.append(_flat(recipe))
     ambiguous = {title for title in titles if titles.count(title) > 1}
-    # Each title by itself: what tells two groups apart need not differ in all of them.
+    # One title at a time, because settings that distinguish two groups may be equal in others.
     for title in ambiguous:
         same = [group for group, other in enumerate(titles) if other == title]
         differing = _differing([settings[group] for group in same])
@@ -73,7 +73,7 @@ def _titles(runs: Sequence[Record], groups: Sequence[Sequence[int]]) -> list[str
 
 
 def _differing(settings: Sequence[Record]) -> list[str]:
-    """Return the names of the settings that differ between recipes."""
+    """Return the names of the settings in which recipes differ."""
     names = set[str]()
     for flat in settings:
         names.update(flat)
@@ -82,13 +82,13 @@ def _differing(settings: Sequence[Record]) -> list[str]:
         values = {str(flat.get(name)) for flat in settings}
         if len(values) > 1:
             differing.append(name)
-    # The settings of a method differ with its name, which is enough.
+    # If the methods differ, so do their settings, and the name is enough.
     main = [name for name in differing if name.endswith(("name", "method", "rule"))]
     return main or differing
 
 
 def _said(flat: Record, names: Sequence[str]) -> str:
-    """Return the first three of these settings as text."""
+    """Return the values of the first three of the named settings as text."""
     words = []
     for name in names[:3]:
         if name in flat:
@@ -123,7 +123,7 @@ def _settings(recipe: Record) -> Record:
 
 
 def _flat(settings: Record, before: str = "") -> Record:
-    """Return nested settings flattened, with names such as `method.rank`."""
+    """Flatten nested settings; the names become, for example, `method.rank`."""
     flat = {}
     for key, inner in settings.items():
         name = f"{before}{key}"
@@ -135,7 +135,7 @@ def _flat(settings: Record, before: str = "") -> Record:
 
 
 def _results(runs: Sequence[Record]) -> list[Record]:
-    """Return a result for each rule, `task_id` and metric that any run has."""
+    """Return one result for each combination of rule, `task_id` and metric that any run has."""
     by_kind: dict[tuple[str, ...], list[Record]] = {}
     for run in runs:
         for result in run["results"]:
@@ -167,7 +167,7 @@ def _result(results: Sequence[Record], own_rules: set[str | None], runs: int) ->
         "metric": first["metric"],
         "tasks": first["tasks"],
         "scores": first["scores"],
-        # Where no run says which rule is its own, every rule is compared.
+        # If no run names its own rule, all rules are compared.
         "own": first["rule"] in own_rules or own_rules == {None},
         "metrics": averages,
         "examples": first["examples"],
@@ -178,7 +178,7 @@ def _result(results: Sequence[Record], own_rules: set[str | None], runs: int) ->
 
 
 def _metrics(results: Sequence[Record]) -> list[str]:
-    """Return the metrics that any of the results has, in their order."""
+    """Return the names of the metrics that any of the results has, in the order they appear."""
     names = {}
     for result in results:
         names |= dict.fromkeys(result["metrics"])
@@ -186,7 +186,7 @@ def _metrics(results: Sequence[Record]) -> list[str]:
 
 
 def _seen(curves: Sequence[Sequence[float | None]], runs: int) -> list[Record]:
-    """Average curves step by step; a run that is not finished has a shorter one."""
+    """Average curves step by step; an unfinished run has a shorter curve."""
     spreads = []
     length = max(len(curve) for curve in curves)
     for step in range(length):

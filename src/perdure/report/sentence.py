@@ -1,4 +1,4 @@
-"""A sentence about what was run."""
+"""A one-sentence description of a run."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from perdure.report.plain import Record
 
 
 def sentence(files: Files) -> str:
-    """Describe what was run: tasks, backbone, method, rule and seed."""
+    """Describe a run in one sentence, with its tasks, backbone, method, rule and seed."""
     recipe = files.recipe
     rule = files.combined.get("name") or _name(recipe.get("rule"))
     return " ".join(
@@ -25,7 +25,7 @@ def _described(recipe: Record, count: int) -> str:
     """Describe the number of tasks, their kind, and where they come from."""
     stream = recipe.get("stream")
     scenario = None
-    # Own tables are a list; their scenario then stands beside them, and not in the stream.
+    # The user's own tables are a list, and their scenario is next to the stream, not inside it.
     if isinstance(stream, list):
         source = "own data"
         scenario = recipe.get("scenario")
@@ -39,10 +39,10 @@ def _described(recipe: Record, count: int) -> str:
 
 
 def _listed(tasks: Sequence[Record]) -> str:
-    """Name the tasks in brackets, and say that their order is that of learning."""
+    """List the tasks in parentheses, and say that they were learned in this order."""
     names = [task["name"] for task in tasks]
     listed = ", ".join(names)
-    # A sentence with 300 names is none; the last one says where the run has come to.
+    # 300 names are too many for a sentence; the last one shows how far the run has come.
     if len(names) > 20:
         listed = f"{', '.join(names[:18])} … {names[-1]}"
     order = "learned in this order" if len(names) > 1 else "learned"
@@ -50,16 +50,14 @@ def _listed(tasks: Sequence[Record]) -> str:
 
 
 def _name(section: object) -> str:
-    """Return the name that a section of the recipe is given by: the section itself, or its
-    `name`.
-    """
+    """Return the name in a section of the recipe: the section itself, or its `name` or `model`."""
     if isinstance(section, dict):
         section = section.get("name") or section.get("model")
     return "an unnamed one" if section is None else str(section)
 
 
 def _text(scale: object) -> str:
-    """Return a scale, or those of tasks and their parts, as text."""
+    """Format a scale, or the scales of tasks and of their parts, as text."""
     if isinstance(scale, dict):
         texts = [f"{task} {_text(value)}" for task, value in scale.items()]
         return ", ".join(texts)

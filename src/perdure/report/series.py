@@ -1,6 +1,6 @@
-"""The results that a page compares, and their styles: a colour has one meaning on the whole page.
+"""The results that a page compares, and their styles, which are the same on the whole page.
 
-A colour stands for a group of runs with one of its rules. Each `task_id` has its own line style and
+A colour represents a group of runs with one of its rules. Each `task_id` has a line style and a
 marker (and a hatch, for bars). Everything else is drawn in grey.
 """
 
@@ -12,16 +12,16 @@ from perdure.report.plain import Record, Summary
 from perdure.report.svg import SOFT
 
 Way = tuple[str, str]
-"""A `task_id`: its key, and its description."""
+"""A `task_id` and its description."""
 
-# Colours that colour-blind people can tell apart, after Okabe and Ito 2008, without grey.
+# Colours that colour-blind people can tell apart, from Okabe and Ito 2008, without grey.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#b38600")
 LINES = ("-", "--", ":", "-.")
 MARKERS = "os^Dv<>P"
 HATCHES = ("", "////", "....", "xxxx")
 FIRST_WAYS = ("posterior", "none", "given")
 DRAWN = 16
-"""The most lines that a reader can tell apart."""
+"""The maximum number of lines in a figure; a reader cannot tell more of them apart."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Series:
-    """One result that is compared with others: its title, its style, and its numbers."""
+    """A result that is compared with others, with its title, its style, and its numbers."""
 
     title: str
     look: Look
@@ -44,7 +44,7 @@ class Series:
 
 
 def ways(summary: Summary) -> list[Way]:
-    """List the `task_id`s that any run was measured with, the main ones first."""
+    """Return the `task_id`s with which any run was measured, the main ones first."""
     words = {}
     for run in summary["runs"]:
         for result in run["results"]:
@@ -56,7 +56,7 @@ def ways(summary: Summary) -> list[Way]:
 
 
 class Looks:
-    """The styles of a page: a run, a rule and a `task_id` look the same in every figure."""
+    """The styles of a page, so that a run, rule and `task_id` look the same in every figure."""
 
     def __init__(self, summary: Summary):
         self.several = len(summary["groups"]) > 1
@@ -76,17 +76,17 @@ class Looks:
         self._numbers = {key: number for number, key in enumerate(unique)}
 
     def of(self, group: str, rule: str | None, task_id: str | None = None) -> Look:
-        """Return the style of a group's results with a rule, for one `task_id`."""
+        """Return the style of the results of a group of runs with one rule and one `task_id`."""
         number = self._numbers[group, rule]
         way = 0
         if task_id in self._ways:
             way = self._ways.index(task_id)
-        # Of several groups a figure shows one way only: lines and markers are free for groups.
+        # With several groups, a figure shows only one `task_id`, so lines and markers show groups.
         marker = way
         line = way
         if self.several:
             marker = number
-            # Another line only once the colours are used up.
+            # The line style changes only once all colours are used.
             line = number // len(COLOURS)
         return Look(
             colour=COLOURS[number % len(COLOURS)],
@@ -96,12 +96,12 @@ class Looks:
         )
 
     def of_run(self, number: int, rule: str | None, task_id: str | None = None) -> Look:
-        """Return the style of one run, which is that of its group."""
+        """Return the style of a run, which is the style of its group."""
         return self.of(self._groups[number], rule, task_id)
 
 
 def of_task(result: Record, column: int) -> str:
-    """Return the title of a task: its name and, if the tasks' scores differ, its score.
+    """Return the title of a task: its name and, if tasks have different scores, its score.
 
     Examples
     --------
@@ -114,7 +114,7 @@ def of_task(result: Record, column: int) -> str:
 
 
 def _averages(summary: Summary, task_id: str) -> list[tuple[str, Record]]:
-    """List each group's title with its results for one `task_id`."""
+    """Return all results for one `task_id`, each with the title of its group."""
     results = []
     for group in summary["groups"]:
         for result in group["results"]:
@@ -124,14 +124,14 @@ def _averages(summary: Summary, task_id: str) -> list[tuple[str, Record]]:
 
 
 def compared(summary: Summary, known: Sequence[Way]) -> list[Series]:
-    """List the results to compare for these `task_id`s.
+    """Return the results to compare for the given `task_id`s, with their titles and styles.
 
-    They are those of all rules of each group, or of the group's own rule if there are too many.
+    These are the results of all rules of each group, or only of its own rule if there are too many.
     """
     results = []
     for task_id, _ in known:
         results += _averages(summary, task_id)
-    # With too many lines nobody can tell them apart; the other rules are in the table of results.
+    # Too many lines cannot be told apart; the other rules are in the table of results.
     if len(results) > DRAWN:
         results = [(group, result) for group, result in results if result["own"]]
     rules = {result["rule"] for _, result in results}
@@ -140,7 +140,7 @@ def compared(summary: Summary, known: Sequence[Way]) -> list[Series]:
     looks = Looks(summary)
     series = []
     for group, result in results:
-        # A title names only that in which the results differ.
+        # A title names only what differs between the results.
         words = []
         if looks.several:
             words.append(group)
@@ -148,7 +148,7 @@ def compared(summary: Summary, known: Sequence[Way]) -> list[Series]:
             words.append(result["rule"])
         if len(known) > 1:
             words.append(result["known"])
-        # Another score has another scale: a figure that has several says which line is which.
+        # Scores have different scales, so a figure with several of them names them.
         if len(scores) > 1:
             words.append(kind_of_score(result["metric"]))
         title = " · ".join(words) or result["rule"]

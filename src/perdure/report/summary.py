@@ -1,4 +1,4 @@
-"""Run folders → one plain dict, which JSON can hold."""
+"""Run folders → one plain dict, which can be written as JSON."""
 
 import inspect
 import math
@@ -31,15 +31,15 @@ TASK_IDS = {
     "posterior": "task posterior",
     "none": "not known",
 }
-NOTHING = "Nothing is measured yet for the tasks as they are now. `perdure evaluate` does it."
+NOTHING = "Nothing has been measured yet for the current tasks. `perdure evaluate` does it."
 POINTS = 100
-"""The most points of a loss curve."""
+"""The maximum number of points of a loss curve."""
 ALL_POINTS = 8000
-"""The number of points, roughly, that all loss curves of a page share."""
+"""The approximate number of points of all loss curves of a page together."""
 
 
 def summarise(folders: Sequence[str | Path]) -> Record:
-    """Return everything that a report says about runs, as plain lists, dicts, text and numbers.
+    """Return everything that a report shows about runs, as plain lists, dicts, text and numbers.
 
     `runs` has one entry for each folder; `groups` has one for each set of runs that differ only in
     their seed. A number that was not measured is None.
@@ -47,12 +47,12 @@ def summarise(folders: Sequence[str | Path]) -> Record:
     Raises
     ------
     RunError
-        There is no folder, or one is not a run.
+        No folder is given, or one of them is not a run.
     """
     if not folders:
         raise RunError("There is nothing to report. Give at least one run folder.")
     files = [read(folder) for folder in folders]
-    # Many long streams would make a page too large to open; a curve needs some points anyway.
+    # Many long streams would make a page too large to open, but each curve needs some points.
     curves = max(1, sum(len(run.tasks) for run in files))
     share = ALL_POINTS // curves
     points = max(8, min(POINTS, share))
@@ -72,8 +72,9 @@ def summarise(folders: Sequence[str | Path]) -> Record:
 
 
 def _titles(files: Sequence[Files]) -> list[str]:
-    """Return the recipes' names, or the folders' if there are none; the folder is added if two
-    names are equal.
+    """Return the title of each run: the name in its recipe, or else the name of its folder.
+
+    If several runs have the same name, their folders are added.
     """
     names = []
     for run in files:
@@ -89,14 +90,15 @@ def _titles(files: Sequence[Files]) -> list[str]:
 
 
 def _metric(name: str, word: str = "accuracy") -> dict[str, str]:
-    """Return a metric's title, symbol and definition: the first paragraph of its docstring.
+    """Return the title, the symbol and the definition of a metric.
 
-    In the title, the `word` says what is averaged.
+    The definition is the first paragraph of the metric's docstring. In the title, `word` replaces
+    "accuracy".
     """
     docstring = inspect.getdoc(getattr(metrics, name)) or ""
     paragraph = docstring.split("\n\n")[0]
     definition = " ".join(paragraph.split())
-    # Each of them begins as a formula does: "AA = …".
+    # Each definition starts with a formula: "AA = …".
     symbol = definition.split(" = ")[0]
     title = METRICS[name].replace("accuracy", word)
     return {"title": title, "symbol": symbol, "definition": definition}
@@ -126,7 +128,7 @@ def _run(files: Files, title: str, points: int) -> Record:
 
 
 def _tasks(files: Files) -> list[Record]:
-    """Return the tasks with what the events say about learning them."""
+    """Return the tasks, with their scores and what the events say about learning them."""
     learned = {}
     for event in files.events:
         if event.get("event") == "task":
@@ -153,14 +155,14 @@ def _tasks(files: Files) -> list[Record]:
 
 
 def _results(files: Files) -> list[Record]:
-    """Return a result for each rule and `task_id`, with every task measured by its own score."""
+    """Return a result for each rule and `task_id`, with each task measured by its own score."""
     names = {task["name"] for task in files.tasks}
-    # Dicts and not sets: they keep the order of the file.
+    # Dicts rather than sets, to keep the order of the file.
     keys = {}
     rules = {}
     ways = dict.fromkeys(TASK_IDS)
     for row in files.scores:
-        # Rows of tasks that were forgotten, or of steps with them, belong to no result.
+        # Rows of tasks that were forgotten, or of steps with them, do not belong to any result.
         current = 0 < row["step"] <= len(names) and row["task"] in names
         if not current or not is_score(row) or not math.isfinite(row["value"]):
             continue
@@ -169,7 +171,7 @@ def _results(files: Files) -> list[Record]:
         keys[rule, way] = None
         rules[rule] = None
         ways[way] = None
-    # For each rule, the ways that perdure knows come first.
+    # For each rule, the `task_id`s that perdure knows come first.
     rule_order = list(rules)
     way_order = list(ways)
 
@@ -187,7 +189,7 @@ def _result(files: Files, rule: str, task_id: str) -> Record:
     for row in files.scores:
         if row["task_id"] == task_id and row["metric"] == of_tasks.get(row["task"]):
             rows.append(row)
-    # One name where all tasks have the same score, else all of them: they are averaged then.
+    # A single name if all tasks have the same score, otherwise all names: scores are averaged.
     scores = [of_tasks.get(name) for name in names]
     metric = ", ".join(dict.fromkeys(score for score in scores if score))
     R, zero_shot = _scores(rows, rule, names)
@@ -197,8 +199,8 @@ def _result(files: Files, rule: str, task_id: str) -> Record:
     examples = None
     standard_error = None
     counts = classes.examples(files.answers)
-    # The formula is that of a share of right answers, and needs the number of every task. Answers
-    # in free text are not counted.
+    # The formula is for a share of right answers, and needs the number of test examples of every
+    # task. Those with answers in free text are not counted.
     if metric == "accuracy" and all(counts.get(name) for name in names):
         sizes = np.array([counts[name] for name in names])
         examples = int(sizes.sum())
@@ -232,7 +234,7 @@ def _result(files: Files, rule: str, task_id: str) -> Record:
 def _calibration(
     files: Files, rule: str, task_id: str, names: Sequence[str]
 ) -> list[list[float | None]]:
-    """Return the calibration error of each task's answers after each; empty if not measured."""
+    """Return the calibration error on each task after each task; empty if it was not measured."""
     rows = []
     for row in files.scores:
         if row["task_id"] == task_id and row["metric"] == metrics.CALIBRATION_ERROR:
@@ -244,7 +246,7 @@ def _calibration(
 
 
 def _seen(R: Float[ndarray, "steps tasks"]) -> list[float | None]:
-    """Return the mean score over the tasks seen, after each task."""
+    """Return the mean score on the tasks seen so far, after each task."""
     means = []
     for step, scores in enumerate(R):
         seen = scores[: step + 1]
@@ -253,7 +255,7 @@ def _seen(R: Float[ndarray, "steps tasks"]) -> list[float | None]:
 
 
 def _forgetting(R: Float[ndarray, "steps tasks"]) -> list[float | None]:
-    """Return, for each task but the last, its best score before the end less its last score."""
+    """Return, for each task but the last, its best earlier score minus its last score."""
     last = len(R) - 1
     losses = []
     for task in range(last):
@@ -265,7 +267,7 @@ def _forgetting(R: Float[ndarray, "steps tasks"]) -> list[float | None]:
 def _scores(
     rows: Sequence[Record], rule: str, names: Sequence[str]
 ) -> tuple[Float[ndarray, "steps tasks"], Float[ndarray, " tasks"]]:
-    """Return the accuracy matrix R of a rule, and the scores before anything was learned."""
+    """Return the accuracy matrix R of a rule, and the scores of tasks before any was learned."""
     index = {name: number for number, name in enumerate(names)}
     count = len(names)
     R = np.full((count, count), np.nan)
@@ -283,13 +285,13 @@ def _scores(
 
 
 def _not_measured(files: Files, results: Sequence[Record]) -> list[str]:
-    """Describe what was not measured after the last task: an average needs all tasks."""
+    """Return sentences on tasks that were not measured after the last one, as averages require."""
     rule = files.combined.get("label")
-    # While a run is written there is more to come; without its rule nobody knows what is due.
+    # A run in progress may still measure them; without its rule, it is not known what is missing.
     if files.running or (results and rule is None):
         return []
     if not files.tasks:
-        return ["No task is learned yet, so nothing is measured."]
+        return ["No task has been learned yet, so nothing was measured."]
     by_way: dict[str, set[str]] = {}
     for result in results:
         if result["rule"] != rule:
@@ -306,19 +308,19 @@ def _not_measured(files: Files, results: Sequence[Record]) -> list[str]:
         return [NOTHING]
     verb = "was" if len(missing) == 1 else "were"
     return [
-        f"After the last task {few(missing)} {verb} not measured, so averages over all "
+        f"After the last task, {few(missing)} {verb} not measured, so averages over all "
         f"{len(files.tasks)} tasks are not given (–). The scores of each task are in the matrix of "
         "scores."
     ]
 
 
 def _not_answered(rule: str, measured: set[str], without_task: set[str]) -> list[str]:
-    """Name the tasks that a routed rule cannot answer without a task: those with free text."""
+    """Return a sentence on the free-text tasks that a routed rule cannot answer without a task."""
     missing = [f"`{name}`" for name in sorted(measured - without_task)]
     if not missing:
         return []
     return [
-        f"The rule `{rule}` has a model for each task and none for all: where the task is not "
+        f"The rule `{rule}` has a model for each task, but none for all tasks: if the task is not "
         f"known at all, {few(missing)} cannot be answered with free text (–)."
     ]
 
@@ -335,7 +337,7 @@ def _number(value: float) -> float | None:
 
 
 def _status(files: Files) -> str:
-    """Describe what an unfinished run is doing, or where it stopped; "" for a finished one."""
+    """Describe what an unfinished run is doing, or where it stopped; empty for a finished run."""
     finished = {task["name"] for task in files.tasks}
     count = len(finished)
     verb = " is" if count == 1 else "s are"
@@ -345,12 +347,12 @@ def _status(files: Files) -> str:
         done += f", and {inside}"
     if files.running:
         return f"Running now: {done}."
-    # A run that nobody is writing, and that is not inside of a task, is a whole one.
+    # A run that no process is writing, and that is not in the middle of a task, is finished.
     return f"Stopped: {done}." if inside else ""
 
 
 def _unfinished_task(events: Sequence[Record], finished: set[str]) -> str:
-    """Describe which step of a task a run has reached, according to its last step event."""
+    """Describe which step of an unfinished task a run has reached; empty if there is none."""
     steps = [event for event in events if event.get("event") == "step"]
     if not steps:
         return ""
@@ -361,11 +363,14 @@ def _unfinished_task(events: Sequence[Record], finished: set[str]) -> str:
 
 
 def _search(combined: Record) -> Record | None:
-    """Return the candidates of the last search, their scores, and the chosen one."""
+    """Return the scales that the last search tried, their scores, and the scale that was chosen.
+
+    Return None if there was no search, or if it was for one scale per task.
+    """
     candidates = combined.get("candidates", [])
     if not candidates:
         return None
-    # A scale for each task is a point in many dimensions, of which no curve can be drawn.
+    # One scale per task is a point in many dimensions, for which no curve can be drawn.
     if any(isinstance(candidate["scale"], dict) for candidate in candidates):
         return None
     candidates = sorted(candidates, key=lambda candidate: candidate["scale"])
@@ -377,7 +382,7 @@ def _search(combined: Record) -> Record | None:
 
 
 def _losses(files: Files, points: int) -> list[Record]:
-    """Return a loss curve of at most `points` means for each task, also for an unfinished one."""
+    """Return a loss curve of at most `points` means for each task, even an unfinished one."""
     curves: dict[str, dict[int, float]] = {task["name"]: {} for task in files.tasks}
     for event in files.events:
         if event.get("event") != "step":
@@ -390,7 +395,7 @@ def _losses(files: Files, points: int) -> list[Record]:
         if math.isfinite(loss):
             name = str(event.get("task"))
             curve = curves.setdefault(name, {})
-            # A task that was started again has some steps twice; the last time counts.
+            # A task that was started again has some steps twice; the later ones count.
             curve[step] = loss
     losses = []
     for name, curve in curves.items():
@@ -400,7 +405,7 @@ def _losses(files: Files, points: int) -> list[Record]:
 
 
 def _thinned(curve: Mapping[int, float], points: int) -> dict[str, list[float]]:
-    # Means over stretches, for the losses of single mini-batches are noisy.
+    # Means over several steps, because the losses of single mini-batches are noisy.
     steps = np.array(sorted(curve.items()))
     stretches = np.array_split(steps, min(points, len(steps)))
     means = [stretch.mean(axis=0) for stretch in stretches]
@@ -419,7 +424,7 @@ def _cost(tasks: Sequence[Record]) -> Record:
         "seconds": sum(seconds) if seconds else None,
         "trained": max(_known(tasks, "trained"), default=None),
         "bytes": sum(sizes) if sizes else None,
-        # Each task's number is the method's whole state after it, so the last one counts.
+        # The number for a task is the size of the entire state after it, so the last one counts.
         "state_bytes": states[-1] if states else None,
     }
 

@@ -1,4 +1,4 @@
-"""The style of figures, and how they become SVG text.
+"""The style of figures, and their conversion to SVG text.
 
 matplotlib's global state is neither read nor changed.
 """
@@ -16,13 +16,14 @@ from matplotlib.figure import Figure
 P = ParamSpec("P")
 FONT = "system-ui, -apple-system, Segoe UI, Roboto, Liberation Sans, sans-serif"
 SMALLEST = 0.7
-"""The smallest scale at which text can be read; in less room a figure scrolls."""
+"""The smallest scale at which text is readable; if there is less room, a figure scrolls."""
 INK = "#1d2127"
 SOFT = "#5b6470"
 LINE = "#dfe3e8"
 THEME = {INK: f"var(--ink, {INK})", SOFT: f"var(--soft, {SOFT})", LINE: f"var(--line, {LINE})"}
-"""The page's colours in light and dark mode; the value after the comma is for a figure on its
-own.
+"""CSS variables with the colours of the page in light or dark mode.
+
+The value after the comma is used if the figure is not on a page.
 """
 STYLE = {
     "font.size": 9,
@@ -39,10 +40,10 @@ STYLE = {
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
     "legend.frameon": False,
-    "text.parse_math": False,  # a `$` in a name is a `$`
-    # Text stays text: it can be searched, and the reader's fonts have its letters.
+    "text.parse_math": False,  # a `$` in a name is not a formula
+    # Text is kept as text, so that it can be searched, and is shown in the reader's fonts.
     "svg.fonttype": "none",
-    "svg.hashsalt": "perdure",  # the same dict gives the same bytes
+    "svg.hashsalt": "perdure",  # the same dict always produces the same bytes
 }
 NONE = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
@@ -54,7 +55,7 @@ def svg(draw: Callable[P, Figure]) -> Callable[P, str]:
     def drawn(*args: P.args, **kwargs: P.kwargs) -> str:
         file = io.StringIO()
         with matplotlib.style.context(["default", STYLE]), warnings.catch_warnings():
-            # The page is shown in the reader's fonts, so letters that ours lack do not matter.
+            # The page is shown in the reader's fonts, so letters missing from ours do not matter.
             warnings.filterwarnings("ignore", "Glyph .* missing from font")
             figure = draw(*args, **kwargs)
             figure.savefig(
@@ -64,14 +65,14 @@ def svg(draw: Callable[P, Figure]) -> Callable[P, str]:
                 transparent=True,
             )
         text = file.getvalue()
-        # The XML declaration before it has no place in HTML.
+        # The XML declaration before it is not allowed in HTML.
         text = text[text.index("<svg") :]
         width = re.search(r'width="([\d.]+)pt"', text)
         points = float(width[1])  # pyright: ignore
         # A point is 4/3 of a CSS pixel.
         smallest = SMALLEST * points * 4 / 3
         text = text.replace("<svg", f'<svg style="min-width: {smallest:.0f}px"', 1)
-        # matplotlib knows no CSS variables, so they replace the colours in the finished text.
+        # matplotlib does not support CSS variables, so they replace the colours in its output.
         for colour, themed in THEME.items():
             text = text.replace(f": {colour}", f": {themed}")
         return text
@@ -80,7 +81,7 @@ def svg(draw: Callable[P, Figure]) -> Callable[P, str]:
 
 
 def short(name: str, length: int = 28) -> str:
-    """Return a name that fits into a figure, on one line and with at most `length` characters."""
+    """Shorten a name for a figure to one line of at most `length` characters."""
     name = " ".join(name.split())
     if len(name) <= length:
         return name

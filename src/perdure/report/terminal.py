@@ -1,4 +1,4 @@
-"""A report's dict → the terminal: what was run, and the table."""
+"""A report's dict → the terminal, with what was run and the table of results."""
 
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -15,11 +15,11 @@ from perdure.report.series import of_task
 from perdure.report.terminal_table import print_table
 
 MANY = 8
-"""The most tasks of a matrix: a line of 80 characters has no room for more numbers."""
+"""The maximum number of tasks in a matrix, so that a row fits into 80 characters."""
 
 
 def show(summary: Summary, console: Console | None = None) -> None:
-    """Print what was run and the summary table."""
+    """Print what was run, and the table of results."""
     console = console or Console()
     for run in summary["runs"]:
         say(console, run["title"], style="bold")
@@ -44,9 +44,9 @@ def show(summary: Summary, console: Console | None = None) -> None:
 
 def _print_results(summary: Summary, symbols: dict[str, str], console: Console) -> None:
     results = table(summary)
-    # With one run, its column says nothing.
+    # With a single run, the column with its title is redundant.
     first = 0 if len(summary["runs"]) > 1 else 1
-    # A line of 80 characters has no room for the columns behind the metrics.
+    # A line of 80 characters has no room for the columns after the metrics.
     end = results.texts + len(symbols)
     titles = results.header[first:end]
     header = [symbols.get(title, title) for title in titles]
@@ -61,7 +61,7 @@ def _print_results(summary: Summary, symbols: dict[str, str], console: Console) 
 
 
 def _print_last(run: Record, console: Console) -> None:
-    """Print the scores after the last task if only some are known, so that averages are missing."""
+    """Print the scores after the last task if only some are known, so there is no average."""
     results = []
     for result in run["results"]:
         if result["rule"] == run["rule"] and result["matrix"]:
@@ -89,8 +89,8 @@ def _is_partial(row: Sequence[float | None]) -> bool:
 
 
 def say(console: Console, text: str, style: str = "") -> None:
-    """Print a sentence as it is."""
-    # Names of tasks may hold brackets, which rich would read as markup.
+    """Print a text without interpreting markup in it."""
+    # Task names may contain brackets, which rich would interpret as markup.
     console.print(
         clean(text),
         style=style,
@@ -100,13 +100,13 @@ def say(console: Console, text: str, style: str = "") -> None:
 
 
 def prose(text: str, console: Console | None = None) -> None:
-    """Print a docstring, its paragraphs folded to the width of the terminal."""
+    """Print a docstring, with its paragraphs wrapped to the width of the terminal."""
     console = console or Console()
     paragraph: list[str] = []
     # The empty line at the end closes the last paragraph.
     for line in [*text.splitlines(), ""]:
         breaks = not line.strip() or _is_rule(line)
-        # Another indent is another paragraph: the description of a parameter, or the next one.
+        # A different indent starts a new paragraph, such as the description of a parameter.
         if paragraph and (breaks or _indent(line) != _indent(paragraph[0])):
             _print_paragraph(console, paragraph)
             paragraph = []
@@ -121,13 +121,13 @@ def _indent(line: str) -> int:
 
 
 def _is_rule(line: str) -> bool:
-    """Return whether a line underlines a heading."""
+    """Return True if a line is the underline of a heading."""
     text = line.strip()
     return len(text) > 2 and set(text) == {"-"}
 
 
 def _print_paragraph(console: Console, lines: Sequence[str]) -> None:
-    if lines[0].lstrip().startswith(">>>"):  # lines of code are not folded
+    if lines[0].lstrip().startswith(">>>"):  # lines of code are not wrapped
         for line in lines:
             console.print(Text(printable(line)))
         return
@@ -144,9 +144,9 @@ def _print_paragraph(console: Console, lines: Sequence[str]) -> None:
 
 
 def listing(title: str, rows: Iterable[tuple[str, str]], console: Console | None = None) -> None:
-    """Print names and their descriptions."""
+    """Print a title, and below it names with their descriptions."""
     console = console or Console()
-    # rich would fold the title of a table to the table's width.
+    # rich would wrap the title of a table to the width of the table.
     console.print(Text(clean(title), style="italic"))
     drawn = Table(
         show_header=False,
@@ -154,7 +154,7 @@ def listing(title: str, rows: Iterable[tuple[str, str]], console: Console | None
         padding=(0, 2, 0, 0),
     )
     for name, text in rows:
-        # As `Text`, brackets are no markup.
+        # In a `Text`, brackets are not markup.
         drawn.add_row(Text(printable(name)), Text(clean(text)))
     console.print(drawn)
 
@@ -165,7 +165,7 @@ def overview(summary: Summary, console: Console | None = None) -> None:
     There is a column for each `task_id`.
     """
     console = console or Console()
-    # The same columns for all runs, whichever ways each was measured with.
+    # The same columns for all runs, although each may be measured with different `task_id`s.
     ways: dict[str, None] = {}
     for run in summary["runs"]:
         for result in run["results"]:
@@ -194,7 +194,7 @@ def overview(summary: Summary, console: Console | None = None) -> None:
 def matrices(summary: Summary, console: Console | None = None) -> None:
     """Print the accuracy matrices of each run's own rule, for each `task_id` but `given`.
 
-    A row is a step.
+    Each row shows the scores after one of the tasks.
     """
     console = console or Console()
     for run in summary["runs"]:
@@ -220,7 +220,7 @@ def _matrix_rows(result: Record) -> list[list[str]]:
     for step, (task, values) in enumerate(zip(result["tasks"], result["matrix"], strict=True)):
         cells = [task]
         for column, value in enumerate(values):
-            # Tasks that were not learned yet are blank, and not "not measured".
+            # Tasks that were not learned yet are left blank rather than shown as not measured.
             blank = value is None and column > step
             cells.append("" if blank else percent(value))
         rows.append(cells)

@@ -1,4 +1,4 @@
-"""Tables on a terminal of any width: words are folded, but numbers are never cut."""
+"""Tables for a terminal of any width: words may be wrapped, but numbers are never cut."""
 
 import textwrap
 from collections.abc import Collection, Sequence
@@ -13,7 +13,7 @@ from perdure.errors import printable
 GAP = 2
 """The number of spaces between two columns."""
 WORD = 12
-"""The minimum length of a word that may be broken."""
+"""The length up to which a word is never broken."""
 
 
 def print_table(
@@ -29,7 +29,8 @@ def print_table(
     Parameters
     ----------
     texts
-        The columns of names and words, which may be folded. All others hold numbers.
+        The indices of the columns with names and words, which may be wrapped. All others contain
+        numbers.
     """
     header = [printable(name) for name in header]
     cells = []
@@ -58,7 +59,7 @@ def print_table(
 
 
 def _broken(cell: str, width: int) -> str:
-    """Put a rule's settings, in brackets, on a line of their own if the cell is folded anyway."""
+    """Put a rule's settings in parentheses on a separate line if the cell is wrapped anyway."""
     if cell_len(cell) <= width or cell.startswith("("):
         return cell
     return cell.replace("(", "\n(", 1)
@@ -69,14 +70,14 @@ def _widths(
 ) -> list[int] | None:
     """Return the width of each column, or None if they cannot fit.
 
-    The widest column that may still be folded is made narrower until all of them fit.
+    The widest column that can still be wrapped is made narrower until all of them fit.
     """
     least = []
     widths = []
     for number, name in enumerate(header):
         column = [row[number] for row in rows]
         widths.append(max(cell_len(cell) for cell in [name, *column]))
-        # The words of a header may stand below each other, over numbers too.
+        # The words of a header may be on separate lines, even above numbers.
         pieces = name.split()
         if number in texts:
             for cell in column:
@@ -88,10 +89,10 @@ def _widths(
             least.append(max((cell_len(piece) for piece in pieces), default=0))
     while sum(widths) + GAP * len(widths) > room:
         foldable = [number for number, width in enumerate(widths) if width > least[number]]
-        # Numbers are never cut: this table has to be printed in another way.
+        # Numbers are never cut, so this table has to be printed in another way.
         if not foldable:
             return None
-        # Letter by letter, so that the widest columns shrink to the same width.
+        # One character at a time, so that the widest columns shrink to the same width.
         widest = max(foldable, key=widths.__getitem__)
         widths[widest] -= 1
     return widths
@@ -100,7 +101,7 @@ def _widths(
 def _print_blocks(
     console: Console, header: Sequence[str], rows: Sequence[Sequence[str]], texts: Collection[int]
 ) -> None:
-    """Print each row as its name and, below it, the other cells with their headers."""
+    """Print each row as a block: its name and, below it, the other cells with their headers."""
     # The first column of names is the heading of a block.
     first = min(texts)
     for row in rows:
@@ -130,7 +131,7 @@ def _print_pairs(console: Console, pairs: Sequence[str]) -> None:
             _print_folded(console, line, indent=GAP)
         line = pair
         if cell_len(pair) > width:
-            # The name fills lines of its own, and the number stands below it.
+            # The name takes up separate lines, and the number is below it.
             name, _, line = pair.rpartition(" ")
             _print_folded(console, name, indent=GAP)
     if line:
@@ -138,7 +139,7 @@ def _print_pairs(console: Console, pairs: Sequence[str]) -> None:
 
 
 def _print_folded(console: Console, text: str, *, indent: int) -> None:
-    """Print a text, wrapped between words."""
+    """Print a text, wrapped between words and indented by `indent` spaces."""
     space = " " * indent
     folded = textwrap.wrap(
         text,

@@ -1,4 +1,4 @@
-"""The mean of the task vectors: a model soup of separately trained models."""
+"""The mean of the task vectors, as in a model soup of separately trained models."""
 
 from perdure.merging.rule import nature
 from perdure.vectors.task_vector import TaskVector, total
@@ -6,10 +6,10 @@ from perdure.vectors.task_vector import TaskVector, total
 
 @nature("order-free", state="one task vector and the number of tasks", layerwise=True)
 def average(vectors: dict[str, TaskVector]) -> TaskVector:
-    """Average the task vectors: Theta = Theta_pre + 1/n · sum of the n tasks' tau_t.
+    """Average the n task vectors tau_t: Theta = Theta_pre + 1/n · sum of tau_t.
 
-    This is task arithmetic at scale 1/n. `running_average` computes the same, one task at a
-    time.
+    This is the same as `task_arithmetic` with scale 1/n. `running_average` computes the same
+    result one task at a time.
 
     Examples
     --------
@@ -21,8 +21,8 @@ def average(vectors: dict[str, TaskVector]) -> TaskVector:
 
     References
     ----------
-    Wortsman et al., Model Soups, arXiv 2203.05482 (there, of models tuned on one task).
+    Wortsman et al., Model Soups, arXiv 2203.05482 (for models fine-tuned on the same task).
     """
-    # All tasks count, even in a layer that some of them lack: their change there is zero.
+    # Divide by the number of all tasks: a task that lacks a layer adds zero there.
     n = len(vectors)
     return total(list(vectors.values())) * (1 / n)

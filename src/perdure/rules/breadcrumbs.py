@@ -1,4 +1,4 @@
-"""Model Breadcrumbs (Davari & Belilovsky 2024): drop the smallest changes and outliers."""
+"""Model Breadcrumbs (Davari & Belilovsky 2024): drop the smallest changes and the outliers."""
 
 from typing import Annotated
 
@@ -25,19 +25,21 @@ def breadcrumbs(
     gamma: float = 0.99,
     scale: float = 0.3,
 ) -> TaskVector:
-    """Sum the task vectors without small changes and outliers.
+    """Sum the task vectors after setting their small entries and outliers to zero.
 
-    Theta = Theta_pre + scale · sum of m_t ⊙ tau_t, where tau_t is task t's task vector. The
-    mask m_t is 1 for magnitudes between two quantiles of their layer, and 0 for the others.
+    Theta = Theta_pre + scale · sum of m_t ⊙ tau_t, where tau_t is the task vector of task t. The
+    mask m_t is 1 for entries whose magnitude is between two quantiles of the layer, and 0 for
+    all others.
 
     Parameters
     ----------
     beta
-        The share of the smallest magnitudes set to zero, in each layer of each task.
+        The fraction of entries to set to zero because their magnitudes are smallest, in each layer
+        of each task vector.
     gamma
-        Magnitudes above this quantile, in (beta, 1], are outliers and also set to zero.
+        The quantile, in (beta, 1], above which entries are outliers and also set to zero.
     scale
-        The paper's lambda; for 8 tasks, values around 0.3 are usual, as in task arithmetic.
+        The paper's lambda. For 8 tasks, values around 0.3 are common, as in task arithmetic.
 
     Examples
     --------
@@ -47,13 +49,13 @@ def breadcrumbs(
 
     References
     ----------
-    Davari & Belilovsky, Model Breadcrumbs, arXiv 2312.06795. Its code uses the quantiles of
-    each row of a matrix; mergekit uses the whole tensor's, as we do.
+    Davari & Belilovsky, Model Breadcrumbs, arXiv 2312.06795. The authors' code computes the
+    quantiles for each row of a matrix; this rule, like mergekit, computes them for each tensor.
     """
 
     def masked(change: torch.Tensor) -> torch.Tensor:
         flat = change.flatten()
-        # Positions in sorted order, not quantile values, which keeps the shares exact with ties.
+        # Select by position in sorted order, not by value, so that ties do not affect the counts.
         order = flat.abs().argsort(stable=True)
         start = round(beta * len(order))
         stop = round(gamma * len(order))

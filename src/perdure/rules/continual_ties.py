@@ -21,20 +21,20 @@ def continual_ties(
     how: sparse.How = "mean",
     per: sparse.Per = "model",
 ) -> TaskVector:
-    """Merge each task vector tau_t in turn with TIES: v_t = TIES(v_(t-1), tau_t), v_1 = tau_1.
+    """Merge task vectors one at a time with TIES: v_1 = tau_1 and v_t = TIES(v_(t-1), tau_t).
 
     Parameters
     ----------
     mode
-        `fold`: as above, then Theta = Theta_pre + scale · v_n.
+        `fold`: apply the formula above, then Theta = Theta_pre + scale · v_n.
         `reference`: M_t = M_(t-1) + scale · TIES(M_(t-1), tau_t) with M_1 = scale · tau_1, as
-        in FusionBench's code. This counts earlier tasks twice: entries that agree grow by
-        1 + scale at each step.
-        `batch`: TIES of all tasks in one pass, as in the rule `ties`, in any order.
+        in FusionBench's code. This counts earlier tasks twice: with the `sum`, their entries
+        are multiplied by 1 + scale at each step where the signs agree.
+        `batch`: apply TIES to all tasks in one pass, like the rule `ties`, in any order.
     density, how, per
-        As in `ties`; FusionBench uses the `sum`.
+        See `ties`. FusionBench uses the `sum`.
     scale
-        The paper's lambda; FusionBench uses 0.3 for 8 tasks, and 0.1 for 14 and 20.
+        The paper's lambda. FusionBench uses 0.3 for 8 tasks, and 0.1 for 14 or 20 tasks.
 
     Examples
     --------
@@ -49,7 +49,8 @@ def continual_ties(
 
     References
     ----------
-    TIES: arXiv 2306.01708. As a baseline of continual merging: Tang et al., arXiv 2501.09522.
+    Yadav et al., TIES-Merging, arXiv 2306.01708. Tang et al., arXiv 2501.09522, use TIES as a
+    baseline for continual merging.
     """
 
     def ties(together: dict[str, TaskVector]) -> TaskVector:
@@ -60,11 +61,11 @@ def continual_ties(
             per=per,
         )
 
-    # `ties` gets no scale, because the modes differ in the point at which they apply it.
+    # Scaling is not part of `ties`, because each mode applies the scale at a different point.
     if mode == "batch":
         return ties(vectors) * scale
     first, *later = vectors.values()
-    # Each step is computed immediately: deferred, it would repeat all earlier steps.
+    # Compute each step immediately. If steps were deferred, each would repeat all earlier ones.
     if mode == "reference":
         # M holds scaled vectors, and TIES merges them with an unscaled tau_t.
         merged = first * scale

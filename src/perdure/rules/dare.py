@@ -1,4 +1,4 @@
-"""DARE (Yu et al. 2024): drop entries at random, rescale the rest, and combine."""
+"""DARE (Yu et al. 2024): drop entries at random, rescale the rest, and combine the results."""
 
 from typing import Annotated
 
@@ -26,22 +26,22 @@ def dare(
     """Drop random entries of each task vector, rescale the others, and combine the results.
 
     Theta = Theta_pre + scale · combination of m_t ⊙ tau_t / (1 - p). Each entry of the mask
-    m_t is 0 with probability p, otherwise 1, so the expectation is tau_t. The seed and the
-    names of the task and the layer decide which entries are dropped; the order and the number
-    of tasks do not matter.
+    m_t is 0 with probability p and 1 otherwise, so the expected value of m_t ⊙ tau_t / (1 - p)
+    is tau_t. The masks depend on the seed, the task name and the layer name, but not on the
+    order or the number of tasks.
 
     Parameters
     ----------
     p
-        The share of entries to drop, in [0, 1). The paper drops 0.9 or more in large language
-        models.
+        The probability of dropping an entry, in [0, 1). The paper uses 0.9 or more for large
+        language models.
     scale
-        A factor for the combination.
+        The factor by which the combined task vector is multiplied.
     then
-        `sum`, `average`, or `ties`: elect signs and average the entries that agree, without
-        trimming.
+        The way to combine the results: `sum`, `average`, or `ties`, which elects signs and
+        averages the entries that agree, without trimming.
     seed
-        The seed that decides which entries are dropped.
+        The random seed for the masks.
 
     Examples
     --------
@@ -52,13 +52,13 @@ def dare(
     References
     ----------
     Yu et al., Language Models are Super Mario, arXiv 2311.03099. Instead of dividing by 1 - p,
-    mergekit rescales each tensor to keep its sum of magnitudes.
+    mergekit rescales each tensor to preserve the sum of its magnitudes.
     """
 
     def merge(name: str, layer: sparse.Layer) -> torch.Tensor:
         thinned: list[torch.Tensor] = []
         for task, change in layer.items():
-            # Seeded by names, not by position, so that the order of tasks makes no difference.
+            # Seed by name, not by position, so that the order of tasks makes no difference.
             survivors = sparse.dropped(
                 change,
                 1 - p,  # the probability of keeping an entry

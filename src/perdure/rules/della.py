@@ -30,24 +30,24 @@ def della(
     then: sparse.Then = "ties",
     seed: int = 0,
 ) -> TaskVector:
-    """Drop entries of each task vector, small ones more often, and combine the others.
+    """Drop random entries of each task vector, small ones more often, and combine the rest.
 
     Theta = Theta_pre + scale · combination of m_t ⊙ tau_t / (1 - p_t). Each entry of the mask
-    m_t is 0 with probability p_t, otherwise 1. In each row (a neuron), p_t falls evenly from
-    p + epsilon for the smallest magnitude to p - epsilon for the largest.
+    m_t is 0 with probability p_t and 1 otherwise. Within each row (one neuron), p_t decreases
+    in equal steps from p + epsilon for the smallest magnitude to p - epsilon for the largest.
 
     Parameters
     ----------
     p
-        The average share of entries to drop.
+        The average probability of dropping an entry.
     epsilon
         Half the range of the drop probabilities; p ± epsilon must be in [0, 1).
     scale
-        The paper's lambda; the authors' example uses 1.1.
+        The paper's lambda. The authors' example uses 1.1.
     then
-        `ties` (published): elect signs and average entries that agree; `sum`; or `average`.
+        `ties` (as published): elect signs and average entries that agree; `sum`; or `average`.
     seed
-        The seed that decides which entries are dropped.
+        The random seed for the masks.
 
     Examples
     --------
@@ -57,8 +57,8 @@ def della(
 
     References
     ----------
-    Deep et al., DELLA-Merging, arXiv 2406.11617. mergekit rescales each tensor to keep its sum
-    of magnitudes.
+    Deep et al., DELLA-Merging, arXiv 2406.11617. Instead of dividing by 1 - p_t, mergekit
+    rescales each tensor to preserve the sum of its magnitudes.
     """
 
     def merge(name: str, layer: sparse.Layer) -> torch.Tensor:

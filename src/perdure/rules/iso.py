@@ -19,27 +19,28 @@ def iso(
     common: Annotated[float, Gt(0), Le(1)] = 0.8,
     scale: float = 1.0,
 ) -> TaskVector:
-    """Sum the task vectors, and set all singular values of each matrix to their mean.
+    """Sum the task vectors and set all singular values of each matrix to their mean.
 
-    Theta = Theta_pre + scale · mean(S) U Vᵀ, where U S Vᵀ is the SVD of the summed changes of
-    a matrix. With `cts`, the weakest singular vectors of the sum are replaced by each task's
-    strongest ones outside the span of the others, and U and V are made orthonormal again.
-    Layers that are not matrices are averaged.
+    Theta = Theta_pre + scale · mean(S) U Vᵀ, where U S Vᵀ is the SVD of the summed changes to
+    a matrix. In mode `cts`, the weakest singular vectors of the sum are replaced by the
+    strongest ones of each task outside the span of those that are kept, and U and V are made
+    orthonormal again. Layers that are not matrices are averaged.
 
     Parameters
     ----------
     mode
-        `c`: the common subspace; `cts`: common and task-specific subspaces.
+        `c` uses only the common subspace; `cts` uses common and task-specific subspaces.
     common
-        The share of common directions for `cts`, in (0, 1].
+        The fraction of directions that stay common in mode `cts`, in (0, 1].
     scale
-        The paper's alpha, tuned for each model; LoRA needs a larger one (see Notes).
+        The paper's alpha, tuned for each model. LoRA needs a larger value (see Notes).
 
     Notes
     -----
-    With LoRA, the sum does not have full rank. We average over its rank and add no directions.
-    The authors' code averages over min(out, in) values, most of them zero, and assigns the mean
-    to equally many directions, most of them arbitrary. At full rank, both give the same.
+    With LoRA, the sum has low rank. This rule averages the nonzero singular values only, and
+    adds no directions. The authors' code averages min(out, in) values, most of them zero, and
+    assigns the mean to as many directions, most of them arbitrary. At full rank, the results
+    are equal.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""KnOTS (Stoica et al. 2025): align the tasks with a common decomposition, then merge."""
+"""KnOTS (Stoica et al. 2025): align the tasks with a joint decomposition, then merge them."""
 
 from typing import Annotated, Literal
 
@@ -22,17 +22,17 @@ def knots(
     how: sparse.How = "mean",
     per: sparse.Per = "model",
 ) -> TaskVector:
-    """Merge each matrix's task vectors in a common basis, with TIES or as a sum.
+    """Merge the changes to each matrix in a common basis, with TIES or by summing them.
 
     Theta = Theta_pre + scale · U merge(S V_1ᵀ, …, S V_nᵀ), where U S [V_1ᵀ … V_nᵀ] is the SVD
-    of the task vectors side by side, [tau_1 … tau_n]. In the common basis U, the tasks can be
-    compared entry by entry. The result stays in factors. Layers that are not matrices are
-    merged as they are.
+    of the concatenated task vectors [tau_1 … tau_n]. In the common basis U, the tasks can be
+    compared entry by entry. The result is returned as low-rank factors. Layers that are not
+    matrices are merged without a change of basis.
 
     Parameters
     ----------
     density, how, per
-        As in `ties`, for the entries of S V_tᵀ.
+        See `ties`. They apply to the entries of S V_tᵀ.
     scale
         The paper's lambda, which the authors tune for each set of tasks.
     then
@@ -51,7 +51,7 @@ def knots(
     ----------
     Stoica et al., Model Merging with SVD to Tie the KnOTS, arXiv 2410.19735.
     """
-    # The coordinates are full matrices (k × in): trimming needs single entries, not factors.
+    # The coordinates are full matrices (k × in), because trimming needs entries, not factors.
     bases, coordinates = aligned(vectors)
     if then == "sum":
         merged = total(list(coordinates.values()))

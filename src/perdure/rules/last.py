@@ -1,4 +1,4 @@
-"""The last task's state alone, as after sequential fine-tuning."""
+"""The last task vector alone, as after sequential fine-tuning."""
 
 from perdure.merging.rule import nature
 from perdure.vectors.task_vector import TaskVector
@@ -6,7 +6,7 @@ from perdure.vectors.task_vector import TaskVector
 
 @nature("sequential", state="one task vector")
 def last(vectors: dict[str, TaskVector]) -> TaskVector:
-    """Apply only the last task vector tau_T: Theta = Theta_pre + tau_T.
+    """Use only the last task vector tau_T: Theta = Theta_pre + tau_T.
 
     Examples
     --------

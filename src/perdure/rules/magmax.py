@@ -1,4 +1,4 @@
-"""MagMax (Marczak et al. 2024): keep the largest change of each entry."""
+"""MagMax (Marczak et al. 2024): keep the largest change to each entry."""
 
 import functools
 
@@ -11,18 +11,18 @@ from perdure.vectors.task_vector import TaskVector
 
 @nature("order-free", state="one task vector", layerwise=True)
 def magmax(vectors: dict[str, TaskVector], *, scale: float = 0.5) -> TaskVector:
-    """Keep each entry's largest change: Theta = Theta_pre + scale · tau.
+    """Keep the largest change to each entry: Theta = Theta_pre + scale · tau.
 
     Entry i of tau is the (tau_t)_i with the largest magnitude among the task vectors tau_t.
-    MagMax was published for models fine-tuned one after the other, each from the previous one
-    (the method `sequential`, or `isolated` with `start="previous"`); for models trained
-    separately, it is the authors' weaker baseline. The order matters only if magnitudes are
-    equal: the later task wins.
+    MagMax was published for models that are fine-tuned one after another, each starting from
+    the previous one (the method `sequential`, or `isolated` with `start="previous"`). With
+    models trained separately, it is a baseline that did worse in the paper. The task order
+    matters only if magnitudes are equal, in which case the later task wins.
 
     Parameters
     ----------
     scale
-        The paper's lambda, 0.5 in the authors' scripts.
+        The paper's lambda. The authors' scripts use 0.5.
 
     Examples
     --------

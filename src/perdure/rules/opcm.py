@@ -1,4 +1,4 @@
-"""OPCM (Tang et al. 2025): add the part of each task vector orthogonal to earlier ones."""
+"""OPCM (Tang et al. 2025): add the part of each task vector that is orthogonal to earlier ones."""
 
 from typing import Annotated
 
@@ -8,7 +8,7 @@ from perdure.merging.rule import nature
 from perdure.rules.parts.spectral import Block, added
 from perdure.vectors.task_vector import TaskVector
 
-STATE = "one task vector, whose rank grows by each task's; the last lambda; the mean norm"
+STATE = "one task vector, whose rank grows with each task; the last lambda; the mean norm"
 
 
 @nature("sequential", state=STATE)
@@ -18,24 +18,24 @@ def opcm(
     alpha: Annotated[float, Ge(0), Lt(1)] = 0.5,
     block: Block = "topleft",
 ) -> TaskVector:
-    """Add each task vector's projection: M_t = (lambda_(t-1) M_(t-1) + P(tau_t)) / lambda_t.
+    """Add a projection of each task vector: M_t = (lambda_(t-1) M_(t-1) + P(tau_t)) / lambda_t.
 
-    lambda_t, near sqrt(t), is one number for the whole model, chosen so that |M_t| is the mean
-    of |tau_1|, …, |tau_t|. P takes each matrix of tau_t in the basis of M_(t-1)'s singular
-    vectors, and removes the diagonal and the block of the leading singular vectors, whose
-    values sum to at most the share alpha. The result is orthogonal to M_(t-1). Biases add up.
+    lambda_t, close to sqrt(t), is one number for the model, chosen such that |M_t| is the mean
+    of |tau_1|, …, |tau_t|. P acts on each matrix of tau_t in the singular basis of M_(t-1): it
+    removes the diagonal, which makes P(tau_t) orthogonal to M_(t-1), and the block of leading
+    singular vectors whose values sum to at most alpha times the total. It skips biases.
 
-    The authors' code adds embedding tables without projection. Task vectors do not distinguish
-    them from linear layers, so we project all matrices. This matters for LoRA on embeddings and
-    with `peft: full`: mostly in these tables, elsewhere through lambda_t.
+    The authors' code does not project embedding tables. Task vectors do not distinguish them
+    from linear layers, so this rule projects all matrices. This affects LoRA on embeddings and
+    `peft: full`: mostly the tables, and all other layers slightly through lambda_t.
 
     Parameters
     ----------
     alpha
-        A share in [0, 1); the larger it is, the more P removes.
+        A fraction in [0, 1). P removes more with a larger alpha.
     block
-        `topleft`: remove what lies along leading singular vectors on both sides, as in the
-        authors' code; `both`: on either side.
+        `topleft`: remove components whose left and right singular vectors are both leading, as
+        in the authors' code; `both`: remove components where either of them is.
 
     Examples
     --------
@@ -48,9 +48,9 @@ def opcm(
 
     References
     ----------
-    Tang et al., Merging Models on the Fly Without Retraining, arXiv 2501.09522. There,
-    alpha = 1 acts like 0, and below full rank arbitrary directions are removed as well. The
-    first release removed the diagonal only from a copy, so its figures are for another rule.
+    Tang et al., Merging Models on the Fly Without Retraining, arXiv 2501.09522. In their code,
+    alpha = 1 acts like 0, and below full rank, arbitrary directions are also removed. The first
+    release removed the diagonal only from a copy, so its figures belong to a different rule.
     """
     merged = TaskVector({})
     factor = 1.0  # lambda
@@ -60,7 +60,7 @@ def opcm(
         norms.append(vector.norm())
         entries = dict((merged * factor + vector).entries)
         for name, entry in entries.items():
-            # A layer in only one of them has nothing to be orthogonal to.
+            # A layer that only one of them has is not projected.
             in_both = name in merged and name in vector
             if in_both and len(entry.shape) == 2:
                 entries[name] = added(
@@ -73,7 +73,7 @@ def opcm(
         merged = TaskVector(entries)
         mean = sum(norms) / len(norms)
         size = merged.norm()
-        # A smaller sum is rounding error of task vectors that cancel: do not amplify it.
+        # A smaller sum is the rounding error of task vectors that cancel. Do not amplify it.
         usable = len(norms) > 1 and size > 1e-6 * mean
         factor = size / mean if usable else 1.0
         merged = merged * (1 / factor)

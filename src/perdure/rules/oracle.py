@@ -1,4 +1,4 @@
-"""One adapter per task, each used for its own task: the upper bound for any combination."""
+"""One adapter per task, used only for that task: the upper bound for any combination."""
 
 from perdure.merging.rule import nature
 from perdure.vectors.task_vector import TaskVector
@@ -6,11 +6,11 @@ from perdure.vectors.task_vector import TaskVector
 
 @nature("routed", state="n task vectors")
 def oracle(vectors: dict[str, TaskVector]) -> dict[str, TaskVector]:
-    """Use each task's own task vector, uncombined: Theta_t = Theta_pre + tau_t.
+    """Use a separate model for each task t, without merging: Theta_t = Theta_pre + tau_t.
 
-    If each input's task is known, this is the upper bound for methods that isolate tasks.
-    Otherwise, each task's head reads its own adapter, and concatenated heads or the task
-    posterior choose among them, at the cost of one forward pass per task.
+    If the task of each input is known, this is the upper bound for methods that isolate tasks.
+    Otherwise, every task's adapter and head are run on the input, which costs one forward pass
+    per task, and the prediction is chosen from the concatenated heads or by the task posterior.
 
     Examples
     --------

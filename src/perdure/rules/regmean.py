@@ -1,4 +1,4 @@
-"""RegMean (Jin et al. 2023): the change whose outputs are closest to every task's."""
+"""RegMean (Jin et al. 2023): the change whose outputs are closest to those of all tasks."""
 
 from collections.abc import Mapping
 from typing import Annotated
@@ -21,19 +21,19 @@ def regmean(
     *,
     alpha: Annotated[float, Ge(0), Le(1)] = 0.9,
 ) -> TaskVector:
-    """Merge so that layer outputs stay close to each task's: tau = (sum of tau_t C_t) G⁺.
+    """Keep each layer's outputs close to those of every task: tau = (sum of tau_t C_t) G⁺.
 
-    This tau minimises the sum over tasks t of E|tau x - tau_t x|², where x are the layer's
-    inputs on task t, C_t = E[x xᵀ] with off-diagonal entries scaled by alpha, and G is the sum
-    of the C_t. LoRA stays in factors: [B_1 … B_n] [A_1 C_1 G⁺; …]. Layers that are not matrices
+    This tau minimises the sum over tasks t of E|tau x - tau_t x|², where x is a layer input on
+    task t. C_t is E[x xᵀ] with off-diagonal entries scaled by alpha, and G is the sum of all
+    C_t. LoRA changes stay low-rank: [B_1 … B_n] [A_1 C_1 G⁺; …]. Layers that are not matrices
     are averaged.
 
     Parameters
     ----------
     inputs
-        C_t by task and layer, of shape in × in.
+        E[x xᵀ] by task and layer, of shape in × in.
     alpha
-        In [0, 1]; below 1 it regularises; 0 gives a mean weighted by each input's power.
+        In [0, 1]. Values below 1 regularise; 0 gives a mean weighted by each input's power.
 
     Examples
     --------
@@ -44,7 +44,7 @@ def regmean(
 
     References
     ----------
-    Jin et al., Dataless Knowledge Fusion, arXiv 2212.09849. It merges weights, which is
+    Jin et al., Dataless Knowledge Fusion, arXiv 2212.09849. The paper merges weights, which is
     equivalent: (sum of W C_t) G⁺ = W for the pre-trained W.
     """
 
@@ -54,7 +54,7 @@ def regmean(
             missing = f"input statistics of `{name}` for task `{task}`"
             raise InputError(f"`regmean` has no {missing}.")
         if given.shape != (width, width):
-            shapes = f"need {(width, width)}, got {tuple(given.shape)}"
+            shapes = f"must have the shape {(width, width)}, not {tuple(given.shape)}"
             raise InputError(f"The input statistics of `{name}` for `{task}` {shapes}.")
         exact = given.double()
         # The diagonal is kept; alpha shrinks everything else.
@@ -64,11 +64,11 @@ def regmean(
     def merge(name: str, changes: Changes) -> Entry:
         width = next(iter(changes.values())).shape[1]
         C: dict[str, torch.Tensor] = {}
-        # C_t of every task, even one that lacks the layer: its change there is zero.
+        # Include C_t of tasks that lack the layer, because their change there is zero.
         for task in vectors:
             C[task] = covariance(task, name, width)
         G = torch.stack(list(C.values())).sum(0)
-        # The sums have the inputs' precision: eigenvalues below its rounding count as zero.
+        # C_t is only as precise as the inputs: treat eigenvalues below their rounding as zero.
         rounding = max(torch.finfo(inputs[task][name].dtype).eps for task in vectors)
         inverse = torch.linalg.pinv(G, rtol=width * rounding, hermitian=True)
         weighted: list[Entry] = []

@@ -11,11 +11,11 @@ from perdure.vectors.task_vector import TaskVector
     low_rank=True,
 )
 def routed(vectors: dict[str, TaskVector]) -> Mixture:
-    """Route each sample to its likeliest task t: y = W0 x + ΔW_t x, t = argmax p(t | x).
+    """Route each sample to its most likely task t: y = W0 x + ΔW_t x, t = argmax p(t | x).
 
-    One forward pass handles a batch of mixed tasks, whereas `oracle` needs one pass per task.
-    If the tasks are given, the result equals `oracle`'s; with concatenated heads, which have no
-    posterior, each head reads its own adapter.
+    One forward pass handles a batch with several tasks, whereas `oracle` needs one pass per
+    task. If the tasks are known, the result is the same as that of `oracle`. Concatenated heads
+    have no task posterior, so each task's head is run with the adapter of that task.
 
     Examples
     --------

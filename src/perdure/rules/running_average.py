@@ -8,8 +8,8 @@ from perdure.vectors.task_vector import TaskVector
 def running_average(vectors: dict[str, TaskVector]) -> TaskVector:
     """Update the mean with each task vector: M_t = ((t - 1) M_(t-1) + tau_t) / t.
 
-    The result equals `average` up to rounding. Papers on continual merging use this form as a
-    baseline (such as arXiv 2501.09522), because only the last M and t have to be kept.
+    The result equals `average` up to rounding. Papers on continual merging (such as arXiv
+    2501.09522) use this form as a baseline, because only the last M and t have to be stored.
 
     Examples
     --------
@@ -19,7 +19,7 @@ def running_average(vectors: dict[str, TaskVector]) -> TaskVector:
     >>> running_average({"a": a, "b": b})["w"].tolist()
     [1.5]
     """
-    merged = TaskVector({})  # zero, because a missing layer counts as zero
+    merged = TaskVector({})  # a missing layer counts as zero
     for t, vector in enumerate(vectors.values(), start=1):
         earlier = merged * ((t - 1) / t)
         merged = earlier + vector * (1 / t)

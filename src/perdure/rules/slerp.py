@@ -19,15 +19,15 @@ def slerp(
     """Interpolate two task vectors: (sin((1 - t) phi) tau_1 + sin(t phi) tau_2) / sin(phi).
 
     phi is the angle between them. If they are nearly parallel (|cos phi| > 0.9995), or one of
-    them is zero, the result is (1 - t) tau_1 + t tau_2. At t = 1/2 the order does not matter.
+    them is zero, the result is (1 - t) tau_1 + t tau_2. At t = 1/2, the order does not matter.
     A single task vector is returned unchanged.
 
     Parameters
     ----------
     t
-        The position between the first (0) and the second (1).
+        The position between the first task vector (0) and the second (1).
     per
-        One angle for each `layer`, or one for the whole `model`.
+        Use one angle per `layer`, or a single one for the `model`.
 
     Examples
     --------
@@ -40,7 +40,7 @@ def slerp(
     References
     ----------
     Shoemake, Animating Rotation with Quaternion Curves, SIGGRAPH 1985. mergekit interpolates
-    the models' weights, each tensor with its own angle; we interpolate task vectors.
+    the weights of models, with one angle per tensor; this rule interpolates task vectors.
     """
     if len(vectors) > 2:
         given = f"{len(vectors)}: {', '.join(vectors)}"
@@ -52,7 +52,7 @@ def slerp(
     if per == "model":
         return _between(first, second, t)
     entries: dict[str, Entry] = {}
-    # If one of them lacks a layer, it is zero there: no angle, so the mix is linear.
+    # A missing layer counts as zero, which has no angle, so the interpolation is linear.
     for name in names:
         layer = _between(
             _only(first, name),

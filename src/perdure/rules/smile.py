@@ -1,4 +1,4 @@
-"""SMILE: a sparse mixture of low-rank experts, routed by their own singular directions.
+"""SMILE: a sparse mixture of low-rank experts, routed by the experts' singular vectors.
 
 Nothing is trained.
 """
@@ -36,20 +36,21 @@ def smile(
 ) -> Mixture:
     """Mix the tasks' experts for each token and layer: y = W0 x + sum of p_t(x) ΔW_t x.
 
-    The weights p_t(x) are the softmax of ‖V_tᵀ x‖, where V_t are the leading right singular
-    vectors of ΔW_t, not scaled by singular values. The rule needs no data, no training and no
-    task posterior. For LoRA, experts are exact, because their decomposition is cheap.
+    The weights p_t(x) are the softmax of ‖V_tᵀ x‖ over the tasks t, where the columns of V_t are
+    the leading right singular vectors of ΔW_t, not scaled by singular values. The rule needs no
+    data, no training and no task posterior. By default, each expert is exactly the LoRA change of
+    its task.
 
     Parameters
     ----------
     top_k
-        The number of experts that act on a token; their weights are normalised to sum to 1. In
-        the paper's tables, one was best.
+        The number of experts used for each token; their weights are normalised to sum to 1. A
+        single expert was best in the paper's tables.
     gate_rank
-        The number of each expert's directions that its gate uses. At full rank, all gates see
-        nearly the same.
+        The number of singular vectors of each expert that the gate uses. At full rank, the gate
+        can hardly tell the experts apart.
     expert_rank
-        The number of each expert's leading directions that act; by default, all of them.
+        The rank to which each expert is truncated; by default, experts keep their full rank.
 
     Examples
     --------
@@ -63,8 +64,8 @@ def smile(
     References
     ----------
     Tang et al., SMILE: Zero-Shot Sparse Mixture of Low-Rank Experts Construction From Pre-Trained
-    Foundation Models, arXiv 2408.10174. Unlike its public code, this rule leaves the fine-tuned
-    models unchanged.
+    Foundation Models, arXiv 2408.10174. Unlike the authors' code, this rule leaves the
+    fine-tuned models unchanged.
     """
     return Mixture(
         vectors,

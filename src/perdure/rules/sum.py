@@ -1,4 +1,4 @@
-"""The plain sum, for methods that train task vectors not to interfere with each other."""
+"""The plain sum, for methods whose training keeps task vectors from interfering."""
 
 from perdure.merging.rule import nature
 from perdure.vectors.task_vector import TaskVector, total
@@ -9,8 +9,8 @@ from perdure.vectors.task_vector import TaskVector, total
 def sum(vectors: dict[str, TaskVector]) -> TaskVector:
     """Add up the task vectors: Theta = Theta_pre + sum of tau_t.
 
-    O-LoRA (arXiv 2310.14152) and InfLoRA (arXiv 2404.00228) do this; it is task arithmetic at
-    scale 1.
+    O-LoRA (arXiv 2310.14152) and InfLoRA (arXiv 2404.00228) combine tasks in this way. The
+    result is the same as that of `task_arithmetic` with scale 1.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Task arithmetic (Ilharco et al. 2023), PIC's second stage: a scaled sum."""
+"""Task arithmetic (Ilharco et al. 2023), the second stage of PIC: a scaled sum."""
 
 import math
 from collections.abc import Mapping
@@ -25,14 +25,14 @@ def _check(scale: Scale) -> None:
 
 @nature("order-free", state="one task vector", layerwise=True, check=_check)
 def task_arithmetic(vectors: dict[str, TaskVector], *, scale: Scale = "1/n") -> TaskVector:
-    """Scale and sum the n tasks' task vectors: Theta = Theta_pre + scale · sum of tau_t.
+    """Sum and scale the n task vectors tau_t: Theta = Theta_pre + scale · sum of tau_t.
 
     Parameters
     ----------
     scale
-        lambda: a number, `"1/n"` (the mean) or `"1/sqrt(n)"`; in a run also `"search"`, by
-        validation accuracy. A mapping gives each task its own lambda, or a list with one for
-        each group of layers; the groups divide the model evenly by depth, from the input on.
+        A number, `"1/n"` (the mean), `"1/sqrt(n)"` or, in a run, `"search"` (on validation data).
+        A mapping sets the scale of each task, as a number or a list with one number per group of
+        layers. The groups divide the model evenly by depth, from input to output.
 
     Examples
     --------
@@ -68,10 +68,10 @@ def _check_each(scale: Mapping[str, PerTask], vectors: Vectors) -> None:
 
 
 def _scaled(vector: TaskVector, scale: PerTask, vectors: Vectors) -> TaskVector:
-    """Scale a task vector by one number, or by one for each group of layers by depth."""
+    """Scale a task vector by one number, or by one number per group of layers of similar depth."""
     if not isinstance(scale, list):
         return vector * scale
-    # Depth counts all tasks' layers, so that a part means the same for each of them.
+    # Group the layers of all tasks together, so that a group means the same for each task.
     names: set[str] = set().union(*[each.entries for each in vectors.values()])
     part_of = by_depth(names, len(scale))
     entries: dict[str, Entry] = {}

@@ -20,21 +20,22 @@ def ties(
 ) -> TaskVector:
     """Merge the largest entries that agree in sign: Theta = Theta_pre + scale · tau.
 
-    Trim: keep the share `density` of each task vector tau_t with the largest magnitudes. Elect:
-    each entry's sign is gamma = sgn(sum of the trimmed tau_t); if it is 0, the sign of most
-    entries. Merge: tau is the mean of the trimmed tau_t that are not 0 and have the sign gamma.
+    Trim: in each task vector tau_t, keep the fraction `density` of entries with the largest
+    magnitudes. Elect: the sign of an entry is gamma = sgn(sum of the trimmed tau_t), or the sign
+    that most entries have if the sum is 0. Merge: tau is the mean of the trimmed tau_t that are
+    nonzero and have the sign gamma.
 
     Parameters
     ----------
     density
-        The share of entries to keep, in (0, 1]; entries tied with the smallest one kept are
+        The fraction of entries to keep, in (0, 1]. Entries tied with the smallest one kept are
         also kept.
     scale
-        The paper's lambda: 1 with the mean; papers use 0.3 with the sum and eight tasks.
+        The paper's lambda: 1 with the mean. With the sum, papers use 0.3 for eight tasks.
     how
-        The `mean` (published) or the `sum` of the entries that agree.
+        Use the `mean` (as published) or the `sum` of the entries that agree.
     per
-        Trim over the whole `model` (published), or within each `layer`, as in peft and
+        Trim over the entire `model` (as published), or within each `layer`, as in peft and
         mergekit.
 
     Examples
@@ -47,11 +48,11 @@ def ties(
 
     References
     ----------
-    Yadav et al., TIES-Merging, arXiv 2306.01708. Its code keeps one more entry. peft and
-    mergekit take an entry whose sum is 0 as positive; if there is no majority either, the
-    authors' code keeps the negative values, and we keep none.
+    Yadav et al., TIES-Merging, arXiv 2306.01708. The authors' code keeps one more entry when it
+    trims. peft and mergekit treat an entry whose sum is 0 as positive. If there is no majority
+    sign either, the authors' code keeps the negative values, and this rule keeps none.
     """
-    # `continual_ties` and `knots` use the same steps, each with its own scale.
+    # `continual_ties` and `knots` use the same steps, but apply the scale differently.
     merged = sparse.ties(
         vectors,
         density=density,

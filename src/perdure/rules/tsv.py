@@ -1,4 +1,4 @@
-"""TSV-Merge (Gargiulo et al. 2025): the strongest singular vectors, made orthogonal."""
+"""TSV-Merge (Gargiulo et al. 2025): the leading singular vectors, made orthogonal."""
 
 from typing import Annotated
 
@@ -13,18 +13,19 @@ from perdure.vectors.task_vector import LowRank, TaskVector
 def tsv(
     vectors: dict[str, TaskVector], *, rank: Annotated[int, Ge(0)] = 0, scale: float = 1.0
 ) -> TaskVector:
-    """Merge each task's leading singular vectors, made orthogonal to each other.
+    """Make the leading singular vectors of all tasks orthogonal, and merge them.
 
     Theta = Theta_pre + scale · U diag(S_1, …, S_n) Vᵀ, where U_t, S_t, V_t are the `rank`
-    largest singular triples of task t's matrix. U is the closest orthonormal matrix to
-    [U_1 … U_n], and V to [V_1 … V_n]. No triples beyond the numerical rank are used, because
-    a LoRA's other singular vectors are arbitrary. Layers that are not matrices are averaged.
+    largest singular triples of task t's matrix. U is the matrix with orthonormal columns that is
+    closest to [U_1 … U_n], and V is the one closest to [V_1 … V_n]. Triples beyond the numerical
+    rank are not used, because their singular vectors are arbitrary. Layers that are not matrices
+    are averaged.
 
     Parameters
     ----------
     rank
-        The number of triples per task; 0 (published) means min(out, in) / n, which usually
-        includes all of a LoRA's.
+        The number of triples per task; 0 (as published) means min(out, in) / n, which is
+        usually at least the rank of a LoRA.
     scale
         The paper's alpha.
 
@@ -38,8 +39,8 @@ def tsv(
 
     References
     ----------
-    Gargiulo et al., Task Singular Vectors, arXiv 2412.00081. If a matrix has lower rank, its
-    code also uses singular vectors whose values are zero.
+    Gargiulo et al., Task Singular Vectors, arXiv 2412.00081. If a matrix has lower rank, the
+    authors' code also uses singular vectors whose singular values are zero.
     """
 
     def merge(name: str, changes: Changes) -> LowRank:
@@ -50,7 +51,7 @@ def tsv(
         triples: list[Triples] = []
         for change in changes.values():
             triples.append(strongest(change, rank or published))
-        # Factors of U diag(S) Vᵀ: the result is low-rank even if the changes are full.
+        # Return factors of U diag(S) Vᵀ: the result is low-rank even if the changes are full.
         U, S, Vh = joined(triples)
         B = scale * U * S
         return LowRank(B, Vh)

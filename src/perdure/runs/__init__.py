@@ -1,37 +1,37 @@
-"""A run: one stream, one method, one rule, one seed; and its folder, which is read after training.
+"""Runs: learn a stream of tasks with one method, rule and seed, and save it in a run folder.
 
-adapter_folder.py  The files of an adapter
-answers.py         The answers of a run's language model
-begin.py           Begin or continue a run with objects made in Python
-changes.py         The differences between two recipes
-counting.py        Count what a run would do
-dry_run.py         Those counts, and the text that says them
+adapter_folder.py  Save and load the files of an adapter
+answers.py         Answers of a run's language model
+begin.py           Start or continue a run from Python objects
+changes.py         Differences between two recipes
+counting.py        Count the sizes and steps of a run
+dry_run.py         The result of a dry run, and its text
 environment.py     Versions, source revision and hardware
-expected.py        Tasks whose data would have to be downloaded
-export.py          The combined model for others to load: a stock checkpoint, or one adapter
+expected.py        Placeholders for tasks whose data would have to be downloaded
+export.py          Export the combined model as a stock checkpoint or as one adapter
 export_card.py     The model card of an exported model
-extend.py          Measure a run again, let it learn more, or let it forget
-folder.py          The run folder as a user reads it in Python
-forget.py          Take a task out of a recipe and out of a folder
-inputs.py          Rows of a table, or prompts, as what a run's model reads
-job.py             A run's plan, checked before training
-language_card.py   The part of a model card that says how a language model is asked
-layout.py          The files of the folder as plain values, without torch
+extend.py          Measure a run again, teach it more tasks, or make it forget one
+folder.py          The Python interface to a run folder
+forget.py          Remove a task from a recipe and from a run folder
+inputs.py          Model inputs from the rows of a table or from prompts
+job.py             The plan of a run, checked before training
+language_card.py   The part of a model card about prompting a language model
+layout.py          Read the files of a run folder as plain values, without torch
 model.py           A finished run as one model
 more_data.py       The recipe of a run that learns one more table
-next_task.py       Learn the next task; all that is kept of it
-old_names.py       Names that older folders use, in today's words
-past.py            Learned tasks whose examples may be gone
-predictions.py     Predictions for a table
-put.py             Write or remove the files of the folder
-recipe.py          Recipes, validated against what they name
-resume.py          Give a run's tasks back to a backbone; find what is left to do
-schema.py          The contents of each file of the folder, and their check
-sources.py         The tasks that a report or a model was made from
-state.py           The folder read once, as a value
-story.py           Learn, merge, evaluate and save each task of a stream
+next_task.py       Learn the next task
+old_names.py       Names used by older run folders, and their current equivalents
+past.py            Placeholders for learned tasks whose examples are gone
+predictions.py     Add predictions to a table
+put.py             Write or remove the files of a run folder
+recipe.py          Recipes and their validation
+resume.py          Restore learned tasks on a backbone and find out what is left to do
+schema.py          Schemas of the files in a run folder
+sources.py         Record which tasks a file was made from
+state.py           The contents of a run folder, read once
+story.py           The main loop: learn, combine, measure and save each task of a stream
 task_folder.py     The folder of one task
 tune.py            Tune a method on validation data of the first tasks
 verify.py          Check every file of a run
-writer.py          The writer of the folder; only the first process writes
+writer.py          The writer of a run folder; only the first process writes
 """

@@ -1,4 +1,4 @@
-"""The files of an adapter: a folder that stock peft loads, and the start of training."""
+"""The files of an adapter: a folder that stock peft loads, and the parameters before training."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -13,14 +13,15 @@ from perdure.models.adapters import Adapter
 from perdure.storage.tensors import Stored, TensorFile
 
 PREFIX = "base_model.model."
-"""The prefix of saved names: peft saves them as in its wrapper, where the model is
-`base_model.model`.
+"""The prefix of all parameter names in the file.
+
+peft saves names as seen from its wrapper, in which the model is `base_model.model`.
 """
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 START = "start.safetensors"
 KEPT = {"inputs": "inputs.safetensors"}
-"""The files for values that adapters keep for rules, by the values' names."""
+"""The file names of the values that adapters store for merging rules, by value name."""
 MIDDLE = {
     "lora_A.weight": 0,
     "lora_B.weight": 1,
@@ -31,9 +32,9 @@ MIDDLE = {
     "full_weight": -1,
     "full_bias": -1,
 }
-"""The dimension of a parameter that is the module's rank; -1 if it has none."""
+"""For each parameter, the dimension whose size is the module's rank; -1 if there is none."""
 MAY_LACK = "full_bias"
-"""Not every layer has a bias."""
+"""The parameter that may be missing, because not every layer has a bias."""
 
 
 def contents(
@@ -43,20 +44,20 @@ def contents(
     head: tuple[str, nn.Linear] | None,
     task_type: str | None = None,
 ) -> dict[str, bytes]:
-    """Return the files of an adapter, by name; empty if the method has no module.
+    """Return the files of an adapter as bytes, by name; empty if the method has no module.
 
-    `adapter/` is a folder that `peft.PeftModel.from_pretrained` loads. A second file contains the
-    parameters before training.
+    The files under `adapter/` form a folder that `peft.PeftModel.from_pretrained` loads.
+    `start.safetensors` contains the parameters before training.
 
     Parameters
     ----------
     base
-        The pre-trained model, as the PEFT folder names it.
+        The pre-trained model, as the PEFT configuration names it.
     head
-        The name and the layer of the task's head, which peft loads from `modules_to_save`, so
-        that the stock classification model gives the task's logits.
+        The name and the layer of the task's head. peft loads it from `modules_to_save`, so the
+        stock classification model returns the task's logits.
     task_type
-        The kind of model that peft makes from the base and the adapter; None leaves it open.
+        The `task_type` in the PEFT configuration; None leaves it unset.
     """
     if adapter.config is None:
         return {}
@@ -82,17 +83,17 @@ def contents(
 
 
 def _config_json(config: Mapping[str, object]) -> bytes:
-    """Return peft's configuration as its own `save_pretrained` would write it."""
+    """Return a peft configuration as JSON, in the form that `save_pretrained` writes."""
     plain = {}
     for key, value in config.items():
-        # A set has another order in each process; sorted, the file has the same bytes in all.
+        # The order of a set differs between processes; sorted, the file always has the same bytes.
         plain[key] = sorted(value) if isinstance(value, set) else value
     return json.dumps(plain, indent=2, sort_keys=True, default=str).encode()
 
 
 def _shared(by_layer: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return each tensor once, under the names of all layers that share it, with commas."""
-    # By identity: layers with the same input, as query and value, were given the same tensor.
+    """Return each tensor once, under the comma-separated names of all layers that share it."""
+    # By identity: layers with the same input, such as query and value, share one tensor object.
     layers_of: dict[int, list[str]] = {}
     for name, value in by_layer.items():
         layers_of.setdefault(id(value), []).append(name)
@@ -100,24 +101,24 @@ def _shared(by_layer: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load(folder: Path, name: str, rank: int | None = None) -> Adapter:
-    """Read the files that `contents` returns.
+    """Load an adapter from the files that `contents` returns.
 
     The shapes in the headers are compared with the configuration before any tensor is read.
 
     Parameters
     ----------
     folder
-        The PEFT folder. The other files are beside it.
+        The PEFT folder. The other files are in its parent folder.
     name
         The task's name.
     rank
-        The method's rank, if it is known. The adapter must have it, or a multiple, as some
-        methods let it grow.
+        The method's rank, if it is known. The adapter must have this rank or a multiple of it,
+        because some methods let the rank grow.
 
     Raises
     ------
     CheckpointError
-        A file is missing or damaged, or they do not fit each other.
+        A file is missing or damaged, or the files do not match each other.
     """
     start = TensorFile(folder.parent / START)
     weights = TensorFile(folder / WEIGHTS)
@@ -134,7 +135,7 @@ def load(folder: Path, name: str, rank: int | None = None) -> Adapter:
                 f"`{folder / CONFIG}` (rank {width}) or `{weights.path}`."
             )
     _check_complete(start, layers, adapters.prefix_of(config))
-    # Only these: a head may lie beside them.
+    # Only these, because the file may also contain a head.
     parameters = {key: weights.read(PREFIX + key) for key in start.tensors}
     kept = _load_kept(folder.parent)
     _check_inputs(folder.parent / KEPT["inputs"], kept.get("inputs", {}), start)
@@ -142,18 +143,21 @@ def load(folder: Path, name: str, rank: int | None = None) -> Adapter:
 
 
 def _fits(key: str, start: Stored, trained: Stored | None, width: int | None) -> bool:
-    """Return True if a parameter has one shape before and after training, and this rank."""
+    """Return True if a parameter has the expected type, shape and rank.
+
+    The parameter must be stored as F32, with the same shape before and after training.
+    """
     dimension = _rank_dimension(key)
     if dimension is None or trained is None or trained.shape != start.shape:
         return False
     if {start.dtype, trained.dtype} != {"F32"}:
         return False
-    # A slice, as the shape of a damaged file may have too few dimensions.
+    # A slice, because the shape in a damaged file may have too few dimensions.
     return dimension < 0 or start.shape[dimension : dimension + 1] == (width,)
 
 
 def _rank_dimension(key: str) -> int | None:
-    """Return the value in `MIDDLE` for a parameter; None if it belongs to none of our modules."""
+    """Return the dimension listed in `MIDDLE` for a parameter; None if the parameter is unknown."""
     for ending, dimension in MIDDLE.items():
         if key.endswith(ending):
             return dimension
@@ -161,7 +165,7 @@ def _rank_dimension(key: str) -> int | None:
 
 
 def _check_complete(start: TensorFile, layers: Iterable[str], prefix: str) -> None:
-    """Check that each layer has all parameters of the module, by their names' `prefix`."""
+    """Check that every layer has all module parameters whose names begin with `prefix`."""
     endings = [name for name in MIDDLE if name.startswith(prefix) and name != MAY_LACK]
     missing = []
     for layer in layers:
@@ -173,7 +177,7 @@ def _check_complete(start: TensorFile, layers: Iterable[str], prefix: str) -> No
 
 
 def _check_inputs(path: Path, inputs: Mapping[str, Tensor], start: TensorFile) -> None:
-    """Check that E[x xᵀ] of each layer's input x is as wide as that layer's A."""
+    """Check that E[x xᵀ] of each layer's input x has the width of the layer's LoRA matrix A."""
     for layer, value in inputs.items():
         # A is (rank, inputs).
         down = start.tensors.get(f"{layer}.lora_A.weight")
@@ -184,20 +188,20 @@ def _check_inputs(path: Path, inputs: Mapping[str, Tensor], start: TensorFile) -
 
 
 def _layer(key: str) -> str:
-    """Return the layer that a parameter belongs to."""
-    # `full_weight` is a parameter of the layer itself; the others lie in a module of their own.
+    """Return the name of the layer that a parameter belongs to."""
+    # `full_weight` is a parameter of the layer itself; the others belong to a submodule.
     return key.removesuffix(".weight").removesuffix(".bias").rpartition(".")[0]
 
 
 def _load_kept(folder: Path) -> dict[str, dict[str, Tensor]]:
-    """Read the values kept for rules, by name and by layer."""
+    """Read the values stored for merging rules: for each name, a tensor for each layer."""
     kept: dict[str, dict[str, Tensor]] = {}
     for name, file in KEPT.items():
         if not (folder / file).exists():
             continue
         by_layer: dict[str, Tensor] = {}
         for layers, value in TensorFile(folder / file).read_all().items():
-            # The same tensor for all layers that shared it, as `_shared` wrote it.
+            # `_shared` wrote the names of all layers that share the tensor.
             by_layer.update(dict.fromkeys(layers.split(","), value))
         kept[name] = by_layer
     return kept

@@ -1,4 +1,4 @@
-"""The answers of a run's language model: words that are ranked, or text that is written."""
+"""Answers of a run's language model: ranked label words or generated text."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,12 +17,12 @@ from perdure.models.language import LanguageModel
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer in words, its log-probability per token, and the task that it belongs to.
+    """A language model's answer, with its log-probability per token and the task it belongs to.
 
     Attributes
     ----------
     ended
-        False if the model was stopped at `max_new_tokens`.
+        False if generation was cut off at `max_new_tokens`.
     """
 
     answer: str
@@ -31,18 +31,18 @@ class Answer:
     ended: bool = True
 
     def named(self, names: Mapping[str, str]) -> dict[str, object]:
-        """Return the answer as cells of a row, under these names."""
+        """Return the answer as the cells of a table row, under the given column names."""
         return {name: getattr(self, key) for key, name in names.items()}
 
 
 @dataclass(frozen=True)
 class Answerer:
-    """A system whose backbone is a language model, which answers prompts.
+    """A system with a language model as its backbone, used to answer prompts.
 
     Attributes
     ----------
     task
-        The task of all prompts, if it is known.
+        The task of all prompts; None if it is unknown.
     """
 
     system: System
@@ -53,9 +53,9 @@ class Answerer:
     def answers(self, rows: TaskRows, batch_size: int) -> list[Answer]:
         """Answer each row: with a label word if its task is closed, otherwise with free text.
 
-        Without a task the combined model ranks the words of all closed tasks. The task posterior
-        decides whether a closed task or a free-text task is meant, if the run has both, and which
-        adapter answers, if the rule is routed.
+        If the task is unknown, the combined model ranks the words of all closed tasks. If the run
+        has both closed tasks and free-text tasks, the task posterior decides which kind a prompt
+        belongs to. If the rule is routed, it also decides which adapter answers.
         """
         examples = self.backbone.prepare([rows], batch_size=batch_size)
         names = self._names
@@ -76,22 +76,22 @@ class Answerer:
 
     @property
     def _names(self) -> list[str]:
-        """The tasks that may be meant."""
+        """The names of the tasks that a prompt may belong to."""
         return [self.task] if self.task else self.system.tasks
 
     @property
     def _choices(self) -> dict[str, tuple[str, ...]]:
-        """The words of each closed task that may be meant."""
+        """The label words of each closed task that a prompt may belong to."""
         classes = self.system.classes
         return {name: classes[name] for name in self._names if classes[name]}
 
     def _log_weights(self, examples: Examples) -> Float[Tensor, "examples tasks"]:
-        """Return log p(t | x), or the same for all tasks if nothing depends on it."""
+        """Return log p(t | x) per example and task, or zeros if it cannot affect the answers."""
         names = self._names
         words: list[str] = []
         for of_task in self._choices.values():
             words += of_task
-        # Whose word it is says the word itself, unless two tasks share one.
+        # A word identifies its task, unless two tasks share the word.
         is_clear = len(self._choices) == len(names) and len(set(words)) == len(words)
         if len(names) == 1 or (is_clear and not self.system.combined.routed):
             return torch.zeros(len(examples), len(names))
@@ -102,18 +102,18 @@ class Answerer:
     def _ranked(
         self, examples: Examples, log_weights: Float[Tensor, "examples tasks"]
     ) -> list[Answer]:
-        """Answer with the most likely word of the closed tasks."""
+        """Answer each example with the most likely word of the closed tasks."""
         combined = self.system.combined
         choices = self._choices
-        # Tasks that are answered with free text have no word to answer with.
+        # Tasks that are answered with free text have no words to rank.
         columns = [number for number, name in enumerate(self._names) if name in choices]
         log_weights = log_weights[:, columns]
         if combined.picks:
             log_weights = settled(log_weights)
         acting = log_weights if len(choices) > 1 else None
         logits = task_logits(self.backbone, combined, examples, choices, acting)
-        # A routed rule has as many models as tasks, whose log p cannot be compared: they are
-        # weighed by the posterior. A single model's log p can.
+        # A routed rule has one model per task, and log p of different models cannot be compared:
+        # the posterior weights them. The log p of a single model can be compared.
         shares = list(logits.values())
         if combined.routed:
             shares = by_task(logits, log_weights)
@@ -131,18 +131,19 @@ class Answerer:
         log_weights: Float[Tensor, " tasks"],
         routed: bool,
     ) -> tuple[str, str]:
-        """Return the word chosen as the answer, and its task.
+        """Return the word chosen as the answer to one example, and the task of that word.
 
         Parameters
         ----------
         shares
-            For each task, log p of each of its words; of a routed rule p(t | x) p(word | t, x).
+            For each task, a value for each of its words: p(t | x) p(word | t, x) if the rule is
+            routed, otherwise the log-probability.
         """
         totals: dict[str, float] = {}
         owners: dict[str, tuple[float, str]] = {}
         for number, (task, words) in enumerate(self._choices.items()):
             for word, share in zip(words, shares[number].tolist(), strict=True):
-                # A word that several tasks have is one word: their probabilities add up.
+                # A word shared by several tasks is one answer: its probabilities add up.
                 totals[word] = totals.get(word, 0.0) + share if routed else share
                 weight = share if routed else log_weights[number].item()
                 if word not in owners or weight > owners[word][0]:
@@ -151,7 +152,7 @@ class Answerer:
         return word, owners[word][1]
 
     def _per_token(self, value: float, word: str, examples: Examples, row: int) -> float:
-        """Return log p of a word per token, from its rank."""
+        """Return a word's log-probability per token, given the value by which it was ranked."""
         if self.backbone.normalized:
             return value
         joint: str = examples.inputs[row].joint  # pyright: ignore[reportAttributeAccessIssue]
@@ -165,7 +166,7 @@ class Answerer:
     def _written(
         self, examples: Examples, log_weights: Float[Tensor, "examples tasks"]
     ) -> list[Answer]:
-        """Answer with free text, and report the most likely task as its task."""
+        """Answer each example with free text, attributed to the most likely free-text task."""
         names = self._names
         free = [number for number, name in enumerate(names) if name not in self._choices]
         likeliest = [names[free[i]] for i in log_weights[:, free].argmax(1).tolist()]

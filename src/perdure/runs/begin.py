@@ -1,4 +1,4 @@
-"""Begin or continue a run with objects made in Python; `recipe.py` does it from a recipe."""
+"""Start or continue a run from Python objects; `recipe.py` does the same from a recipe."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -28,38 +28,39 @@ def run(
     seed: int = 0,
     quiet: bool = True,
 ) -> Run:
-    """Learn a stream of tasks by a method; after each, combine them by a rule and measure.
+    """Learn a stream of tasks with a method, and combine and measure them after each task.
 
-    A run that was stopped or killed continues when it is called again with the same settings
-    and `output`, and comes to the same result, bit for bit (in the same environment). Ctrl-C,
-    SIGTERM, SIGUSR1 and SIGHUP finish the step and save.
+    A run that was stopped or killed continues when `run` is called again with the same settings and
+    the same `output`. In the same environment, the result is identical, bit for bit. On Ctrl-C,
+    SIGTERM, SIGUSR1 or SIGHUP, the run finishes the current step, saves a checkpoint and stops.
 
     Parameters
     ----------
     stream
-        The tasks. Those that the run in `output` has already learned may come without their
-        examples (`past_tasks`).
+        The tasks to learn. Tasks that the run in `output` has already learned may be given without
+        their examples (`past_tasks`).
     rule
-        A `Rule`, its name, or a mapping of `name` and settings; by default the method's usual
-        one.
+        A `Rule`, its name, or a mapping of `name` and settings; by default, the method's usual
+        rule.
     output
-        The run folder: new, empty, or that of this run.
+        The run folder: a new or empty folder, or that of the run to continue.
     quiet
-        Do not show progress.
+        If True, do not show progress.
 
     Returns
     -------
     Run
-        The folder, from which everything can be read.
+        The run folder, with methods to read everything in it.
 
     Raises
     ------
     RunError
-        Another process is writing the folder, or it belongs to a run with other settings.
+        Another process is writing to the folder, or the folder belongs to a run with other
+        settings.
     Stopped
         The run was asked to stop.
     """
-    # A user may pass anything as the method: `check` says so, not an AttributeError here.
+    # The user may pass anything as the method: let `check` report it, not an AttributeError here.
     usual_rule = getattr(method, "usual_rule", "last")
     plan = Plan(
         stream=stream,
@@ -73,7 +74,7 @@ def run(
     check(plan)
     plan = replace(plan, never=never_trained(plan.evaluation, seed))
     check(plan)
-    # The recipe cannot make these tasks again; their names show what the run was to learn.
+    # The recipe cannot recreate these tasks; their names show what the run was meant to learn.
     made_of = {
         "name": stream.name,
         "scenario": stream.scenario,

@@ -6,10 +6,10 @@ from pathlib import Path
 from perdure.errors import RunError
 
 Sections = Mapping[str, object]
-"""A recipe, by section."""
+"""The sections of a recipe, by name."""
 
 HARMLESS = ("name", "about", "stream", "evaluation", "rule")
-"""Sections that define what is measured, and the stream, whose examples are compared instead."""
+"""Sections that only affect what is measured, and `stream`, whose examples are compared instead."""
 HARMLESS_IN_TRAINING = ("checkpoint_steps", "trackers")
 
 
@@ -19,28 +19,28 @@ def check_changes(folder: Path, before: Sections, now: Sections) -> None:
     Raises
     ------
     RunError
-        A difference would affect what was learned; the message shows it.
+        A difference would affect what was learned; the message lists all such differences.
     """
     changes = dict(differences(before, now))
-    # Older runs kept no revision; for those, the shapes of the model are compared instead.
+    # Older runs did not record a revision; for those, the model's shapes are compared instead.
     if not dict(_flat(before)).get("backbone.revision"):
         changes.pop("backbone.revision", None)
     harmful = [line for name, line in changes.items() if not is_harmless(name, now)]
     if harmful:
         raise RunError(
-            f"`{folder}` holds a run with other settings, and cannot go on with these: "
-            f"{'; '.join(harmful)}. Give another `--output`; "
-            f"or go on with the run's own settings, by `perdure run {folder}`."
+            f"`{folder}` contains a run with other settings, and cannot continue with these: "
+            f"{'; '.join(harmful)}. Choose another `--output`, "
+            f"or continue with the run's own settings: `perdure run {folder}`."
         )
 
 
 def is_harmless(name: str, recipe: Sections) -> bool:
-    """Return True if a setting cannot affect what was learned."""
+    """Return True if a change of this setting cannot affect what was learned."""
     section, _, key = name.partition(".")
     if section == "training":
         return key in HARMLESS_IN_TRAINING
     if section == "rule":
-        # Heads that are aligned are aligned on the features of the rule's model.
+        # Heads are aligned on the features of the rule's model.
         training = recipe.get("training")
         aligned = isinstance(training, Mapping) and bool(training.get("alignment"))
         return not aligned
@@ -48,9 +48,9 @@ def is_harmless(name: str, recipe: Sections) -> bool:
 
 
 def differences(before: Sections, now: Sections) -> list[tuple[str, str]]:
-    """Return the settings that differ: the name of each, and a line with both values.
+    """Return the name of each setting that differs, with a line that shows both values.
 
-    A missing setting counts as null; new settings therefore default to null.
+    A missing setting counts as null, so a new setting whose default is null makes no difference.
 
     Examples
     --------
@@ -70,7 +70,7 @@ def differences(before: Sections, now: Sections) -> list[tuple[str, str]]:
 
 
 def _flat(values: Mapping[str, object], start: str = "") -> Iterator[tuple[str, object]]:
-    """Yield the settings in nested mappings, each under its path of names joined by dots."""
+    """Yield the path (such as `method.rank`) and the value of each setting in nested mappings."""
     for name, value in values.items():
         if isinstance(value, Mapping) and value:
             yield from _flat(value, f"{start}{name}.")
@@ -79,7 +79,7 @@ def _flat(values: Mapping[str, object], start: str = "") -> Iterator[tuple[str, 
 
 
 def _said(value: object) -> str:
-    """Return a value for a message, truncated if it is long."""
-    # Not by truth: 0 and False are settings.
+    """Format a value for a message, truncated if it is long."""
+    # Not a test for truth: 0 and False are valid settings.
     text = "nothing" if value in (None, [], {}) else str(value)
     return text if len(text) <= 200 else f"{text[:200]}…"

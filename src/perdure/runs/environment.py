@@ -28,7 +28,7 @@ def environment() -> dict[str, object]:
 
 @functools.cache
 def _versions() -> dict[str, str]:
-    # torch's own version also says for which accelerator it was built.
+    # torch's `__version__` also says for which accelerator it was built.
     versions: dict[str, str] = {"torch": torch.__version__}
     for package in PACKAGES:
         versions[package] = importlib.metadata.version(package)
@@ -37,11 +37,11 @@ def _versions() -> dict[str, str]:
 
 @functools.cache
 def _revision() -> str | None:
-    """Return the git revision of perdure's own source, if it is run from a checkout."""
-    # Cached, since the code that runs is in memory, whatever is checked out later.
+    """Return the git revision of perdure's source if it runs from a checkout, otherwise None."""
+    # Cached, because the running code is already in memory, whatever is checked out later.
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
-        # An installed copy may lie in somebody else's repository, whose revision says nothing.
+        # An installed copy may be inside an unrelated repository, whose revision says nothing.
         tracked = subprocess.run(
             [*git, "ls-files", "--error-unmatch", __file__], capture_output=True
         )

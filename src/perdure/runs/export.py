@@ -1,4 +1,4 @@
-"""Write a run's combined model for others to load: a stock checkpoint, or one adapter."""
+"""Export a run's combined model for other tools, as a stock checkpoint or as one adapter."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -24,19 +24,20 @@ from perdure.vectors.task_vector import LowRank, TaskVector
 
 Form = Literal["model", "adapter"]
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""The ranks that vLLM makes room for (`max_lora_rank`)."""
+"""The ranks that vLLM supports (`max_lora_rank`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """The model to export, and the destination.
+    """A model to export, its destination and its model card.
 
     Attributes
     ----------
     about
-        A description of what the folder can do, for its model card.
+        The description of the exported folder for its model card.
     check
-        Called before the folder takes its place: it raises if a task was forgotten meanwhile.
+        Called before the finished folder is moved into place; it raises an error if a task has been
+        forgotten in the meantime.
     """
 
     system: System
@@ -47,27 +48,28 @@ class Export:
 
 
 def check_exportable(rule: Rule, form: Form, dtype: object) -> None:
-    """Check that a rule makes one set of weights, which can be merged into the model.
+    """Check that a rule produces a single set of weights that can be exported in the given form.
 
     Parameters
     ----------
     dtype
-        The type of the weights in memory, as the recipe says it.
+        The data type of the weights in memory, as given in the recipe.
 
     Raises
     ------
     RunError
-        The rule is routed, or combines in factor space; or the weights are in 4 bits.
+        The rule is routed or combines in factor space; or `form` is `model` and the weights are
+        stored in 4 bits.
     """
     if form == "model" and dtype == quantised.NF4:
         raise RunError(
-            f"The run's base was loaded with `dtype: {dtype}`, and nothing can be merged into "
-            "weights in 4 bits. Export the combination as an adapter of the base: `--as adapter`."
+            f"The run's base model was loaded with `dtype: {dtype}`, and nothing can be merged "
+            "into 4-bit weights. Export an adapter for the base model instead: `--as adapter`."
         )
     if rule.routed or rule.space == "factor":
         why = "is routed" if rule.routed else "combines in factor space"
         raise RunError(
-            f"The rule `{rule.label}` {why}, so there is no one set of weights to export. "
+            f"The rule `{rule.label}` {why}, so there is no single set of weights to export. "
             "Choose another with `--rule`, such as `task_arithmetic` in delta space."
         )
 
@@ -76,27 +78,27 @@ def check_exportable(rule: Rule, form: Form, dtype: object) -> None:
 
 
 def write_model(export: Export) -> None:
-    """Write a stock checkpoint: combined weights, and all heads as one.
+    """Write a stock checkpoint with the combined weights, and with all heads joined into one.
 
     Raises
     ------
     NotFinite
-        The combined weights are not finite numbers.
+        The combined weights contain values that are not finite.
     RunError
-        The heads are not linear in the feature.
+        A head is not a linear function of the features.
     """
     system = export.system
     backbone = system.backbone
-    # Stock checkpoints know no adapters; the combined change is added to the weights below.
+    # A stock checkpoint has no adapters; the combined change is added to the weights below.
     adapters.detach(backbone.model)
     parameters = list(backbone.model.parameters())
     size = sum(value.numel() * value.element_size() for value in parameters)
     tasks = system.tasks
     if system.shares_head:
-        # All tasks have the same head: the first stands for it.
+        # All tasks share one head, so one task's head is enough.
         tasks = tasks[:1]
     with (
-        # Weights in half precision get their changes in single precision.
+        # The change is added to half-precision weights in single precision.
         pretrained.stored_as(backbone.model, torch.float32),
         staging.new_folder(export.output, size=size, check=export.check) as folder,
         export.combined.applied(backbone),
@@ -116,7 +118,7 @@ def _check_finite(backbone: Backbone, rule: Rule) -> None:
 
 
 def _labels(system: System) -> list[str]:
-    """Return the name of each output, with its task if several tasks have it."""
+    """Return the label of each output, prefixed with its task if several tasks have that label."""
     if system.shares_head:
         return list(next(iter(system.classes.values())))
     tasks_with = Counter[str]()
@@ -133,20 +135,22 @@ def _labels(system: System) -> list[str]:
 
 
 def write_adapter(export: Export, *, rank: int | None = None, pad_rank: bool = False) -> None:
-    """Write the combination as one LoRA of the base, which stock peft loads.
+    """Write the combined change as one LoRA adapter of the base model, which stock peft loads.
 
     Parameters
     ----------
     rank
-        The rank of each layer's change, the closest matrix of that rank; by default all of it.
+        Replace each layer's change by the closest matrix of this rank. By default, the change is
+        written exactly.
     pad_rank
-        Fill all layers with zeros to one of `RANKS`. The change is the same.
+        If True, pad all layers with zeros to the same rank, one of `RANKS`. The change stays the
+        same.
 
     Raises
     ------
     InputError
-        An adapter cannot hold the change: it is no low-rank one of linear layers, or of a higher
-        rank than vLLM takes; or the model answers by heads.
+        The change does not fit into a LoRA adapter: it is not a low-rank change of linear layers,
+        or its rank is too high for vLLM (with `pad_rank`); or the model answers by heads.
     """
     backbone = export.system.backbone
     if backbone.has_heads:
@@ -177,8 +181,8 @@ def write_adapter(export: Export, *, rank: int | None = None, pad_rank: bool = F
 def _changes(
     model: nn.Module, vector: object, rank: int | None
 ) -> tuple[dict[Layer, LowRank], float]:
-    """Return each layer's change, and the share of their norm that a rank discards."""
-    # `check_exportable` was asked before: no other rule gives anything else.
+    """Return each layer's change, and the share of the total norm lost by truncating to `rank`."""
+    # `check_exportable` has already refused the rules that produce something else.
     entries = vector.items() if isinstance(vector, TaskVector) else ()
     changes: dict[Layer, LowRank] = {}
     left_out = 0.0
@@ -186,8 +190,8 @@ def _changes(
     for name, entry in entries:
         if name.endswith(".bias") or not is_matrix(adapters.base_layer(model, name)):
             raise InputError(
-                f"The run changes `{name}`, which a LoRA adapter does not hold: it is no weight of "
-                "a linear layer. Export the model (`--as model`)."
+                f"The run changes `{name}`, which a LoRA adapter cannot contain: it is not the "
+                "weight of a linear layer. Export the model (`--as model`)."
             )
         change, layer_left_out, layer_whole = peft_folder.truncated(entry, rank)
         left_out += layer_left_out
@@ -195,17 +199,17 @@ def _changes(
         layer = Layer(name=name, shape=tuple(entry.shape), embedding=False)
         changes[layer] = change
     if not changes:
-        raise InputError("The rule changes no layer of the model: there is no adapter to write.")
+        raise InputError("The rule changes no layer of the model, so there is no adapter to write.")
     return changes, (left_out / whole) ** 0.5 if whole else 0.0
 
 
 def _padded(changes: dict[Layer, LowRank]) -> dict[Layer, LowRank]:
-    """Pad all changes to the same rank: the lowest supported by vLLM that is large enough."""
+    """Pad all changes to the same rank: the lowest rank in `RANKS` that is high enough."""
     highest = max(change.rank for change in changes.values())
     enough = [rank for rank in RANKS if rank >= highest]
     if not enough:
         raise InputError(
-            f"The combination has rank {highest}, but vLLM takes adapters of at most rank "
-            f"{RANKS[-1]}. Cut it with `--rank {RANKS[-1]}`, or export the model (`--as model`)."
+            f"The combined change has rank {highest}, but vLLM supports at most {RANKS[-1]}. "
+            f"Reduce it with `--rank {RANKS[-1]}`, or export the model (`--as model`)."
         )
     return {layer: change.padded(enough[0]) for layer, change in changes.items()}

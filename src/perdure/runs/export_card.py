@@ -1,4 +1,4 @@
-"""The model card of an exported model: what it can do, and what only the run can."""
+"""The model card of an exported model: what the model can do, and what only the run can do."""
 
 import json
 from collections.abc import Mapping
@@ -10,37 +10,37 @@ from perdure.checkpoints.card import code
 from perdure.runs.language_card import Asking
 
 LOST = (
-    "A stock model has no task posterior: `perdure predict` weighs the heads of the tasks by "
-    "p(task | input), from statistics of the pre-trained model's features; "
+    "A stock model has no task posterior: `perdure predict` weights the heads of the tasks by "
+    "p(task | input), estimated from statistics of the pre-trained model's features; "
     "here the outputs of all heads compete under one softmax."
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """A model that was exported.
+    """A description of an exported model, for its model card.
 
     Attributes
     ----------
     name
-        The name of its folder.
+        The name of the exported folder.
     base
-        The pre-trained model: its folder, or its hub id.
+        The pre-trained model: a folder or a hub id.
     kind
-        What it reads, `text` or `image`.
+        The kind of input, `text` or `image`.
     stock
-        True if transformers loads all of it; otherwise sentence-transformers does.
+        True if transformers can load the whole model; otherwise, sentence-transformers is needed.
     tasks
         The names of the classes, by task.
     accuracy
-        The average over the tasks after the last one, by `task_id`; empty if it was not measured
-        with this rule.
+        The average over all tasks after the last one was learned, by `task_id`; empty if it was not
+        measured with this rule.
     asking
-        How a language model is asked; None for a model that answers by heads.
+        Information on how to prompt a language model; None for a model that answers by heads.
     form
-        `model`, or `adapter`: what the folder holds.
+        The contents of the folder: `model` or `adapter`.
     left_out
-        The share of the change, by its Frobenius norm, that the adapter's rank leaves out.
+        The share of the change's Frobenius norm that is lost because the adapter's rank is limited.
     """
 
     name: str
@@ -57,32 +57,30 @@ class Exported:
 
     @property
     def is_local(self) -> bool:
-        """True if the pre-trained model is a folder of this machine."""
+        """True if the pre-trained model is a folder on this machine."""
         return Path(self.base).exists()
 
     @property
     def called(self) -> str:
-        """The pre-trained model as the card calls it."""
-        # The card may be published, and the path on this machine is nobody else's business.
+        """The name of the pre-trained model, as shown in the card."""
+        # The card may be published, so it must not reveal a path on this machine.
         return Path(self.base).name if self.is_local else self.base
 
     def sentences(self) -> list[str]:
-        """Describe how well the folder answers, and what it lacks."""
+        """Return sentences for the card on how well the model answers and what it lacks."""
         if self.asking:
             return self._sentences_on_text(self.asking)
-        if len(self.tasks) == 1:  # without a choice between tasks, both answer alike
+        if len(self.tasks) == 1:  # there is no choice between tasks, so both answer alike
             return []
         posterior = self.accuracy.get("posterior")
         unknown = self.accuracy.get("none")
         if posterior is None or unknown is None:
-            unmeasured = (
-                f"How well this folder answers was not measured with the rule `{self.rule}`"
-            )
+            unmeasured = f"The accuracy of this model was not measured with the rule `{self.rule}`"
             return [f"{unmeasured}; `perdure evaluate` measures the run.", LOST]
         measured = (
             f"Average accuracy on {len(self.tasks)} tasks: "
-            f"{100 * posterior:.1f} % as `perdure predict` answers, "
-            f"{100 * unknown:.1f} % as this folder does."
+            f"{100 * posterior:.1f} % with `perdure predict`, "
+            f"{100 * unknown:.1f} % with this stock model."
         )
         return [measured, LOST]
 
@@ -90,23 +88,23 @@ class Exported:
         sentences = []
         unknown = self.accuracy.get("none")
         if unknown is None:
-            sentences.append(f"How well it answers was not measured with the rule `{self.rule}`.")
+            sentences.append(f"Its score was not measured with the rule `{self.rule}`.")
         else:
             sentences.append(
-                f"Average score on {_count(len(self.tasks), 'task')}, none of which it is told: "
-                f"{100 * unknown:.1f} %, as `perdure evaluate` measures it."
+                f"Average score on {_count(len(self.tasks), 'task')}, without being told the task: "
+                f"{100 * unknown:.1f} %, as measured by `perdure evaluate`."
             )
         sentences += asking.sentences(closed=any(self.tasks.values()))
         if self.left_out:
             sentences.append(
                 f"The adapter leaves out {100 * self.left_out:.2g} % of the change (by its norm), "
-                "for it was cut to a rank."
+                "because its rank was limited."
             )
         return sentences
 
 
 def card(exported: Exported) -> str:
-    """Return a model card: README.md with its YAML front matter."""
+    """Return a model card: the text of README.md, with its YAML front matter."""
     sentences = []
     for sentence in exported.sentences():
         sentences += [sentence, ""]
@@ -114,8 +112,8 @@ def card(exported: Exported) -> str:
         f"# {code(exported.name)}",
         "",
         f"{code(exported.called)} after {_count(len(exported.tasks), 'task')}, "
-        f"learned one after the other by the method {code(exported.method)} "
-        f"and combined by the rule {code(exported.rule)}, with perdure {version('perdure')}.",
+        f"learned one after another with the method {code(exported.method)} "
+        f"and combined with the rule {code(exported.rule)}, using perdure {version('perdure')}.",
         "",
         f"| task | {'answers' if exported.asking else 'classes'} |",
         "|---|---|",
@@ -134,7 +132,7 @@ def card(exported: Exported) -> str:
 
 
 def _front_matter(exported: Exported) -> list[str]:
-    """Return the YAML lines that the hub reads."""
+    """Return the lines of the YAML front matter that the hub reads."""
     library = "transformers" if exported.stock else "sentence-transformers"
     if exported.form == "adapter":
         library = "peft"
@@ -143,7 +141,7 @@ def _front_matter(exported: Exported) -> list[str]:
         pipeline = exported.asking.pipeline
     front = [f"library_name: {library}"]
     if not exported.is_local:  # then it is a hub id
-        # A JSON string is a YAML string, whatever characters are in it.
+        # A JSON string is also a YAML string, whatever characters it contains.
         front.append(f"base_model: {json.dumps(exported.base)}")
     return [
         *front,
@@ -160,7 +158,7 @@ def _row(task: str, classes: tuple[str, ...]) -> str:
 
 
 def _use(exported: Exported) -> list[str]:
-    """Return Python code that loads the model and asks it once."""
+    """Return Python code that loads the model and runs it once."""
     name = json.dumps(exported.name)
     if exported.asking:
         base = exported.called if exported.form == "adapter" else None

@@ -1,4 +1,4 @@
-"""Continue an existing run: measure it again, let it learn more, or let it forget."""
+"""Extend an existing run: measure it again, teach it more tasks, or make it forget one."""
 
 import copy
 import warnings
@@ -42,31 +42,33 @@ def evaluate_run(
     quiet: bool = True,
     trust: bool = False,
 ) -> Run:
-    """Measure a finished run again, by its own rule or another, and add the scores to it.
+    """Measure a finished run again, with its own rule or another, and add the scores to it.
 
-    Tasks whose examples are gone or have changed are left out, with a warning that names
-    them; their earlier values stay.
+    Tasks whose examples are gone or have changed are skipped, with a warning that names them; their
+    earlier scores are kept.
 
     Parameters
     ----------
     rule
-        A `Rule`, its name, or a mapping of `name` and settings; by default the run's own.
+        A `Rule`, its name, or a mapping of `name` and settings; by default, the run's own rule.
     settings
         Settings of the rule, such as `scale=0.3`.
+    steps
+        `all` to measure after each task, `last` to measure only after the last one.
     stream
-        The tasks, if the run's recipe does not say how they are made.
+        The tasks, if they cannot be created from the run's recipe.
     quiet
-        Do not show progress.
+        If True, do not show progress.
     trust
-        True if Python files that the run's recipe names may be run.
+        Allow running Python files that the run's recipe names.
 
     Raises
     ------
     RunError
-        The tasks are not those that the run learned, it has learned none, or no examples of any
-        task are here.
+        The tasks are not those that the run learned, the run has not learned any, or no task has
+        examples available.
     InputError
-        The rule searches its scale, and examples for that are missing.
+        The rule searches for its scale, and the examples needed for the search are missing.
     """
     _measured_again(folder, rule, settings, steps=steps, stream=stream, quiet=quiet, trust=trust)
     return Run(folder)
@@ -82,7 +84,7 @@ def _measured_again(
     quiet: bool,
     trust: bool,
 ) -> Measurement:
-    """Do what `evaluate_run` does, and return what was measured after the last task."""
+    """Measure a run again, as `evaluate_run` does, and return the last measurement."""
     _check_single_process("evaluate")
     read(folder, trust=trust)
     with writing(folder) as writer:
@@ -98,7 +100,7 @@ def _measured_again(
         if not last:
             raise RunError(f"`{folder}` has learned no task yet, so there is nothing to measure.")
         _check_measurable(folder, stream.until(last), system.rule)
-        # Before the first task every rule gives the same model.
+        # Before the first task, the model is the same for every rule.
         first = 0 if evaluation.begins_before and not other_rule else 1
         due = range(first if steps == "all" else last, last + 1)
         progress = Progress("The evaluation", len(due), quiet=quiet, bar=False)
@@ -106,7 +108,7 @@ def _measured_again(
             measurement = measure(
                 system.until(step), stream, evaluation, recipe.seed, never=never, quiet=quiet
             )
-            # Written after each step, so that a stop loses one step at most.
+            # Written after each step, so that stopping loses one step at most.
             writer.measurement(measurement, own=other_rule is None)
             progress.to(number, f"{number} of {len(due)} steps", reached=True)
     return measurement
@@ -121,21 +123,21 @@ def _check_single_process(command: str) -> None:
 
 
 def _check_measurable(folder: str | Path, learned: TaskStream, rule: Rule) -> None:
-    """Warn of tasks whose examples are gone; raise if nothing is left to measure."""
+    """Warn about tasks whose examples are gone; raise an error if nothing is left to measure."""
     missing = learned.missing
     if len(missing) == len(learned):
         reason = next(iter(missing.values()))
         raise RunError(
-            f"Nothing of `{folder}` can be measured, because no examples are here. {reason}"
+            f"Nothing in `{folder}` can be measured, because no examples are available. {reason}"
         )
     check_search(learned, len(learned), rule)
     if missing:
-        # The level of the caller of `_measured_again`.
+        # The warning points to the caller of `_measured_again`.
         warnings.warn(not_measured(missing), PerdureWarning, stacklevel=3)
 
 
 def rule_of(run: RunState, rule: RuleLike | None, settings: Sequence[str] = ()) -> Rule | None:
-    """Return the given rule or the run's own, with other settings; None without any of them."""
+    """Return the given rule or the run's own, with `settings` applied; None if neither is given."""
     if rule is None and not settings:
         return None
     # A copy, since `put` changes nested mappings in place.
@@ -159,12 +161,12 @@ def try_rule(
     trust: bool = False,
     quiet: bool = True,
 ) -> Run:
-    """Measure a finished run with another rule; with an `output`, write its combined model.
+    """Measure a finished run with another rule and, given an `output`, export the combined model.
 
     Raises
     ------
     RunError
-        The rule's model is not one set of weights, or `output` already exists.
+        The rule does not produce a single set of weights, or `output` already exists.
     """
     state = read(folder, trust=trust)
     other_rule = rule_of(state, rule, settings)
@@ -176,7 +178,7 @@ def try_rule(
         check_exportable(other_rule or recipe.make_rule(), "model", options.get("dtype"))
     measurement = _measured_again(folder, rule, settings, steps="last", trust=trust, quiet=quiet)
     if output:
-        # Applied with the scale that a search has found, but known by the label in the scores.
+        # The scale is the one that a search has found, but the label is the one in the scores.
         applied = measurement.applied if other_rule else None
         label = measurement.rule.label if other_rule else None
         Model(folder, rule=applied, label=label, device="cpu").export(output)
@@ -187,15 +189,15 @@ def try_rule(
 
 
 def entry_of(splits: Mapping[str, str | None], values: Mapping[str, object]) -> Content:
-    """Return the entry of a recipe's stream for a user's own data.
+    """Return a stream entry for a recipe that reads the user's own data.
 
     Parameters
     ----------
     splits
-        The files of `train`, `validation` and `test`; None for a missing one.
+        The files for `train`, `validation` and `test`; None for a split without a file.
     values
-        The other arguments of `read_tasks`; None for those that are not given. `text` is a list
-        of one or two columns.
+        The other arguments of `read_tasks`; None for those that are not given. `text` is a list of
+        at most two columns.
 
     Examples
     --------
@@ -227,17 +229,17 @@ def learn_more(
     trust: bool = False,
     quiet: bool = True,
 ) -> Run:
-    """Learn the tasks of one more table, in an existing run or a new one.
+    """Learn the tasks of one more table, in an existing run or in a new one.
 
     Parameters
     ----------
     entry
-        The arguments of `read_tasks`, with `data`.
+        The arguments of `read_tasks`, including `data`.
     backbone, seed, settings
-        For a new run, whose backbone is by default `minilm`. In a run that has learned
-        something, only `training` and `evaluation` can change.
+        Settings for a new run, whose default backbone is `minilm`. In a run that has already begun
+        to learn, only `training` and `evaluation` can change.
     trust
-        True if Python files that the run's recipe names may be run.
+        Allow running Python files that the run's recipe names.
 
     Raises
     ------
@@ -262,18 +264,18 @@ def learn_more(
         plan = recipe.plan(run=state)
         if not has_more(state, plan):
             raise InputError(
-                f"The run `{folder}` has learned these tasks already: {', '.join(state.tasks)}. "
-                "If there are new examples in the same place, name them as a task of their own, "
+                f"The run `{folder}` has already learned these tasks: {', '.join(state.tasks)}. "
+                "If there are new examples in the same place, give them another task name, "
                 "with `--task`."
             )
         plan = replace(plan, recipe=recipe.resolved(plan))
         try:
             story.run(plan, Path(folder), change=True, quiet=quiet)
         except Stopped:
-            # What was saved until then belongs to the new recipe.
+            # The progress saved until then belongs to the new recipe.
             raise
         except BaseException:
-            # If nothing came of it, the next attempt may name other data.
+            # If no task was learned, restore the recipe: the next attempt may use other data.
             if read(folder).tasks == state.tasks:
                 writer.recipe(state.recipe)
             raise
@@ -292,31 +294,33 @@ def forget(
     trust: bool = False,
     quiet: bool = True,
 ) -> Forgotten:
-    """Remove a task from a run: adapter, head, statistics, and what was measured with it.
+    """Remove a task from a run: its adapter, head and statistics, and what was measured with it.
 
-    If tasks are isolated, the run is then, bit for bit, as if it had never learned the task. If
-    later tasks were learned on top of it, they hold traces of it until they are learned again.
+    If tasks are isolated, the run is then the same, bit for bit, as if it had never learned the
+    task. If later tasks were learned on top of it, they contain traces of it until they are learned
+    again.
 
     Parameters
     ----------
     task
-        A task that the run has learned, or was to learn; or one that was forgotten, to learn
-        again the tasks in which it left traces.
+        A task that the run has learned or was going to learn. A task that was forgotten earlier can
+        be given, too, to learn again the tasks that contain traces of it.
     retrain_later
-        Relearn the tasks in which it has left traces.
+        If True, learn the tasks that contain traces of it again.
     stream
-        The tasks, if the run's recipe does not say how they are made; for `retrain_later`.
+        The tasks, if they cannot be created from the run's recipe; used only with `retrain_later`.
     trust
-        True if Python files that the run's recipe names may be run.
+        Allow running Python files that the run's recipe names.
 
     Raises
     ------
     UnknownName
         The run has no such task.
     RunError
-        Another process is writing the run, or the examples for learning again have changed.
+        Another process is writing to the run, or the examples needed for learning again have
+        changed.
     Stopped
-        The run was asked to stop. The task is forgotten, and the run can be resumed.
+        The run was asked to stop. The task has been forgotten by then, and the run can be resumed.
     """
     _check_single_process("forget")
     read(folder, trust=trust)
@@ -330,17 +334,17 @@ def forget(
         traces = tuple(left[starts[task] :]) if task in starts else ()
         plan = None
         if traces and retrain_later:
-            # Planned before anything is removed: if examples are missing, the run stays as it is.
+            # Plan before removing anything: if examples are missing, the run remains unchanged.
             others = _without_task(stream, task)
             plan = _relearning(state, recipe, others, left, kept=starts[task])
         if task not in state.tasks and state.begun == task:
-            # Stopped inside this very task, so that it has no folder, but events and a state.
+            # Training was stopped during this task: it has events and a checkpoint, but no folder.
             writer.trim_events(None, 0)
             writer.unfinished(None)
         writer.forget(recipe)
         if not plan:
             return Forgotten(task, traces, why, left=tuple(left))
-        # The last first, so that a kill in between leaves a run of the first tasks.
+        # In reverse order: if the process is killed in between, the first tasks remain.
         for name in reversed(traces):
             remove_last(writer.folder, name)
         older = {name: start for name, start in starts.items() if start < starts[task]}
@@ -350,8 +354,8 @@ def forget(
 
 
 def _check_known(state: RunState, task: str) -> None:
-    """Raise `UnknownName` if a run never learned, forgot or was to learn a task."""
-    # In this order, because asking for the tasks to come reads the data.
+    """Raise `UnknownName` unless a run has learned, forgotten or planned a task."""
+    # In this order, because listing the planned tasks reads the data.
     if task in forgotten(state.recipe) or task in state.tasks or task in _planned(state):
         return
     raise UnknownName("task", task, state.tasks)
@@ -371,7 +375,7 @@ def _relearning(
     *,
     kept: int,
 ) -> Plan:
-    """Return the checked plan to learn the tasks `left` again, except the first `kept`."""
+    """Return a checked plan for learning the tasks `left` again, except the first `kept` tasks."""
     plan = Recipe.parse(recipe).plan(stream, run=state)
     check_same([state.load_task(name) for name in left], plan.stream)
     count = len(plan.stream)
@@ -381,14 +385,14 @@ def _relearning(
 
 
 def _planned(state: RunState) -> list[str]:
-    """Return the names of the tasks that the run will learn, as far as they are known."""
+    """Return the names of the tasks that the run is going to learn, as far as they are known."""
     if state.made_in_python:
         return state.recipe["stream"]["tasks_made_in_python"]
     try:
         return Recipe.parse(state.recipe).make_stream(state).names
     except RunError:
-        # It needs code that the user does not trust, who should be told so.
+        # The stream needs code that the user has not trusted, which the error explains.
         raise
     except PerdureError:
-        # The data is not here: the tasks to come are unknown, those learned are not.
+        # The data is not available, so the planned tasks are unknown.
         return []

@@ -1,4 +1,4 @@
-"""The run folder as a user reads it in Python: `perdure.Run`."""
+"""The Python interface to a run folder: `perdure.Run`."""
 
 from pathlib import Path
 
@@ -14,13 +14,14 @@ from perdure.runs.state import RunState, read
 
 
 class Run:
-    """A run folder. Every method reads the folder as it is at that moment.
+    """A run folder, opened for reading. Every method reads the current contents of the folder.
 
     Parameters
     ----------
     trust
-        True if Python files that the folder names (a custom method, rule or benchmark) may be run
-        by anything done with it in this process. They are run as they are then.
+        Allow running Python files that the folder names (a custom method, rule or benchmark). This
+        applies to everything that is done with the folder in this process, and the files are run in
+        their current version.
 
     Raises
     ------
@@ -36,81 +37,86 @@ class Run:
 
     @property
     def state(self) -> RunState:
-        """The folder as it is now, read once."""
-        # Not cached: the run may go on in another process while somebody looks at it.
+        """The current contents of the folder."""
+        # Not cached, because another process may be continuing the run.
         return read(self.folder)
 
     @property
     def recipe(self) -> Settings:
-        """The resolved recipe."""
+        """The run's recipe, with all defaults filled in."""
         return self.state.recipe
 
     @property
     def tasks(self) -> list[str]:
-        """The names of the tasks learned."""
+        """The names of the tasks that the run has learned, in order."""
         return self.state.tasks
 
     def task_folders(self) -> dict[str, Path]:
-        """Return the folders of the complete tasks, by name, in the order of learning."""
+        """Return the folder of each task that the run has learned, by name, in order."""
         return self.state.places
 
     def load_task(self, name: str) -> Learned:
-        """Read a task's folder.
+        """Load everything that was saved for a task.
 
         Raises
         ------
         RunError
-            A file is missing or is not what was written.
+            The run has no such task, or a file is missing or differs from what was written.
         """
         return self.state.load_task(name)
 
     def load_unfinished(self) -> Snapshot | None:
-        """Return the saved state inside the task that was being learned, if there is one.
+        """Return the checkpoint of the task that was being learned, or None if there is none.
 
         Raises
         ------
         RunError
-            It is damaged.
+            The checkpoint is damaged.
         """
         return self.state.unfinished
 
     def begun(self) -> str | None:
-        """Return the name of the task whose learning was stopped, if its state was saved."""
+        """Return the name of the task that was being learned, if there is a checkpoint of it."""
         return self.state.begun
 
     def events(self) -> list[Content]:
-        """Return the lines of events.jsonl."""
+        """Return the events in events.jsonl, one for each line."""
         # Not from `state`, which would read the recipe and the tasks first.
         return layout.events(self.folder)
 
     def combined(self) -> Content:
-        """Return how the adapters are combined: name, options, space, since, and candidates."""
+        """Return the rule that combines the adapters, as a dictionary.
+
+        Its keys include `name`, `label`, `options`, `space`, `since` and `candidates`, the scales
+        that a search has tried.
+        """
         return layout.combined(self.folder)
 
     def scores(self) -> list[Content]:
         """Return the rows of scores.csv.
 
-        In each, `value` was measured on `task` after `step` tasks had been learned.
+        In each row, `value` was measured on `task` after `step` tasks had been learned.
         """
         return layout.scores(self.folder)
 
     @property
     def task_scores(self) -> dict[str, str]:
-        """The name of each task's score, such as `accuracy`, for the tasks that were measured."""
+        """The name of the score of each task that was measured, such as `accuracy`."""
         return self.state.task_scores
 
     def matrix(
         self, rule: str | None = None, task_id: str = "posterior"
     ) -> Float[ndarray, "steps tasks"]:
-        """Return the accuracy matrix R of a rule (by default the run's own); nan: not measured.
+        """Return the accuracy matrix R of a rule, by default the run's own.
 
-        Tasks may have different scores, which `task_scores` names.
+        `R[i, j]` is the score on task `j` after `i + 1` tasks; nan if it was not measured. Tasks
+        may use different scores, which `task_scores` names.
         """
         return self.state.matrix(rule, task_id)
 
     def accuracies(self, rule: str) -> dict[str, float]:
-        """Return the average score of a rule after the last task, by `task_id`.
+        """Return a rule's average score over all tasks after the last one, by `task_id`.
 
-        It has only the `task_id`s that every task was measured with.
+        A `task_id` is included only if every task was measured with it.
         """
         return self.state.accuracies(rule)

@@ -1,8 +1,8 @@
 """Remove a task from a run: first from its recipe, then from its folder.
 
-The decisive moment is the writing of a recipe that lists the task as `forgotten`. If the
-process dies after that, the next process that writes the run calls `finish`. The command itself
-is in `runs/extend.py`, because it can learn tasks again.
+A task counts as forgotten once a recipe that lists it under `forgotten` has been written. If the
+process dies after that, the next process that writes to the run calls `finish`. The command itself
+is in `runs/extend.py`, because it can also learn tasks again.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -25,15 +25,15 @@ class Forgotten:
     Attributes
     ----------
     task
-        Its name.
+        The name of the task.
     traces
-        The tasks in which it has left traces; empty if tasks are isolated.
+        The tasks that contain traces of it; empty if tasks are isolated.
     why
-        The reason why the traces are there.
+        The parts of later tasks that contain the traces, in words.
     relearned
         The tasks that were learned again without it.
     left
-        All tasks that the run has now.
+        All tasks that the run still has.
     """
 
     task: str
@@ -53,7 +53,7 @@ class Forgotten:
         if not self.left:
             return (
                 f"{gone}\nThe run has learned no other task. "
-                "`perdure run` or `perdure learn` teaches it one."
+                "Use `perdure run` or `perdure learn` to teach it one."
             )
         if not self.traces:
             return (
@@ -63,10 +63,10 @@ class Forgotten:
         return (
             f"{gone}\nTraces of it remain in {', '.join(self.traces)}: "
             f"{self.why} were learned on top of it,\n"
-            "and they may keep its head as they trained it on. "
-            "What remains is not used to answer.\n"
-            "To learn these again without it, give the same command with `--retrain-later` "
-            "(it needs their examples)."
+            "and they may contain its head, as they trained it further. "
+            "These traces are not used to answer.\n"
+            "To learn these tasks again without it, repeat the command with `--retrain-later` "
+            "(which needs their examples)."
         )
 
 
@@ -78,8 +78,8 @@ def dependence(recipe: Settings) -> str:
     try:
         isolates = make_method(recipe["method"]).isolates
     except InputError:
-        # The method's code is not installed here. Assume traces: forgetting must not claim more
-        # than is known.
+        # The method's code is not installed here. Assume that there are traces, rather than
+        # promise that there are none.
         isolates = False
     if not isolates:
         return "their adapters, heads and states (and examples, where a method keeps some)"
@@ -91,14 +91,14 @@ def dependence(recipe: Settings) -> str:
 def without(
     recipe: Settings, task: str, learned: Sequence[str], *, leaves_traces: bool
 ) -> Settings:
-    """Return a recipe that has forgotten a task.
+    """Return a recipe from which a task has been removed as forgotten.
 
     Parameters
     ----------
     learned
-        The names of the tasks that were learned so far, whether or not this one is among them.
+        The names of the tasks learned so far, which may or may not include `task`.
     leaves_traces
-        True if the task leaves traces in those learned after it.
+        True if tasks that were learned later contain traces of `task`.
     """
     rule = dict(recipe["rule"])
     if isinstance(rule.get("scale"), dict):
@@ -106,10 +106,10 @@ def without(
     traces: dict[str, int] = dict(recipe.get("traces") or {})
     if task in learned:
         index = learned.index(task)
-        # The tasks behind it move up by one, and with them where older traces begin.
+        # Later tasks move up by one, and so do the positions at which older traces begin.
         traces = {name: first - (first > index) for name, first in traces.items()}
         if leaves_traces:
-            # It may have left traces before, and have been learned again since.
+            # The task may have been forgotten before, leaving traces, and then learned again.
             traces[task] = min(index, traces.get(task, index))
     remaining = len(less(learned, task))
     traces = {name: first for name, first in traces.items() if first < remaining}
@@ -122,7 +122,7 @@ def without(
 
 
 def _stream_without(stream: object, task: str) -> object:
-    """Return a recipe's stream that neither names a task nor reads a table for it alone."""
+    """Return a recipe's stream without a task, and without any table read only for this task."""
     if isinstance(stream, dict) and "tasks_made_in_python" in stream:
         return {**stream, "tasks_made_in_python": less(stream["tasks_made_in_python"], task)}
     if isinstance(stream, list):
@@ -131,21 +131,20 @@ def _stream_without(stream: object, task: str) -> object:
 
 
 def traced(recipe: Settings, traces: Mapping[str, int]) -> Settings:
-    """Return a recipe with these traces, or without the entry if there are none.
+    """Return a recipe with the given traces, or without the key `traces` if there are none.
 
     Parameters
     ----------
     traces
-        For each forgotten task, the index of the first learned task in which it may have left
-        traces.
+        For each forgotten task, the index of the first learned task that may contain traces of it.
     """
-    # No empty entry: the recipe must be the one, byte for byte, of a run that never forgot.
+    # No empty entry: the recipe must be identical to that of a run that never forgot anything.
     settings = {key: value for key, value in recipe.items() if key != "traces"}
     return settings | ({"traces": dict(traces)} if traces else {})
 
 
 def less(names: Sequence[str], task: str) -> list[str]:
-    """Return the names without that of a task."""
+    """Return a list of names without the given one."""
     return [name for name in names if name != task]
 
 
@@ -153,7 +152,7 @@ def less(names: Sequence[str], task: str) -> list[str]:
 
 
 def finish(folder: Path) -> None:
-    """Remove the folders and measurements of tasks that the recipe lists as forgotten."""
+    """Remove the folders and measurements of all tasks that the recipe lists as forgotten."""
     state = read(folder)
     forgotten = set(layout.forgotten(state.recipe))
     present = layout.task_folders(folder, [])
@@ -161,9 +160,9 @@ def finish(folder: Path) -> None:
     if leftover:
         _drop_derived(folder)
         put.removed(folder / layout.UNFINISHED)
-    # The task's folder goes last: while it exists, the next process knows that there is work left.
+    # Remove the task's folder last: as long as it exists, another process sees what is left to do.
     for name in reversed(leftover):
-        # Step 0 goes, too: before anything was learned, all heads of the stream were asked.
+        # Step 0 is dropped, too: it was measured with the heads of all tasks in the stream.
         steps = range(1, list(present).index(name) + 1)
         _drop_values(folder, name, steps)
         _combine_without(folder, name, steps)
@@ -175,7 +174,7 @@ def finish(folder: Path) -> None:
 
 
 def _drop_traces(folder: Path, state: RunState) -> None:
-    """Remove traces from the recipe that no task contains any more."""
+    """Remove traces from the recipe that no remaining task contains."""
     traces = state.recipe.get("traces") or {}
     remaining = {name: first for name, first in traces.items() if first < len(state.tasks)}
     if remaining != traces:
@@ -188,18 +187,22 @@ def remove_last(folder: Path, name: str) -> None:
     put.removed(folder / layout.UNFINISHED)
     _drop_values(folder, name, range(len(state.tasks)))
     _drop_derived(folder)
-    put.removed(state.places[name])  # with its folder the task is gone
+    put.removed(state.places[name])  # from here on, the task is gone
     _drop_derived(folder)  # a report may have been written meanwhile
 
 
 def _drop_derived(folder: Path) -> None:
-    """Remove the files that were made from others, which may show tasks that are gone."""
+    """Remove all derived files, because they may show tasks that are gone."""
     for name in layout.DERIVED:
         put.removed(folder / name)
 
 
 def _drop_values(folder: Path, name: str, steps: Collection[int]) -> None:
-    """Keep the scores and events of other tasks, if measured after one of these `steps`."""
+    """Drop all scores and events that depend on a task.
+
+    Scores of other tasks are kept if they were measured at one of `steps`, before the task was
+    learned, with a rule that does not name the task.
+    """
     rows = []
     for row in layout.scores(folder):
         if row["task"] != name and _is_independent(row, name, steps):
@@ -216,27 +219,27 @@ def _drop_values(folder: Path, name: str, steps: Collection[int]) -> None:
 
 
 def _is_independent(measured: Mapping[str, object], name: str, steps: Collection[int]) -> bool:
-    """Return True if something was measured without a task, after one of these `steps`."""
-    # A rule with a scale for each task names the task in its label, as Python writes a dict.
+    """Return True if a measurement is from one of `steps`, and its rule does not name the task."""
+    # The label of a rule with a scale for each task names the tasks, as in a Python dict.
     return measured.get("step") in steps and f"'{name}':" not in str(measured.get("rule"))
 
 
 def _combine_without(folder: Path, name: str, steps: Collection[int]) -> None:
-    """Remove a task from `combined.json`: its scale, and any scale found with it."""
+    """Remove a task's scale from `combined.json`, and any scale found in a search with the task."""
     state = read(folder)
     path = folder / "combined.json"
     if not state.tasks or not layout.is_there(path):
         put.removed(path)
         return
     rule = state.combined
-    # Searches from before the task was learned are still true.
+    # Searches from before the task was learned are still valid.
     searches = [search for search in state.searches if _is_independent(search, name, steps)]
     rule["searches"] = searches
     options = rule["options"]
     scales = options.get("scale")
     if rule["candidates"]:
-        # The scale in use was searched with the task. Go back to the one that was found for the
-        # tasks that are left, or else to none, until the run is measured again.
+        # The current scale was found with the task. Go back to the one that was found for the
+        # remaining tasks, or to none, until the run is measured again.
         options.pop("scale", None)
         rule["candidates"] = []
         for search in searches:
@@ -250,7 +253,7 @@ def _combine_without(folder: Path, name: str, steps: Collection[int]) -> None:
 
 
 def _renumber(folder: Path) -> None:
-    """Renumber the tasks' folders as if the others had never existed."""
+    """Renumber the task folders as if the removed tasks had never existed."""
     for number, (name, path) in enumerate(read(folder).places.items()):
         renamed = path.with_name(f"{number:02d}-{name}")
         if path != renamed:

@@ -1,4 +1,4 @@
-"""The inputs of a run's model, made from the rows of a table or from prompts."""
+"""Inputs for a run's model, made from the rows of a table or from prompts."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,20 +15,20 @@ from perdure.data.rows import HALF, Row, half_of_a_pair
 from perdure.errors import DataError, InputError
 
 Classes = Mapping[str, tuple[str, ...]]
-"""The classes of each task learned, by its name; empty if the answer is free text."""
+"""The classes of each learned task, by task name; empty for a task answered with free text."""
 Turns = list[dict[str, str]]
 
 
 @dataclass(frozen=True)
 class Asked:
-    """The columns of a table that hold the input, as a user names them.
+    """The columns that the user has named as the model's input.
 
     Attributes
     ----------
     text, image
-        Columns: two of `text` are read as pairs.
+        The input columns. Two `text` columns are read as pairs.
     prompt
-        A template of a language model's prompt.
+        A prompt template for a language model.
     task
         The task of all rows, if it is known.
     """
@@ -42,27 +42,27 @@ class Asked:
 def prompt_reader(
     columns: Sequence[str], source: str, asked: Asked, stream: object, classes: Classes
 ) -> Callable[[Row], str | Turns]:
-    """Return the function that makes the prompt of a row.
+    """Return a function that makes the prompt for a row of a table.
 
     Parameters
     ----------
     columns, source
-        The columns of the table, and the table as messages name it.
+        The columns of the table, and the name of the table in messages.
     stream
-        The recipe's stream, whose entries say how the tasks' own tables were read.
+        The stream in the recipe, whose entries define how the tasks' own tables are read.
 
     Raises
     ------
     DataError
-        The table has no such columns, or the template is wrong.
+        The table does not have the named columns, or the template is invalid.
     InputError
-        An option is only for language models, or it is unknown where the prompt is.
+        An option does not apply to language models, or it is unclear which columns form the prompt.
     """
     if asked.image or len(asked.text) > 1:
         given = "`--image`" if asked.image else "two columns of `--text`"
         raise InputError(
-            f"The run's model is a language model, which reads a prompt: give `--prompt-template` "
-            f"in place of {given}, such as '{{premise}} {{hypothesis}}'."
+            f"The run's model is a language model, which reads a prompt: use `--prompt-template` "
+            f"instead of {given}, such as '{{premise}} {{hypothesis}}'."
         )
     if asked.prompt or asked.text:
         given = asked.prompt or asked.text[0]
@@ -71,8 +71,8 @@ def prompt_reader(
     prompt = _as_learned(columns, source, asked.task, stream)
     if prompt is None:
         raise InputError(
-            f"{source} has the columns {list(columns)}: say which holds the prompt, with `--text`, "
-            "or how it is made of them, with `--prompt-template`."
+            f"{source} has the columns {list(columns)}: name the one that contains the prompt "
+            "with `--text`, or describe how to build it with `--prompt-template`."
         )
     return partial(_prompt_of, prompt, _own_classes(asked.task, classes))
 
@@ -80,11 +80,12 @@ def prompt_reader(
 def _as_learned(
     columns: Sequence[str], source: str, task: str | None, stream: object
 ) -> Prompt | None:
-    """Return the prompt as it was read from the task's own table, or as the column names suggest.
+    """Return the prompt template used to train the task, or the usual one for these columns.
 
-    Without a task, all tables whose columns this one has must agree.
+    If the task is unknown, the templates of all the run's tables that fit these columns must agree;
+    otherwise, the usual one is returned.
     """
-    # Any other stream is a benchmark, or was made in Python: it names no columns.
+    # Any other stream is a benchmark or was made in Python, and names no columns.
     named = stream if isinstance(stream, list) else []
     entries = [entry for entry in named if isinstance(entry, Mapping)]
     own = [entry for entry in entries if _title(entry) == task]
@@ -105,7 +106,7 @@ def _as_learned(
 
 
 def _title(entry: Mapping[str, Any]) -> str:
-    """Return the name of the task that an entry of a recipe makes."""
+    """Return the name of the task that an entry in a recipe's stream creates."""
     return str(entry.get("name") or Path(str(entry.get("data", ""))).stem)
 
 
@@ -114,15 +115,15 @@ def _own_classes(task: str | None, classes: Classes) -> tuple[str, ...]:
 
 
 def _prompt_of(prompt: Prompt, classes: tuple[str, ...], row: Row) -> str | Turns:
-    """Return the prompt of a row; `classes` replace `{choices}`."""
+    """Return the prompt for a row, with `{choices}` replaced by the classes."""
     made = prompt.of(row, {})
     if isinstance(made, str):
         return _with_choices(made, classes)
-    # A table that was learned has the answer as its last turn, which is not to be read here.
+    # In a table for training, the last turn is the answer, which must not be read here.
     if made[-1]["role"] == "assistant":
         made = made[:-1]
     if not made:
-        raise DataError(f"{row.where}, has a conversation in which nothing is asked. Leave it out.")
+        raise DataError(f"{row.where}, has a conversation without a question. Leave it out.")
     return made
 
 
@@ -130,19 +131,19 @@ def _with_choices(prompt: str, classes: tuple[str, ...]) -> str:
     listed = with_choices(prompt, classes)
     if listed != prompt and not classes:
         raise InputError(
-            "The prompt lists the classes of its task (`{choices}`): say with `--task` which "
-            "task that is. It needs to have classes."
+            "The prompt lists the classes of its task (`{choices}`): name the task with `--task`. "
+            "It must be a task with classes."
         )
     return listed
 
 
 def prompts(inputs: Sequence[object]) -> Dataset:
-    """Return prompts, all texts or all conversations, as rows that a language model reads.
+    """Return prompts, either all texts or all conversations, as a dataset for a language model.
 
     Raises
     ------
     InputError
-        An input is no prompt, or not all are of one kind.
+        An input is not a prompt, or texts and conversations are mixed.
     DataError
         A conversation is not valid.
     """
@@ -172,8 +173,8 @@ def prompts(inputs: Sequence[object]) -> Dataset:
 
 
 def read_before(stream: object, kind: str) -> list[tuple[str, ...]]:
-    """Return the columns that the tasks of a run's own tables were read from."""
-    # Any other stream is a benchmark, or was made in Python: it names no columns.
+    """Return the columns from which the run's own tables were read, as one tuple per table."""
+    # Any other stream is a benchmark or was made in Python, and names no columns.
     entries = stream if isinstance(stream, list) else []
     columns = []
     for entry in entries:
@@ -186,12 +187,12 @@ def read_before(stream: object, kind: str) -> list[tuple[str, ...]]:
 
 
 def texts_or_pairs(inputs: Sequence[object]) -> Dataset:
-    """Return texts, or pairs of texts, as rows that the backbone reads.
+    """Return texts or pairs of texts as a dataset for the backbone.
 
     Raises
     ------
     InputError
-        An input is not a text, or not all are of one kind.
+        An input is not a text or a pair of texts, or texts and pairs are mixed.
     """
     # The first input decides whether all are texts or pairs.
     rows = [_columns(value) for value in inputs]
@@ -214,7 +215,7 @@ def texts_or_pairs(inputs: Sequence[object]) -> Dataset:
 
 
 def _columns(value: object) -> tuple[Any, ...]:
-    """Return an input as the cells of a row: two for a pair, otherwise one."""
+    """Return an input as the cells of a row: two cells for a pair, otherwise one."""
     if isinstance(value, tuple | list) and len(value) == 2:
         return tuple(value)
     return (value,)

@@ -1,4 +1,4 @@
-"""A run's plan: everything it needs, checked for consistency before anything is trained."""
+"""The plan of a run: everything it needs, checked for consistency before anything is trained."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -25,9 +25,9 @@ class Plan:
     Attributes
     ----------
     recipe
-        The new content of the run's `recipe.yaml`; None if the file already says it.
+        The new content of the run's `recipe.yaml`; None if the file is to stay unchanged.
     never
-        The tasks of `evaluation.general`, which are measured and never trained.
+        The tasks of `evaluation.general`, which are measured but never trained on.
     """
 
     stream: TaskStream
@@ -42,12 +42,12 @@ class Plan:
 
 
 def check(plan: Plan) -> None:
-    """Check that the parts of a run are valid and compatible.
+    """Check that the parts of a run are valid and compatible with each other.
 
     Raises
     ------
     InputError
-        They are not.
+        A part is not valid, or two parts are not compatible.
     """
     kinds = {
         "stream": (plan.stream, TaskStream),
@@ -56,14 +56,14 @@ def check(plan: Plan) -> None:
         "training": (plan.training, Training),
         "evaluation": (plan.evaluation, Evaluation),
     }
-    # First of all, since the checks below use the attributes of these classes.
+    # First of all, because the checks below use the attributes of these classes.
     for name, (given, kind) in kinds.items():
         if not isinstance(given, kind):
             raise InputError(
                 f"`{name}` must be a `perdure.{kind.__name__}`, got {str(given)[:100]!r}."
             )
     check_seed(plan.seed)
-    # A dataclass made in Python has not checked the types of its fields.
+    # A dataclass does not check the types of its fields.
     checked(Training, vars(plan.training), "training")
     checked(Evaluation, vars(plan.evaluation), "evaluation")
     check_needs(plan.method, plan.backbone, plan.stream)
@@ -76,18 +76,17 @@ def check(plan: Plan) -> None:
 
 
 def check_needs(method: Method, backbone: Backbone, stream: TaskStream) -> None:
-    """Check that a method finds what it declares to need.
+    """Check that everything a method requires is available.
 
     Raises
     ------
     InputError
-        The backbone has no heads, the module is not LoRA, or a task has no classes.
+        The method requires heads, LoRA modules or tasks with classes, which are not available.
     """
     missing: dict[Need, str] = {}
     if not backbone.has_heads:
         missing["heads"] = (
-            f"a head for each task, which `{backbone.source}` does not have: "
-            "it answers in its own words"
+            f"a head for each task, which `{backbone.source}` does not have: it answers with text"
         )
     if method.module != "lora":
         module = f"`peft: {method.module}`" if method.module else "no module"
@@ -103,18 +102,18 @@ def check_needs(method: Method, backbone: Backbone, stream: TaskStream) -> None:
 
 
 def check_answers(backbone: Backbone, tasks: Sequence[Task], evaluation: Evaluation) -> None:
-    """Check that a backbone can answer the tasks, and that their scores fit such answers.
+    """Check that a backbone can answer the tasks, and that their scores suit its answers.
 
     Raises
     ------
     InputError
-        A task is answered with free text and the backbone has heads, a score does not fit, or
-        `general` is asked of a backbone with heads.
+        A task is answered with free text but the backbone has heads, a score does not suit the
+        answers, or `evaluation.general` is set for a backbone with heads.
     """
     if evaluation.general and backbone.has_heads:
         raise InputError(
             f"`evaluation.general` is for language models, which predict text: `{backbone.source}` "
-            "answers with classes, by heads. Leave it out, or take a language model."
+            "answers with classes, by heads. Leave it out, or use a language model."
         )
     for task in tasks:
         if task.missing:
@@ -122,21 +121,21 @@ def check_answers(backbone: Backbone, tasks: Sequence[Task], evaluation: Evaluat
         if not task.classes and backbone.has_heads:
             raise InputError(
                 f"Task `{task.name}` is answered with free text, but `{backbone.source}` answers "
-                "with classes, by heads. Take a language model as the backbone, or name the column "
+                "with classes, by heads. Use a language model as the backbone, or name the column "
                 "of the class with `label`."
             )
         task_score.find(task.score, "classes" if task.classes else "text", task.name)
 
 
 def check_alignment(training: Training, rule: Rule) -> None:
-    """Check that heads can be aligned with a rule.
+    """Check that heads can be aligned with the model that a rule produces.
 
     Raises
     ------
     InputError
-        The rule gives no single model, or its scale is found only afterwards.
+        The rule does not produce a single model, or it finds its scale only later.
     """
-    # Heads are aligned right after a task was learned, before a search or a choice is made.
+    # Heads are aligned right after a task has been learned, before any search or routing.
     if training.alignment and (rule.searches or rule.routed):
         raise InputError(
             f"`alignment` needs one model with a fixed scale, but the rule is `{rule.label}`."
@@ -144,7 +143,7 @@ def check_alignment(training: Training, rule: Rule) -> None:
 
 
 def check_heads(plan: Plan) -> None:
-    """Raise `InputError` if tasks should share a head, but cannot."""
+    """Raise `InputError` if the tasks should share a head but cannot."""
     if not plan.training.shares_head:
         return
     if plan.stream.scenario != "domain":
@@ -152,7 +151,7 @@ def check_heads(plan: Plan) -> None:
             "`training.heads: shared` is for `scenario: domain`, where all tasks have the same "
             f"classes; the scenario is `{plan.stream.scenario}`."
         )
-    # The order counts, too: a class is the number of an output.
+    # The order matters, too: a class is identified by the index of its output.
     first = plan.stream[0]
     for task in plan.stream:
         if task.classes != first.classes:
@@ -163,7 +162,7 @@ def check_heads(plan: Plan) -> None:
     if not plan.method.trains:
         raise InputError(
             f"`training.heads: shared`: the method `{method_name(plan.method)}` "
-            "computes a head per task."
+            "computes a separate head for each task."
         )
     if plan.training.alignment:
         raise InputError(
@@ -173,12 +172,12 @@ def check_heads(plan: Plan) -> None:
 
 
 def check_length(stream: TaskStream, rule: Rule) -> None:
-    """Check that a rule can combine as many tasks as a stream has.
+    """Check that a rule can combine all tasks of a stream.
 
     Raises
     ------
     InputError
-        It cannot.
+        The stream has more tasks than the rule can combine.
     """
     most = rule.nature.most
     if most and len(stream) > most:
@@ -188,12 +187,12 @@ def check_length(stream: TaskStream, rule: Rule) -> None:
 
 
 def check_examples(plan: Plan, learned: int, due: Sequence[int]) -> None:
-    """Raise `InputError` if examples are missing to learn or measure the rest.
+    """Raise `InputError` if the run lacks examples that it needs to learn or measure more tasks.
 
     Parameters
     ----------
     learned
-        The number of tasks that the run has learned.
+        The number of tasks that the run has already learned.
     due
         The steps that will be measured.
     """
@@ -202,31 +201,31 @@ def check_examples(plan: Plan, learned: int, due: Sequence[int]) -> None:
     for name in new:
         if name in missing:
             raise InputError(
-                f"Task `{name}` is to be learned, but its examples are not here: {missing[name]}"
+                f"Task `{name}` is to be learned, but its examples are missing: {missing[name]}"
             )
-    # A task that was learned needs no examples, except for a method that trains on all of them.
+    # A learned task does not need its examples, unless the method trains on those of all tasks.
     if new and missing and plan.method.keeps_all:
         name, reason = next(iter(missing.items()))
         raise InputError(
             f"The method `{method_name(plan.method)}` trains on the examples of all tasks, "
-            f"but those of `{name}` are not here: {reason} "
-            "Put them back, or begin a run with a method that needs no old examples."
+            f"but those of `{name}` are missing: {reason} "
+            "Put them back, or start a run with a method that does not need old examples."
         )
     for step in due:
         check_search(plan.stream, step, plan.rule)
 
 
 def make_method(section: Section) -> Method:
-    """Make a method from its name, or from a mapping of its name and settings.
+    """Create a method from its name, or from a mapping of its name and settings.
 
-    A method that wraps another has the section of that one as its setting `method`.
+    For a method that wraps another, the setting `method` is the section of the inner method.
     """
     name, options = named(section, "method")
     kind = registry.find("method", name)
     wrapped = {}
     if "method" in registry.options(kind) and isinstance(options.get("method"), (str, dict)):
         wrapped = {"method": make_method(options.pop("method"))}
-    # What is wrapped has been checked with its own name in the messages.
+    # The inner method has already been checked, with its own name in the messages.
     settings = checked(kind, options, f"method `{name}`", given=wrapped)
     return kind(**settings, **wrapped)
 
@@ -235,12 +234,12 @@ def make_method(section: Section) -> Method:
 
 
 def settings_of(plan: Plan) -> Settings:
-    """Return all settings of a run except its stream, as a recipe states them."""
+    """Return all settings of a run except its stream, in the form used in a recipe."""
     rule = plan.rule
-    # The settings of a search say something only if there is one.
+    # The settings of a search matter only if there is one.
     searched = {"search": _plain(rule.search)} if rule.searches else {}
     training = _plain(plan.training)
-    # Folders from before there was a choice lack it, and must compare as equal.
+    # Folders from before these settings existed lack them, and must still compare as equal.
     if not plan.training.shares_head:
         del training["heads"]
     for name in ("packing", "gradient_checkpointing"):
@@ -267,7 +266,7 @@ def settings_of(plan: Plan) -> Settings:
 
 
 def _of_method(method: Method) -> dict[str, object]:
-    """Return a method's name and settings; a method that it wraps is written inside."""
+    """Return a method's name and settings, including those of a method that it wraps."""
     options: dict[str, object] = {"name": method_name(method)}
     # Fields with `init=False` are the method's state, not settings.
     for field in dataclasses.fields(method):
@@ -278,7 +277,7 @@ def _of_method(method: Method) -> dict[str, object]:
 
 
 def _plain(settings: Training | Evaluation | Search) -> dict[str, object]:
-    """Return the fields of a dataclass as YAML can hold them: lists for tuples."""
+    """Return a dataclass as a dictionary for YAML, with lists instead of tuples."""
     fields: dict[str, object] = {}
     for name, value in dataclasses.asdict(settings).items():
         fields[name] = list(value) if isinstance(value, tuple) else value

@@ -1,4 +1,4 @@
-"""The part of a language model's card about asking it, and its answers."""
+"""The part of a model card that describes how to prompt a language model."""
 
 import json
 from dataclasses import dataclass
@@ -12,20 +12,20 @@ SEQ2SEQ = "AutoModelForSeq2SeqLM"
 
 @dataclass(frozen=True)
 class Asking:
-    """The way to ask a language model.
+    """The information that is needed to prompt a language model.
 
     Attributes
     ----------
     decodes
-        True if a decoder of its own gives the answer.
+        True if the model is an encoder-decoder, whose decoder generates the answer.
     chat
-        True if prompts are turns of a conversation, by the tokenizer's chat template.
+        True if prompts are formatted as conversations, with the tokenizer's chat template.
     has_template
-        True if the tokenizer has a chat template, even if it is left aside.
+        True if the tokenizer has a chat template, even if the template is not used.
     system_message
-        The first turn of each conversation.
+        The system message at the beginning of each conversation; None for none.
     max_new_tokens
-        The longest answer in tokens.
+        The maximum length of an answer, in tokens.
     """
 
     decodes: bool
@@ -36,29 +36,30 @@ class Asking:
 
     @property
     def pipeline(self) -> str:
-        """The hub's name for what the model does."""
+        """The hub's name for the model's task."""
         return "text2text-generation" if self.decodes else "text-generation"
 
     def sentences(self, *, closed: bool) -> list[str]:
-        """Describe what a stock model does differently, or needs to be told.
+        """Return sentences that explain how to prompt a stock model and how its answers differ.
 
-        `closed`: there are tasks whose answers are a closed set.
+        `closed` is True if the answers of some tasks come from a closed set.
         """
         sentences = []
         if closed:
             sentences.append(
-                "`perdure predict` ranks the answers of a task that lists them, so that it always "
-                "gives one of these; this folder writes, and may write something else."
+                "`perdure predict` ranks the answers of a task that lists them, so it always "
+                "returns one of these; a stock model generates text, and may return anything else."
             )
         if self.has_template and not self.chat:
             sentences.append(
-                "It was trained on plain prompts: leave the tokenizer's chat template aside."
+                "It was trained on plain prompts: do not use the tokenizer's chat template."
             )
         return sentences
 
     def use(self, name: str, base: str | None) -> list[str]:
-        """Return Python code that asks the model once; `base` is the model that an adapter is
-        of.
+        """Return Python code that loads the model and prompts it once.
+
+        `base` is the base model of an adapter; None for a stock checkpoint.
         """
         auto = SEQ2SEQ if self.decodes else CAUSAL
         lines = [f"from transformers import {auto}, AutoTokenizer", ""]
@@ -74,7 +75,7 @@ class Asking:
                 f"model = {auto}.from_pretrained({json.dumps(base)})",
                 f"model = PeftModel.from_pretrained(model, {json.dumps(name)})",
             ]
-        # a folder of its own says how it generates, an adapter leaves that to the base
+        # a stock checkpoint has its own generation settings, an adapter uses those of the base
         how = ""
         if base is not None:
             how = f", do_sample=False, max_new_tokens={self.max_new_tokens}"
@@ -100,7 +101,7 @@ class Asking:
 
 
 def asking(backbone: Backbone) -> Asking | None:
-    """Return how a backbone is asked; None if it answers by heads."""
+    """Return the information needed to prompt a backbone; None if it answers by heads."""
     if not isinstance(backbone, LanguageModel):
         return None
     prompts = backbone.prompts

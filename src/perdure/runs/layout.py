@@ -1,18 +1,19 @@
-"""The files of a run folder as plain values, read without torch.
+"""Read the files of a run folder as plain values, without torch.
 
-    recipe.yaml · environment.json   what was run, and on what; the format of the folder
+    recipe.yaml · environment.json   the settings; the software, hardware and folder format
     backbone.json                    SHA-256 of the pre-trained model's files, and its revision
     tasks/00-name/                   one folder per task, complete or absent (`task_folder.py`)
         task.json · manifest.json    name, classes, …; size and SHA-256 of each file
-    unfinished.safetensors           where training was stopped (`learning/snapshot.py`)
+    unfinished.safetensors           the checkpoint of an unfinished task (`learning/snapshot.py`)
     combined.json                    the rule as last applied, with the scale that was found
     scores.csv · events.jsonl        measured values; losses, times and sizes
-    answers.json                     how each class was answered, at the last measurement
-    report.html · diagnostics.json   derived; may be deleted
-    lock.json                        who is writing, while somebody is (`storage/lock.py`)
+    answers.json                     counts of the answers, by class, at the last measurement
+    report.html · diagnostics.json   derived files, which may be deleted
+    lock.json                        the process that is writing, if any (`storage/lock.py`)
 
-Formats: 1 (perdure 0.1.0), whose `environment.json` does not name it; 2. All are read, the
-newest is written. `perdure.runs.schema` describes the content of each file, and checks it.
+There are two formats: format 1 (perdure 0.1.0), which `environment.json` does not mention, and
+format 2. Both can be read; only format 2 is written. `perdure.runs.schema` describes and checks the
+content of each file.
 """
 
 import contextlib
@@ -37,7 +38,7 @@ M = TypeVar("M", bound=BaseModel)
 Settings = dict[str, Any]
 """The content of `recipe.yaml`, by section."""
 Content = dict[str, Any]
-"""A JSON object or a CSV row of the folder, by the keys that `schema` describes."""
+"""A JSON object or a CSV row from the folder, with keys that `schema` describes."""
 
 FORMAT = 2
 COLUMNS = ("step", "task", "scenario", "task_id", "rule", "metric", "value")
@@ -55,9 +56,9 @@ WRITTEN = (
     "events.jsonl",
     *DERIVED,
 )
-"""The files and folders that are written, replaced or removed in a run's folder."""
+"""The files and folders that perdure writes, replaces or removes in a run folder."""
 NUMBERED = re.compile(r"(\d{2,6})-(.+)", re.DOTALL)
-"""The name of a task's folder: its number in the order of learning, and its name."""
+"""The name of a task folder: the task's number in the order of learning, and its name."""
 UNREADABLE = (
     ValueError,
     KeyError,
@@ -67,12 +68,12 @@ UNREADABLE = (
     csv.Error,
     RecursionError,
 )
-"""The errors that occur when a file is not as it was written."""
+"""The exceptions that are raised if a file is damaged or was changed."""
 
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn any error about a run's file into one sentence that names the file.
+    """Turn any error about a run's file into a `RunError` that names the file.
 
     Raises
     ------
@@ -84,7 +85,7 @@ def reading(path: Path) -> Iterator[None]:
     except RunError:
         raise
     except PerdureError as error:
-        # What the system refuses says nothing about what is in the file.
+        # If the system refuses access, that says nothing about the content of the file.
         refused = isinstance(error.__cause__, OSError)
         complete = refused or "damaged" in str(error)
         text = str(error) if complete else f"{error} It is damaged or was changed."
@@ -98,24 +99,24 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def check(path: Path, kind: type[M], values: Mapping[str, object]) -> M:
-    """Check the content of a file by the class that describes it.
+    """Check the content of a file against the class that describes it.
 
     Raises
     ------
     PerdureError
-        The content is something else; `reading` adds that the file is damaged.
+        The content does not match; `reading` adds that the file is damaged.
     """
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        # `sentence` speaks of a setting that a user has to give; a file just lacks a key.
+        # `sentence` would ask the user for a missing setting; a file just lacks a key.
         complaints = error.errors()
         missing = [each["loc"] for each in complaints if each["type"] == "missing"]
         if missing:
             name = ".".join(map(str, missing[0]))
             raise CheckpointError(f"`{path}` has no `{name}`.") from error
         kinds = kinds_of(kind)
-        # In a mapping whose names are free, each entry is of the same kind.
+        # In a mapping with arbitrary keys, all values are of the same kind.
         if "root" in kinds:
             kinds = {name: inside(kinds["root"], name) for name in values}
         raise sentence(error, f"`{path}`", kinds, values) from error
@@ -125,7 +126,7 @@ def check(path: Path, kind: type[M], values: Mapping[str, object]) -> M:
 
 
 def check_run(folder: Path) -> None:
-    """Raise `RunError` if a folder is not a run, or is one of an unknown format."""
+    """Raise `RunError` if a folder is not a run, or has an unknown format."""
     if not is_run(folder):
         raise RunError(
             f"`{folder}` is not a run: it has no `recipe.yaml`. "
@@ -134,36 +135,36 @@ def check_run(folder: Path) -> None:
     path = folder / "environment.json"
     with reading(path):
         version = read_json(path).get("format", 1) if path.exists() else 1
-    # By type, not by `isinstance`, for which `true` is a number.
+    # By type, because `isinstance` accepts `true` as a number.
     if type(version) is not int or not 1 <= version <= FORMAT:
         raise RunError(
             f"`{folder}` is a run of format {str(version)[:100]}; this version of perdure reads "
-            f"the formats 1 to {FORMAT}. Install a newer one."
+            f"formats 1 to {FORMAT}. Install a newer version."
         )
 
 
 def check_no_links(folder: Path) -> None:
-    """Check that no file of a run is a link, so that all writing stays in its folder.
+    """Check that no file of a run is a symbolic link, so that all writing stays in its folder.
 
-    The folder itself may be a link: the user named it, not the maker of the run.
+    The folder itself may be a link, because the user chose it, not whoever created the run.
 
     Raises
     ------
     RunError
-        A file is a link.
+        A file is a symbolic link.
     """
     for name in WRITTEN:
         path = folder / name
         with reading(path):
             if path.is_symlink():
                 raise RunError(
-                    f"`{path}` is a link. A run is written in its own folder only: "
-                    "put what it points to there, or remove the link."
+                    f"`{path}` is a link, and a run is written only inside its own folder: "
+                    "replace the link with its target, or remove it."
                 )
 
 
 def is_run(folder: Path) -> bool:
-    """Return True if there is a run in a folder."""
+    """Return True if a folder contains a run."""
     path = folder / "recipe.yaml"
     with reading(path):
         try:
@@ -176,19 +177,19 @@ def is_run(folder: Path) -> bool:
 
 
 def is_there(path: Path) -> bool:
-    """Return True if a file exists; raise an error if the system refuses to tell."""
+    """Return True if a path exists; raise `RunError` if the system refuses access to it."""
     with reading(path):
         return path.exists()
 
 
 def task_folders(folder: Path, forgotten: list[str]) -> dict[str, Path]:
-    """Return the folders of the complete tasks, by name, in the order of learning."""
+    """Return the folder of each complete task by name, in order, without forgotten tasks."""
     home = folder / "tasks"
     folders = []
     with reading(home):
         if home.is_symlink():
             raise RunError(f"`{home}` is a link. Put the folder itself there.")
-        # Not by `glob`, which would silently skip what may not be read.
+        # Not with `glob`, which would silently skip folders that cannot be read.
         for path in sorted(home.iterdir()) if home.is_dir() else []:
             # The manifest is written last: a folder without one is not complete.
             if NUMBERED.fullmatch(path.name) and (path / "manifest.json").exists():
@@ -196,7 +197,7 @@ def task_folders(folder: Path, forgotten: list[str]) -> dict[str, Path]:
         for path in folders:
             _check_task_folder(path)
     by_name = {}
-    # By number, not by name: in an alphabet, task 100 stands before task 99.
+    # By number, because in alphabetical order task 100 comes before task 99.
     for path in sorted(folders, key=lambda path: int(path.name.split("-", 1)[0])):
         name = path.name.split("-", 1)[1]
         by_name[name] = path
@@ -218,17 +219,17 @@ def _check_task_folder(path: Path) -> None:
 
 
 def recipe(folder: Path) -> Settings:
-    """Return the resolved recipe."""
+    """Return the recipe with all defaults filled in, without checking its sections."""
     path = folder / "recipe.yaml"
     with reading(path):
         values = read_yaml(path)
-        # Python files that a stranger's recipe names are not run unless the user trusts it.
+        # Python files that a stranger's recipe names are not run unless the user trusts them.
         registry.named_by_run(values, folder)
         return old_names.recipe(values)
 
 
 def whole_recipe(folder: Path) -> Settings:
-    """Return the resolved recipe, checked to have every section: for more than showing it.
+    """Return the recipe with all defaults filled in, after checking that it has every section.
 
     Raises
     ------
@@ -243,20 +244,20 @@ def whole_recipe(folder: Path) -> Settings:
 
 
 def forgotten(recipe: Mapping[str, object]) -> list[str]:
-    """Return the names of the tasks that were taken out of the run."""
+    """Return the names of the tasks that were removed from the run, as its recipe lists them."""
     names = recipe.get("forgotten") or []
     return names if isinstance(names, list) else []
 
 
 def innermost(method: Settings) -> Settings:
-    """Return the settings of a method; if it wraps another, those of the inner one."""
+    """Return the settings of a method; if it wraps another method, those of the innermost one."""
     while isinstance(method.get("method"), dict):
         method = method["method"]
     return method
 
 
 def environment(folder: Path) -> Content:
-    """Return the versions, the hardware and the format; empty if the file is missing."""
+    """Return the recorded versions, hardware and format; empty if the file is missing."""
     path = folder / "environment.json"
     with reading(path):
         values = read_json(path) if path.exists() else {}
@@ -265,9 +266,9 @@ def environment(folder: Path) -> Content:
 
 
 def backbone(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of each file of the pre-trained model, by the file's name.
+    """Return the SHA-256 of each file of the pre-trained model, by file name.
 
-    Older runs kept none; for those, it is empty.
+    The result is empty for older runs, which did not record any.
 
     Raises
     ------
@@ -287,7 +288,7 @@ def backbone(folder: Path) -> dict[str, str]:
 def scores(folder: Path) -> list[Content]:
     """Return the rows of scores.csv.
 
-    In each, `value` was measured on `task` after `step` tasks had been learned.
+    In each row, `value` was measured on `task` after `step` tasks had been learned.
     """
     path = folder / "scores.csv"
     with reading(path):
@@ -303,7 +304,7 @@ def scores(folder: Path) -> list[Content]:
 
 
 def _score(path: Path, row: Mapping[str, str | None]) -> Content:
-    # A cut line lacks cells, for which `csv` gives None.
+    # An incomplete line lacks cells, for which `csv` returns None.
     values = {name: row[name] or "" for name in COLUMNS}
     score = check(path, schema.Score, values)
     task_id = old_names.task_id(score.task_id)
@@ -311,7 +312,7 @@ def _score(path: Path, row: Mapping[str, str | None]) -> Content:
 
 
 def events(folder: Path) -> list[Content]:
-    """Return the whole lines of events.jsonl; a run that was killed may leave a cut one."""
+    """Return the events in events.jsonl, without incomplete lines that a killed run may leave."""
     path = folder / "events.jsonl"
     with reading(path):
         if not path.exists():
@@ -330,12 +331,12 @@ def _event(path: Path, line: bytes) -> Content | None:
     except PerdureError:
         return None
     check(path, schema.Event, event)
-    # As it was written, not as the schema has it: it may be written again.
+    # As written, not as the schema parsed it, because the event may be written back.
     return event
 
 
 def line(event: Content) -> str:
-    """Return an event as a line of events.jsonl."""
+    """Format an event as a line of events.jsonl."""
     return json.dumps(event) + "\n"
 
 
@@ -343,7 +344,7 @@ def line(event: Content) -> str:
 
 
 def combined(folder: Path) -> Content:
-    """Return how the adapters are combined: name, options, space, since, and candidates.
+    """Return the rule that combines the adapters, with its settings and the scales it has tried.
 
     Raises
     ------
@@ -354,7 +355,7 @@ def combined(folder: Path) -> Content:
     with reading(path):
         if not path.exists():
             raise RunError(
-                f"`{folder}` holds no combined model: no task is learned and measured yet."
+                f"`{folder}` has no combined model yet: no task has been learned and measured."
             )
         values = read_json(path)
         registry.named_by_run(values, folder)
@@ -364,13 +365,13 @@ def combined(folder: Path) -> Content:
 def searches(folder: Path) -> list[Content]:
     """Return the result of each search for a scale.
 
-    Each has `rule` (its label), `step`, `options` and `candidates`. Folders from before
-    `combined.json` had them say it in their log.
+    The keys of a result are `rule` (the rule's label), `step`, `options` and `candidates`. In older
+    folders, whose `combined.json` has no searches, the results are read from the event log.
 
     Raises
     ------
     RunError
-        They cannot be read.
+        A file cannot be read.
     """
     path = folder / "combined.json"
     with reading(path):
@@ -383,7 +384,7 @@ def searches(folder: Path) -> list[Content]:
 
 
 def _logged_searches(folder: Path) -> list[Content]:
-    """Return the searches in an older folder's log, the last one of each rule and step."""
+    """Return the searches in an older folder's event log, the last one for each rule and step."""
     searches = {}
     for event in events(folder):
         if event.get("event") != "evaluation" or not event.get("candidates"):
@@ -401,19 +402,17 @@ def _logged_searches(folder: Path) -> list[Content]:
 # -- answers.json · diagnostics.json
 
 Answers = dict[str, dict[str, dict[str, dict[str, int]]]]
-"""Counts by `task_id`, task, true class and answered class."""
+"""Counts of answers, by `task_id`, task, true class and predicted class."""
 
 
 def answers(folder: Path, *, rule: str | None = None, step: int | None = None) -> Answers:
-    """Return how the test examples were answered when last measured with the run's own rule.
-
-    It is empty if that is unknown.
+    """Return counts of the answers to the test examples, as last measured with the run's own rule.
 
     Parameters
     ----------
     rule, step
-        If given, the result is also empty if the measurement was with another rule, or after
-        another step.
+        If given, the result is empty if the counts were made with another rule or after another
+        step.
 
     Raises
     ------
@@ -432,12 +431,14 @@ def answers(folder: Path, *, rule: str | None = None, step: int | None = None) -
 
 
 def diagnostics(folder: Path) -> Content:
-    """Return the results of `perdure diagnose`, if any (docs/run-folder.md has their keys).
+    """Return the results of `perdure diagnose`; empty if there are none.
+
+    The keys are described in docs/run-folder.md.
 
     Raises
     ------
     RunError
-        The file is damaged, or of an unknown format.
+        The file is damaged, or has an unknown format.
     """
     path = folder / "diagnostics.json"
     with reading(path):
@@ -447,8 +448,8 @@ def diagnostics(folder: Path) -> Content:
         if values.get("format") != 1:
             number = str(values.get("format"))[:100]
             raise RunError(
-                f"`{path}` has the format {number}, but 1 is read. "
-                "Make it again with `perdure diagnose`."
+                f"`{path}` has format {number}, but only format 1 can be read. "
+                "Recreate it with `perdure diagnose`."
             )
         check(path, schema.Diagnostics, values)
         return values
@@ -458,12 +459,12 @@ def diagnostics(folder: Path) -> Content:
 
 
 def manifest(folder: Path) -> dict[str, Content]:
-    """Return the size and the SHA-256 of each file of a task's folder, by the file's name.
+    """Return the size and SHA-256 of each file in a task folder, by file name.
 
     Raises
     ------
     RunError
-        It is damaged, or names a file outside the folder.
+        The manifest is damaged or names a file outside the folder.
     """
     path = folder / "manifest.json"
     with reading(path):
@@ -473,7 +474,7 @@ def manifest(folder: Path) -> dict[str, Content]:
 
 
 def task(folder: Path) -> Content:
-    """Return `task.json`: `name`, `classes`, `digests` of the examples, the method's `state`.
+    """Return the content of `task.json`: the task's name, classes, digests and method state.
 
     Raises
     ------

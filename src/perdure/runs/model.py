@@ -1,4 +1,4 @@
-"""A finished run as one model: predict with it, or export it as a stock checkpoint."""
+"""A finished run as one model, which can make predictions or be exported."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -36,9 +36,9 @@ from perdure.settings import checked, named
 from perdure.storage import staging
 
 CLASSIFIED = ("label", "probability", "task")
-"""The columns that predictions add."""
+"""The columns that the predictions of a classifier add to a table."""
 ANSWERED = ("answer", "score", "task")
-"""The columns that the answers of a language model add."""
+"""The columns that the answers of a language model add to a table."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Prediction:
     task: str
 
     def named(self, names: Mapping[str, str]) -> dict[str, object]:
-        """Return the answer as cells of a row, under these names."""
+        """Return the prediction as the cells of a table row, under the given column names."""
         return {name: getattr(self, key) for key, name in names.items()}
 
 
@@ -62,20 +62,20 @@ class Model:
     folder
         The run folder.
     rule
-        How the adapters are combined, as a `Rule`, its name, or a mapping of `name` and
-        settings; by default as the run did, with the scale that it found.
+        The rule that combines the adapters: a `Rule`, its name, or a mapping of `name` and
+        settings. By default, it is the rule of the run, with the scale that the run has found.
     label
-        The rule's name in `scores.csv`, if that is not its own label, as after a search.
+        The rule's name in `scores.csv`, if it differs from the rule's own label, as after a search.
     trust
-        True if Python files that the run's recipe names may be run.
+        Allow running Python files that the run's recipe names.
     device
-        Where the model computes, such as `cpu` or `cuda:1`; `auto` is the accelerator of this
-        machine if it has one, else the CPU.
+        The device on which the model computes, such as `cpu` or `cuda:1`; `auto` is this machine's
+        accelerator if there is one, otherwise the CPU.
 
     Raises
     ------
     RunError
-        The folder is not a run, is damaged, or holds no task yet.
+        The folder is not a run, is damaged, or has no finished task yet.
     InputError
         There is no such device.
     """
@@ -90,7 +90,7 @@ class Model:
         device: str = "auto",
     ):
         folder = folder.folder if isinstance(folder, Run) else Path(folder)
-        # Noted before anything is read, so that `export` sees if a task was forgotten meanwhile.
+        # Recorded before anything is read, so that `export` notices if a task is forgotten later.
         self.sources = Sources.of(folder)
         self.state = read(folder, trust=trust)
         if rule is None:
@@ -102,7 +102,7 @@ class Model:
         self.label = label or usual
         if not self.state.tasks:
             raise RunError(
-                f"`{self.state.folder}` holds no combined model yet: no task was finished."
+                f"`{self.state.folder}` has no combined model yet: no task has been finished."
             )
         path = self.state.folder / "recipe.yaml"
         with reading(path):
@@ -117,26 +117,27 @@ class Model:
 
     @property
     def made(self) -> tuple[str, ...]:
-        """The columns that predictions add to a table."""
+        """The names of the columns that predictions add to a table."""
         return CLASSIFIED if self.backbone.has_heads else ANSWERED
 
     def predict(
         self, inputs: Sequence[object], *, task: str | None = None, batch_size: int = BATCH_SIZE
     ) -> list[Prediction] | list[Answer]:
-        """Classify texts, pairs of texts, or images; a language model answers prompts.
+        """Classify texts, pairs of texts, or images; with a language model, answer prompts.
 
-        A text without any token gets the answer that is most likely a priori: by the classes'
-        shares in training, with all tasks equally likely.
+        A text without any tokens gets the class with the largest share of the training examples,
+        with all tasks weighted equally.
 
         Parameters
         ----------
         inputs
-            All of one kind. A pair is a tuple of two texts; an image is an object of Pillow, an
-            array that Pillow takes, a path, or the bytes of a file. The pixels of an image in
-            memory are read as they are now, and turned as its EXIF orientation says. A prompt is a
-            text, or the list of a conversation's turns, each with its `role` and `content`.
+            The inputs, all of one kind. A pair is a tuple of two texts. An image is a Pillow image,
+            an array that Pillow accepts, a path, or the bytes of a file. The pixels of an image in
+            memory are read at the time of the call, and rotated according to its EXIF orientation.
+            A prompt is a text, or a conversation: a list of turns, each with its `role` and
+            `content`.
         task
-            The task of all inputs, if it is known; by default the task posterior weighs the
+            The task of all inputs, if it is known; by default, the task posterior weights the
             tasks.
         batch_size
             The number of inputs that the model reads at a time.
@@ -144,11 +145,11 @@ class Model:
         Raises
         ------
         UnknownName
-            The run has not learned that task.
+            The run has not learned this task.
         InputError
-            The inputs are empty or of several kinds, or an image cannot be read.
+            There are no inputs, they are of several kinds, or an image cannot be read.
         NotFinite
-            The rule makes a model whose answers are not finite numbers.
+            The rule produces a model whose outputs are not finite.
         """
         if task is not None and task not in self.classes:
             raise UnknownName("task", task, self.classes)
@@ -165,7 +166,7 @@ class Model:
         choices = {name: self.classes[name] for name in names}
         log_weights = self._log_weights(examples, task)
         logits = task_logits(self.backbone, self.combined, examples, choices, log_weights)
-        # The model has read a placeholder in the place of these texts; its answer means nothing.
+        # The model has read a placeholder instead of these texts, so its answer is meaningless.
         for row in examples.without_tokens:
             log_weights[row] = -math.log(len(names))
             for name in names:
@@ -173,12 +174,12 @@ class Model:
         return self._likeliest(names, logits, log_weights)
 
     def _log_weights(self, examples: Examples, task: str | None) -> Float[Tensor, "examples tasks"]:
-        """Return log p(t | x) for each example; of a known task alone, zeros."""
+        """Return log p(t | x) for each example and task; zeros if the task is known."""
         if task:
             log_weights = torch.zeros(len(examples), 1)
         else:
             log_weights = self.system.posterior.log_prob(describe(self.backbone, examples))
-        # Such a rule reads each example with the adapter of one task, whose answer alone counts.
+        # Such a rule uses one task's adapter for each example, and only that task's answer counts.
         return settled(log_weights) if self.combined.picks else log_weights
 
     def _likeliest(
@@ -187,8 +188,8 @@ class Model:
         logits: Mapping[str, Float[Tensor, "examples _"]],
         log_weights: Float[Tensor, "examples tasks"],
     ) -> list[Prediction]:
-        """Return the most likely class of each example, over the classes of all these tasks."""
-        # Tasks may share a class: it is one column of the probabilities.
+        """Return the most likely class of each example, over the classes of all the given tasks."""
+        # A class that several tasks share is one column of the probabilities.
         columns: dict[str, int] = {}
         for name in names:
             for label in self.classes[name]:
@@ -197,7 +198,7 @@ class Model:
         for name in names:
             places.append([columns[label] for label in self.classes[name]])
         best = probabilities(logits, places, log_weights).max(1)
-        # A class of several tasks is said to belong to the one that makes it most likely here.
+        # Such a class is attributed to the task that contributes most to its probability here.
         tasks = _likeliest_task(by_task(logits, log_weights), places, best.indices)
         labels = list(columns)
         answers = zip(best.indices.tolist(), best.values.tolist(), tasks, strict=True)
@@ -209,24 +210,24 @@ class Model:
     def _log_prior(self, task: str) -> Float[Tensor, " classes"]:
         """Return the logarithm of each class's share of a task's training examples."""
         learned = next(learned for learned in self.system.learned if learned.name == task)
-        # Counted in training, so that no example is needed now.
+        # The counts were made in training, so no examples are needed now.
         counts = learned.statistics.counts
         return (counts / counts.sum()).log().float()
 
     def reader(self, columns: Sequence[str], source: str, asked: Asked) -> Callable[[Row], object]:
-        """Return the function that makes the input of a table's row.
+        """Return a function that makes the model's input from a row of a table.
 
         Parameters
         ----------
         columns, source
-            The columns of the table, and the table as messages name it.
+            The columns of the table, and the name of the table in messages.
         asked
-            The columns as the user names them.
+            The columns that the user has named.
 
         Raises
         ------
         DataError, InputError
-            The table has no such columns.
+            The table does not have these columns, or an option does not suit the model.
         """
         stream = self.state.recipe["stream"]
         if not self.backbone.has_heads:
@@ -241,12 +242,12 @@ class Model:
         return lambda row: self.input_of(row, inputs)
 
     def check_input(self, value: object, where: str) -> bool:
-        """Check that an input can be read; return whether it is a prompt that will be cut.
+        """Check that an input can be read; return True if it is a prompt that will be truncated.
 
         Raises
         ------
         DataError
-            The tokenizer makes no token of a prompt, or the chat template refuses it.
+            A prompt has no tokens, or the chat template rejects it.
         """
         if not isinstance(self.backbone, LanguageModel):
             return False
@@ -255,36 +256,36 @@ class Model:
     def input_columns(
         self, columns: Sequence[str], asked: Sequence[str], source: str
     ) -> tuple[str, ...]:
-        """Return the columns of a table that hold the input.
+        """Return the columns of a table that contain the model's input.
 
         Parameters
         ----------
         columns
             The columns of the table.
         asked
-            The columns that the user names: one, or two for pairs of texts. If empty, those that a
-            task of the run was read from, or otherwise `text` or `image`.
+            The columns that the user has named: one, or two for pairs of texts. If empty, use the
+            columns from which a task of the run was read, or otherwise `text` or `image`.
         source
-            The table, for errors.
+            The name of the table in messages.
 
         Raises
         ------
         InputError
-            The table has no such columns.
+            The table does not have these columns.
         """
         kind = self.backbone.kind
         if asked:
             candidates = [tuple(asked)]
         else:
             candidates = [*read_before(self.state.recipe["stream"], kind), (kind,)]
-        # The run's own tables may differ: the first whose columns this one has decides.
+        # The run's own tables may differ: take the first one whose columns this table has.
         for candidate in candidates:
             if set(candidate) <= set(columns):
                 return candidate
         missing = next(name for name in candidates[-1] if name not in columns)
         raise InputError(
             f"{source} has no column `{missing}`. Its columns: {list(columns)}. "
-            f"Name the one that holds the input with `--{kind}`."
+            f"Name the one that contains the input with `--{kind}`."
         )
 
     def add_predictions(
@@ -294,15 +295,17 @@ class Model:
         column: str | None = None,
         task: str | None = None,
     ) -> list[dict[str, Any]]:
-        """Return rows with `label`, `probability` and `task` added, or `answer`, `score`, `task`.
+        """Return copies of rows with predictions added.
 
-        A column that a row has already is added as `predicted_…`.
+        The added columns are `label`, `probability` and `task`; for a language model, `answer`,
+        `score` and `task`. If a row already has a column of that name, the new one is called
+        `predicted_…`.
 
         Parameters
         ----------
         column
-            The column with the text or the image; by default the one that the run was trained
-            on, else `text` or `image`.
+            The column with the text or the image; by default the one on which the run was trained,
+            otherwise `text` or `image`.
         task
             The task of all rows, if it is known.
         """
@@ -319,7 +322,7 @@ class Model:
         return [cells | answer.named(names) for cells, answer in zip(rows, answers, strict=True)]
 
     def input_of(self, row: Row, columns: Sequence[str]) -> object:
-        """Return the part of a row that the model reads. A text may be empty.
+        """Return the model's input from a row. A text may be empty.
 
         Raises
         ------
@@ -345,35 +348,36 @@ class Model:
         rank: int | None = None,
         pad_rank: bool = False,
     ) -> Path:
-        """Write the combined model for others to load, with a model card that says what it can do.
+        """Write the combined model for other tools to load, with a model card that describes it.
 
-        A model that answers by heads is written with all heads as one, since a stock model has no
-        task posterior: with `pooling: stock` it is a folder for `AutoModelFor…Classification`,
-        with `mean` one for `SentenceTransformer`, whose output is then the logits. A language model
-        is one for `AutoModelForCausalLM` or `AutoModelForSeq2SeqLM`, which answers greedily.
+        A model that answers by heads is written with all heads joined into one, because a stock
+        model has no task posterior. With `pooling: stock`, the folder is for
+        `AutoModelFor…Classification`; with `mean`, it is for `SentenceTransformer`, whose output is
+        then the logits. A language model is written for `AutoModelForCausalLM` or
+        `AutoModelForSeq2SeqLM`, with greedy decoding.
 
         Parameters
         ----------
         form
-            `adapter`: one PEFT LoRA of the base, for a language model.
+            `model` for a stock checkpoint; `adapter` for one PEFT LoRA adapter of the base model,
+            which must be a language model.
         rank
-            The rank of the adapter's layers; by default exact.
+            The rank to which the adapter is truncated; by default, nothing is truncated.
         pad_rank
-            Fill the adapter with zeros to a rank that vLLM knows.
+            If True, pad the adapter with zeros to a rank that vLLM supports.
 
         Raises
         ------
         RunError
-            The model has no single set of weights, because its rule is routed or combines
-            bottleneck adapters; its weights are in 4 bits; or the heads are not linear in the
-            feature.
+            The model has no single set of weights, because its rule is routed or combines in factor
+            space; its weights are in 4 bits; or a head is not linear in the features.
         InputError
-            An adapter cannot hold the combination.
+            The combined change does not fit into an adapter.
         """
         output = Path(output)
         if form == "model" and (rank is not None or pad_rank):
             raise InputError("`--rank` and `--pad-rank` are for `--as adapter`.")
-        # Refused here already, before anything is computed; `new_folder` looks again.
+        # Checked here, before anything is computed; `new_folder` checks again.
         staging.check_free(output)
         check_exportable(self.rule, form, self.backbone.settings.get("dtype"))
         parts = Export(
@@ -390,7 +394,7 @@ class Model:
         return output
 
     def exported(self, output: str | Path) -> Exported:
-        """Return what an exported folder can do, and how well, as far as it was measured."""
+        """Return a description of an exported model, with its accuracy if that was measured."""
         return Exported(
             name=Path(output).name,
             base=self.backbone.published,
@@ -405,9 +409,7 @@ class Model:
 
 
 def names_of_answers(columns: Sequence[str], made: Iterable[str] = CLASSIFIED) -> dict[str, str]:
-    """Return the names of the columns that predictions add, by what they hold.
-
-    None of them is a column of the table already.
+    """Return a column name for each part of a prediction, avoiding the table's own columns.
 
     Examples
     --------
@@ -417,7 +419,7 @@ def names_of_answers(columns: Sequence[str], made: Iterable[str] = CLASSIFIED) -
     names: dict[str, str] = {}
     for key in made:
         name = key
-        # Repeated, as a table of earlier predictions may have `predicted_label`, too.
+        # Repeated, because a table of earlier predictions may also have `predicted_label`.
         while name in columns:
             name = f"predicted_{name}"
         names[key] = name
@@ -425,11 +427,11 @@ def names_of_answers(columns: Sequence[str], made: Iterable[str] = CLASSIFIED) -
 
 
 def _rule(state: RunState) -> Rule:
-    """Return the rule that a run last combined its adapters by."""
+    """Return the rule with which a run last combined its adapters."""
     combined = state.combined
     path = state.folder / "combined.json"
     in_recipe = state.recipe["rule"]["name"]
-    # Only the recipe says which code is run: the user has trusted that file, not this one.
+    # Only the recipe decides which code is run: the user has trusted that file, not this one.
     if combined["name"].endswith(".py") and combined["name"] != in_recipe:
         raise RunError(
             f"`{path}` names the rule `{combined['name']}`, but the recipe `{in_recipe}`."
@@ -444,8 +446,8 @@ def _rule(state: RunState) -> Rule:
             missing = [name for name in state.tasks if name not in scales]
         if missing:
             raise RunError(
-                f"`{path}` has no scale for the task `{missing[0]}`: it is not searched yet. "
-                f"Go on with `perdure run {state.folder}`, or measure with "
+                f"`{path}` has no scale for the task `{missing[0]}`: no search has found one yet. "
+                f"Continue with `perdure run {state.folder}`, or measure with "
                 f"`perdure evaluate {state.folder}`."
             )
     return rule
@@ -456,10 +458,10 @@ def _likeliest_task(
     places: Sequence[Sequence[int]],
     chosen: Int[Tensor, " examples"],
 ) -> list[int]:
-    """Return the task that gives most of the probability of the chosen class, per example."""
+    """Return, for each example, the task that contributes most to the chosen class."""
     shares = []
     for probability, columns in zip(probabilities_by_task, places, strict=True):
-        # True at the chosen class, if it is one of the task's own.
+        # True at the chosen class, if the task has that class.
         is_chosen = torch.tensor(columns) == chosen[:, None]
         shares.append((probability * is_chosen).sum(1))
     return torch.stack(shares).argmax(0).tolist()

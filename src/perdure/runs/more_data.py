@@ -15,7 +15,7 @@ Entry = Mapping[str, object]
 
 def backbone_or_usual(backbone: str | None) -> str:
     """Return the requested backbone, by default `minilm`."""
-    # Not by truth: an empty name is an error, as a script may have lost it.
+    # Not a test for truth: an empty name is an error, such as an unset variable in a script.
     return "minilm" if backbone is None else backbone
 
 
@@ -27,16 +27,16 @@ def with_entry(
     Parameters
     ----------
     begun
-        True if the run has learned something, at least a part of a task.
+        True if the run has learned at least a part of a task.
     backbone, seed
-        The requested ones; a run that has begun keeps its own.
+        The requested values, which are ignored if the run has begun.
     """
     before = state.recipe
     gone = forgotten(before)
     stream = before["stream"]
     is_own_data = isinstance(stream, list)
     if not begun and is_own_data and len(stream) <= 1 and not gone:
-        # The first attempt came to nothing, perhaps for a typing error: this one replaces it.
+        # The first attempt failed, perhaps because of a typing error: this entry replaces it.
         return {
             **before,
             "stream": [dict(entry)],
@@ -45,11 +45,11 @@ def with_entry(
         }
     values = {**before, "stream": _entries(stream, entry, gone, state.tasks)}
     if not is_own_data:
-        # A benchmark brings its scenario; as an entry of a list it would lose it.
+        # A benchmark defines its scenario, which would be lost in a list of entries.
         whole = Recipe.parse({**before, "forgotten": []})
         values["scenario"] = whole.make_stream(state).scenario
     if gone:
-        # What is learned again is no longer forgotten.
+        # Tasks that are learned again no longer count as forgotten.
         again = own_stream([entry]).names
         values["forgotten"] = [name for name in gone if name not in again]
     if not begun:
@@ -61,12 +61,12 @@ def with_entry(
 def check_unchanged(
     before: Settings, backbone: str | None, seed: int | None, settings: Sequence[str]
 ) -> None:
-    """Check that only settings are given that a run which has begun can still change.
+    """Check that the given settings can still change in a run that has begun.
 
     Raises
     ------
     InputError
-        Another setting would change.
+        A setting that is fixed once a run has begun would change.
     """
     fixed = {
         "--backbone": (backbone, before["backbone"]["model"]),
@@ -75,32 +75,30 @@ def check_unchanged(
     for option, (given, used) in fixed.items():
         if given not in (None, used):
             raise InputError(
-                f"The run began with `{option} {used}`; it cannot go on with `{given}`."
+                f"The run began with `{option} {used}`; it cannot continue with `{given}`."
             )
     for setting in settings:
         # The folder has either one head for each task or one for all.
         if setting.startswith("training.heads"):
-            raise InputError(
-                f"`--set {setting}`: the heads of a run that has begun stay as they are."
-            )
+            raise InputError(f"`--set {setting}`: the heads cannot change once a run has begun.")
         if not setting.startswith(("training.", "evaluation.")):
             raise InputError(
                 f"`--set {setting}`: "
-                "of a run that has begun only `training` and `evaluation` can change."
+                "once a run has begun, only `training` and `evaluation` can change."
             )
 
 
 def _entries(
     stream: object, entry: Entry, gone: Sequence[str], taken: Sequence[str]
 ) -> list[Settings]:
-    """Return a run's stream as a list with one more entry, unless it has it already.
+    """Return a run's stream as a list with one more entry, unless it already has that entry.
 
     Parameters
     ----------
     gone
-        The tasks that were forgotten. Those of the new entry are learned again, after the others.
+        The tasks that were forgotten. Those in the new entry are learned again, after the others.
     taken
-        The names of the tasks learned.
+        The names of the tasks that the run has learned.
     """
     if not isinstance(stream, list):
         name, options = named(stream, "stream")
@@ -112,7 +110,7 @@ def _entries(
     again = [name for name in new if name in gone]
     if again:
         return _with_again(stream, plain, entry, new, again)
-    # An earlier attempt added it, and stopped before all of its tasks were finished.
+    # An earlier attempt added the entry, and stopped before all of its tasks were finished.
     if _spelled_out(entry) in [_spelled_out(old) for old in plain]:
         return stream
     _check_names(new, taken)
@@ -131,9 +129,9 @@ def _with_again(
     Parameters
     ----------
     plain
-        The same entries without their `without`.
+        The entries of the stream, without their `without` keys.
     new
-        The names of all tasks of the new entry.
+        The names of all tasks in the new entry.
     """
     before = []
     for old in stream:
@@ -141,14 +139,14 @@ def _with_again(
         before.append(_without(old, again) if may_have_several else old)
     added = dict(entry)
     if added in plain:
-        # The old entry still gives the other tasks of the table.
+        # The old entry still provides the other tasks of the table.
         others = [name for name in new if name not in again]
         added |= {"without": others} if others else {}
     return [*before, added]
 
 
 def _spelled_out(entry: Entry) -> Settings:
-    """Return an entry in canonical form: with full paths and all defaults."""
+    """Return an entry in canonical form: with absolute paths and all defaults."""
     data = entry.get("data")
     if isinstance(data, str):
         data = os.path.abspath(data)
@@ -162,11 +160,11 @@ def _check_names(new: Sequence[str], taken: Sequence[str]) -> None:
     for name in new:
         if name in taken:
             raise InputError(
-                f"The run has a task `{name}` already, which it learned from another table or "
-                "folder. Give the new one another name, with `--task`."
+                f"The run already has a task `{name}`, which it learned from another table or "
+                "folder. Give the new task another name, with `--task`."
             )
 
 
 def _without(entry: Settings, names: Sequence[str]) -> Settings:
-    """Return an entry from which these tasks are not read."""
+    """Return an entry from which the given tasks are not read."""
     return entry | {"without": list(dict.fromkeys([*entry.get("without", []), *names]))}

@@ -1,4 +1,4 @@
-"""Learn the next task of a run: train it, describe its examples, align the heads."""
+"""Learn the next task of a run: train it, compute its statistics and align the heads."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -22,16 +22,16 @@ from perdure.vectors.statistics import Statistics
 
 
 def learn_next(system: System, plan: Plan, session: Session) -> Learned:
-    """Learn the next task of a plan after those of a system; return everything that is kept of it.
+    """Learn the next task of a plan, and return everything that is stored about it.
 
-    Afterwards the system's backbone has learned the task. An event `task` logs what that
-    took; it counts only together with the task's folder.
+    `system` contains the tasks learned so far. Afterwards, its backbone has learned the new task,
+    too. A `task` event records the cost of learning; it counts only if the task's folder exists.
     """
     backbone = system.backbone
     seen = plan.stream.until(len(system.learned) + 1)
     task = seen[-1]
     heads_before = _heads(backbone)
-    # If the training was interrupted, the time that it took until then counts as well.
+    # If training was interrupted, the time before the interruption counts as well.
     inside = session.resume
     started = time.perf_counter() - (inside.about["seconds"] if inside else 0.0)
     session = replace(session, keep=_kept(session.keep, belonging(plan, seen), started))
@@ -43,7 +43,7 @@ def learn_next(system: System, plan: Plan, session: Session) -> Learned:
         earlier=[old.adapter for old in system.learned],
         session=session,
     )
-    # The frozen backbone describes the examples, for the task posterior.
+    # The task posterior uses features of the frozen backbone.
     rows = backbone.encode(task.rows("train"))
     groups = torch.tensor(task.groups("train"))
     learned = Learned(
@@ -70,7 +70,7 @@ def learn_next(system: System, plan: Plan, session: Session) -> Learned:
 def _event(
     plan: Plan, seen: TaskStream, learned: Learned, *, seconds: float, examples: int
 ) -> dict[str, object]:
-    """Return the event that says what learning a task took."""
+    """Return the event that records the cost of learning a task."""
     tensors = [value for value in learned.state.values() if isinstance(value, torch.Tensor)]
     return {
         "event": "task",
@@ -86,9 +86,7 @@ def _event(
 def _kept(
     keep: Callable[[Snapshot], None] | None, belongs_to: Mapping[str, object], started: float
 ) -> Callable[[Snapshot], None] | None:
-    """Return a `keep` function that adds to each snapshot what it belongs to and how long it
-    took.
-    """
+    """Return a `keep` function that adds `belongs_to` and the elapsed seconds to each snapshot."""
     if keep is None:
         return None
 
@@ -106,7 +104,7 @@ def _heads(backbone: Backbone) -> dict[str, Parameters]:
 def _changed(
     after: Mapping[str, Parameters], before: Mapping[str, Parameters], owners: list[str]
 ) -> dict[str, Parameters]:
-    """Return the heads that training has made or changed."""
+    """Return the heads that training has added or changed."""
     changed = {}
     for name in owners:
         if name not in after:  # a language model has no heads
@@ -117,22 +115,22 @@ def _changed(
 
 
 def _align(system: System, task: Task, settings: Alignment, *, seed: int) -> Gaussians:
-    """Align the heads of all tasks of a system; return what is kept of the newest one."""
+    """Align the heads of all tasks of a system, and return the Gaussians of the latest task."""
     backbone = system.backbone
     rows = backbone.encode(task.rows("train"))
-    # On the combined model, whose features all heads read when they answer together.
+    # With the combined model, whose features all heads read when they answer together.
     values = features(backbone, system.combined, rows).cpu()
     newest = Gaussians.of(values, torch.tensor(rows.labels), len(task.classes))
     gaussians = {old.name: old.gaussians for old in system.learned if old.gaussians}
     gaussians[task.name] = newest
-    # Another draw after each task; a thousand apart, so that runs with the next seeds share none.
+    # Another seed after each task; a thousand apart, so that runs with nearby seeds share none.
     step_seed = seed + 1000 * len(gaussians)
     align(backbone, gaussians, system.classes, settings, seed=step_seed)
     return newest
 
 
 def trained_values(plan: Plan, seen: TaskStream) -> int:
-    """Return the number of trained parameters, without frozen halves and computed heads."""
+    """Return the number of trained parameters, excluding frozen matrices and untrained heads."""
     # A method may list heads among its own parameters; each counts once.
     counted = {id(parameter) for parameter in plan.method.parameters(plan.backbone)}
     number = plan.method.trained(plan.backbone)

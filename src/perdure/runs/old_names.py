@@ -3,7 +3,7 @@
 from typing import Any
 
 TASK_IDS = {"concatenated": "none"}
-"""The renamed `task_id`s, by their name before 0.3."""
+"""The current name of each `task_id` that was renamed in 0.3, by its old name."""
 
 
 def task_id(name: str) -> str:
@@ -12,8 +12,8 @@ def task_id(name: str) -> str:
 
 
 def recipe(values: dict[str, Any]) -> dict[str, Any]:
-    """Return a recipe with current names."""
-    # The recipe is not checked yet, so any of this may be missing or something else.
+    """Return a recipe with old names replaced by current ones."""
+    # The recipe has not been checked yet, so any part may be missing or of another type.
     evaluation = values.get("evaluation") if isinstance(values, dict) else None
     if not isinstance(evaluation, dict):
         return values

@@ -1,9 +1,8 @@
-"""The tasks that a run has learned, as its folder records them: placeholders for examples that are
-gone.
+"""Placeholders for learned tasks whose examples are gone, as recorded in the run folder.
 
-The run's folder has everything that was learned from a task. The examples are needed only to
-measure it again, or by methods that train on old data. So a table that was moved or deleted does
-not keep a run from learning more.
+The run folder contains everything that was learned from a task. The examples are needed only to
+measure the task again, and for methods that train on old data. Therefore, a run can learn more even
+if a table was moved or deleted.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,10 +17,11 @@ from perdure.runs.state import RunState, read
 from perdure.settings import named
 
 UNREADABLE = (DataError, FetchError, OSError)
-"""The errors raised by reading examples that are gone. A wrong setting raises another, which is not
-caught.
+"""The exceptions raised when examples that are gone cannot be read.
+
+A wrong setting raises a different exception, which is not caught.
 """
-NAMES = 8  # of many old tables the first few names and reasons say enough
+NAMES = 8  # with many old tables, the first few names and reasons are enough
 REASONS = 3
 
 
@@ -32,9 +32,9 @@ class Unreadable:
     Attributes
     ----------
     task
-        The name of its one task; None if it may have several.
+        The name of the only task in the entry; None if it may have several.
     error
-        The error of reading it.
+        The error that was raised when reading it.
     """
 
     task: str | None
@@ -42,41 +42,41 @@ class Unreadable:
 
     @property
     def reason(self) -> str:
-        """A sentence that names what cannot be read."""
+        """A sentence that names the data that cannot be read."""
         if isinstance(self.error, OSError):
-            # its own text begins with a number, such as `[Errno 2]`
+            # the text of the error itself begins with a number, such as `[Errno 2]`
             return f"`{self.error.filename}` cannot be read: {self.error.strerror}."
         return str(self.error)
 
 
 @dataclass(frozen=True)
 class Past:
-    """A run's stream as its folder records it, without any table; empty for a new run.
+    """A run's stream as recorded in its folder, without reading any table; empty for a new run.
 
     Attributes
     ----------
     tasks
-        The tasks learned, by name, in the order of learning.
+        The learned tasks, by name, in the order of learning.
     entries
-        The entries of the recipe's stream, from which they were read, as `_plain` returns them.
+        The entries of the recipe's stream from which the tasks were read, in the form that `_plain`
+        returns.
     """
 
     tasks: Mapping[str, TaskWithoutData] = field(default_factory=dict)
     entries: Sequence[object] = ()
 
     def instead_of(self, entry: Mapping[str, object], error: Exception) -> Unreadable:
-        """Return what replaces an entry that cannot be read; raise the error if the run is new."""
+        """Return a placeholder for an entry that cannot be read; for a new run, raise the error."""
         if not self.tasks:
             raise error
         return Unreadable(only_task(entry), error)
 
     def compared(self, entry: Mapping[str, object], tasks: Sequence[Task]) -> list[Task]:
-        """Return the tasks of an entry; those whose examples have changed are returned without
-        data.
+        """Return the tasks of an entry, without the data of tasks whose examples have changed.
 
-        That is for entries of the run's own recipe, whose tables were changed later. An entry
-        that the run's recipe does not have is left alone: other data for a task of the same name
-        is a mistake, and refused when the run is restored.
+        This applies to entries of the run's own recipe, whose tables were changed later. Tasks of
+        other entries are returned unchanged: different data for a task of the same name is a
+        mistake, which is reported when the run is restored.
         """
         if _plain(entry) not in self.entries:
             return list(tasks)
@@ -89,18 +89,17 @@ class Past:
         return _without_data(learned, changed(task.name))
 
     def completed(self, tasks_by_entry: Sequence[Sequence[Task] | Unreadable]) -> list[Task]:
-        """Return the tasks of a stream: those that were read, and learned ones in place of the
-        others.
+        """Return all tasks of a stream, with learned tasks in place of entries that cannot be read.
 
-        An unreadable entry with several tasks represents the tasks that were learned next, up to
-        the first one that belongs to another entry.
+        An unreadable entry with several tasks is replaced by the tasks that were learned next, up
+        to the first one that belongs to another entry.
 
         Raises
         ------
-        DataError
+        DataError, FetchError, OSError
             An entry cannot be read, and the run has learned none of its tasks.
         """
-        # First all names that some entry has: these are not guessed for an unreadable one.
+        # First, the names that some entry has: an unreadable entry cannot have these.
         named_elsewhere = set[str]()
         for entry_tasks in tasks_by_entry:
             if isinstance(entry_tasks, Unreadable):
@@ -108,7 +107,7 @@ class Past:
                     named_elsewhere.add(entry_tasks.task)
             else:
                 named_elsewhere |= {task.name for task in entry_tasks}
-        # Then the tasks in the order of the stream, in which they were learned.
+        # Then the tasks, in the order of the stream, which is the order of learning.
         tasks: list[Task] = []
         for entry_tasks in tasks_by_entry:
             if isinstance(entry_tasks, Unreadable):
@@ -121,7 +120,7 @@ class Past:
     def _instead(
         self, entry: Unreadable, before: set[str], named_elsewhere: set[str]
     ) -> list[Task]:
-        """Return the learned tasks that an unreadable entry represents."""
+        """Return the learned tasks that replace an unreadable entry."""
         names = _next(self.tasks, before, named_elsewhere)
         if entry.task:
             names = [entry.task]
@@ -130,13 +129,13 @@ class Past:
             if name in self.tasks:
                 learned = self.tasks[name]
                 tasks.append(_without_data(learned, entry.reason))
-        if not tasks:  # nothing stands in for it: the data is needed
+        if not tasks:  # nothing can replace the entry: its data is needed
             raise entry.error
         return tasks
 
 
 def _next(learned: Mapping[str, Task], before: set[str], named_elsewhere: set[str]) -> list[str]:
-    """Return the tasks learned after those `before`, up to the first that another entry has."""
+    """Return the tasks learned after those in `before`, up to the first one of another entry."""
     later = [name for name in learned if name not in before]
     return list(takewhile(lambda name: name not in named_elsewhere, later))
 
@@ -146,7 +145,7 @@ def _without_data(task: TaskWithoutData, missing: str) -> TaskWithoutData:
 
 
 def past_of(run: RunState) -> Past:
-    """Return a run's stream as its folder records it."""
+    """Return a run's stream as recorded in its folder, without reading any table."""
     stream = run.recipe["stream"]
     if not isinstance(stream, list):  # a benchmark
         stream = [as_entry(stream)]
@@ -156,9 +155,9 @@ def past_of(run: RunState) -> Past:
 
 
 def past_tasks(folder: str | Path) -> list[TaskWithoutData]:
-    """Return the tasks that a run has learned, without their examples, in order.
+    """Return the tasks that a run has learned, in order, without their examples.
 
-    Put them before a new task in a `TaskStream`, for a run whose old examples are gone.
+    Put them before a new task in a `TaskStream`, to continue a run whose old examples are gone.
 
     Raises
     ------
@@ -183,42 +182,42 @@ def _tasks_of(run: RunState) -> list[TaskWithoutData]:
 
 
 def as_entry(section: object) -> dict[str, object]:
-    """Return a recipe's benchmark as an entry of a list, as `perdure learn` writes it."""
+    """Return a recipe's benchmark as a list entry, in the form used by `perdure learn`."""
     name, options = named(section, "stream")
     return {"benchmark": name, **options}
 
 
 def only_task(entry: Mapping[str, object]) -> str | None:
-    """Return the name of the one task of a table; None if it may have several."""
+    """Return the name of the only task that an entry reads; None if it may read several."""
     if "data" not in entry or entry.get("task"):  # `task`: a column names each row's task
         return None
-    # the name that `read_tasks` gives: by default that of the file
+    # the name that `read_tasks` uses, by default that of the file
     name = entry.get("name")
     return str(name) if name else Path(str(entry["data"])).stem
 
 
 def _plain(entry: object) -> object:
-    """Drop the list of tasks of an entry that are not read: it does not affect the others."""
+    """Return an entry without its `without` list, which does not affect the remaining tasks."""
     if not isinstance(entry, dict):
         return entry
     return {key: value for key, value in entry.items() if key != "without"}
 
 
 def is_same(learned: TaskWithoutData, task: Task) -> bool:
-    """Return whether a task has, example by example, the data that was learned."""
+    """Return True if a task has the same classes and examples as when it was learned."""
     return learned.classes == task.classes and task.has_digests(learned.digests())
 
 
 def changed(name: str) -> str:
-    """Return the sentence that says that a task's examples are not those learned."""
+    """Return a message saying that a task's examples are not those that the run has learned."""
     return (
         f"The examples of task `{name}` are not those that the run learned: the data has changed, "
-        "and what is test now may have been trained on."
+        "and current test examples may have been trained on."
     )
 
 
 def not_measured(missing: Mapping[str, str]) -> str:
-    """Return a sentence on which tasks cannot be measured, and why; empty if all can be.
+    """Return a message about the tasks that cannot be measured, and why; empty if all can be.
 
     Examples
     --------

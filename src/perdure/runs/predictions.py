@@ -1,4 +1,4 @@
-"""Predictions for a table: its rows, with the class, its probability and the task added.
+"""Add predictions to a table: for each row, the class, its probability and the task.
 
 A language model adds its answer, the answer's log-probability per token, and the task.
 """
@@ -22,10 +22,10 @@ from perdure.storage import files
 BATCHES = 8
 """The number of batches whose rows are in memory at a time.
 
-Among these rows, the model reads those of similar length together, which saves padding.
+Within these rows, inputs of similar length are batched together, which reduces padding.
 """
 NUMBERS = ("probability", "score")
-"""The columns added that hold numbers; the others hold texts."""
+"""The added columns that contain numbers; the others contain text."""
 
 
 def predict_table(
@@ -40,33 +40,34 @@ def predict_table(
     batch_size: int = BATCH_SIZE,
     quiet: bool = True,
 ) -> int:
-    """Write a table with the columns `label`, `probability` and `task` added; return its length.
+    """Write a copy of a table with predictions added, and return the number of rows.
 
-    For a language model they are `answer`, `score` (its log-probability per token) and `task`. An
-    added column is called `predicted_…` if the table has one of its name. All other cells stay as
-    they are. The whole table is checked before anything is predicted; after that only some rows at
-    a time are in memory. The output appears whole or not at all.
+    The added columns are `label`, `probability` and `task`; for a language model, `answer`, `score`
+    (the answer's log-probability per token) and `task`. If the table already has a column of that
+    name, the new one is called `predicted_…`. All other cells are copied unchanged. The whole table
+    is checked before anything is predicted; after that, only a few rows are in memory at a time.
+    The output file is written completely or not at all.
 
     Parameters
     ----------
     output
-        A file that ends in `.csv`, `.tsv`, `.jsonl`, `.json` or `.parquet`.
+        A file name that ends in `.csv`, `.tsv`, `.jsonl`, `.json` or `.parquet`.
     text, image
-        The columns of the input; by default those that the run was trained on, else `text` or
-        `image`. Two columns of texts are read as pairs.
+        The input columns; by default those on which the run was trained, otherwise `text` or
+        `image`. Two `text` columns are read as pairs.
     template
-        A template of a language model's prompt, such as `"Review: {body}"`.
+        A prompt template for a language model, such as `"Review: {body}"`.
     task
-        The task of all rows, if it is known; by default the task posterior weighs the tasks.
+        The task of all rows, if it is known; by default, the task posterior weights the tasks.
 
     Raises
     ------
     DataError
-        The input of a row cannot be read, or the table lacks the column, or has no rows.
+        The input of a row cannot be read, a column is missing, or the table has no rows.
     OutputError
         `output` already exists, the disk is full, or writing is not allowed.
     """
-    check_output(output)  # the reading below may take an hour
+    check_output(output)  # first, because reading the table may take an hour
     asked = Asked(text=text, image=image, prompt=template, task=task)
     read = model.reader(table.columns, f"`{table.path}`", asked)
     # a first pass over all rows; their types decide how the output is written
@@ -75,10 +76,10 @@ def predict_table(
     made = {}
     for key, name in names.items():
         made[name] = pa.float64() if key in NUMBERS else pa.string()
-    rows = table.rows()  # read again: the table need not fit into memory
+    rows = table.rows()  # read again, because the table may not fit into memory
     done = 0
     stopped = 0
-    # `check`: the file takes its place only if no task was forgotten while it was made
+    # `check`: the file is moved into place only if no task was forgotten in the meantime
     with (
         files.writing(output, replace=False, check=model.sources.check) as file,
         table_output(file, output, table, types, made) as written,
@@ -102,8 +103,7 @@ def predict_table(
     if stopped:
         limit = model.backbone.settings["max_new_tokens"]
         warnings.warn(
-            f"{stopped} of {count} answers had no end after `max_new_tokens: {limit}` tokens and "
-            "stop there.",
+            f"{stopped} of {count} answers were cut off after `max_new_tokens: {limit}` tokens.",
             PerdureWarning,
             stacklevel=2,
         )
@@ -111,30 +111,30 @@ def predict_table(
 
 
 def predict_one(model: Model, prompt: str, *, task: str | None = None) -> tuple[str, str]:
-    """Answer one prompt, or classify one text; return the answer, and a sentence about it.
+    """Answer one prompt, or classify one text; return the answer and a sentence about it.
 
     Raises
     ------
     InputError
-        The model reads images, or the prompt has no token.
+        The model reads images, or the prompt is empty.
     """
     if model.backbone.kind != "text":
         raise InputError("`--prompt` is for texts, but the run's model reads images. Give a file.")
     if not prompt.strip():
-        raise InputError("`--prompt` is empty. Give the text that is to be answered.")
+        raise InputError("`--prompt` is empty. Give a text to answer.")
     (answer,) = model.predict([prompt], task=task)
     if isinstance(answer, Prediction):
         return answer.label, f"Task {answer.task}, probability {answer.probability:.2f}."
     about = f"Task {answer.task}, log-probability per token {answer.score:.2f}."
     if model.check_input(prompt, "The prompt"):
-        about += f" The prompt is longer than {model.backbone.settings['max_length']} tokens: cut."
+        about += f" The prompt was cut to {model.backbone.settings['max_length']} tokens."
     if not answer.ended:
-        about += " Stopped at `max_new_tokens`."
+        about += " The answer was cut off at `max_new_tokens`."
     return answer.answer, about
 
 
 def _seen(model: Model, table: Table, read: Callable[[Row], object]) -> tuple[Types, int]:
-    """Check all rows, so that the last cannot fail after hours; return their types and number."""
+    """Check all rows before any prediction is made; return their column types and their number."""
     types = Types()
     count = 0
     cut = 0
@@ -149,7 +149,7 @@ def _seen(model: Model, table: Table, read: Callable[[Row], object]) -> tuple[Ty
         verb = "is" if cut == 1 else "are"
         warnings.warn(
             f"{cut} of {count} prompts {verb} longer than `max_length: {settings['max_length']}` "
-            f"tokens and cut (`truncate: {settings['truncate']}`).",
+            f"tokens and will be cut (`truncate: {settings['truncate']}`).",
             PerdureWarning,
             stacklevel=3,
         )

@@ -1,4 +1,4 @@
-"""Write the files of a run folder, each whole or not at all; or remove them."""
+"""Write files of a run folder, each completely or not at all; or remove files and folders."""
 
 import csv
 import dataclasses
@@ -23,7 +23,7 @@ def scores(folder: Path, rows: Iterable[Mapping[str, object]]) -> None:
     """Write scores.csv."""
     text = io.StringIO()
     columns: list[str] = list(layout.COLUMNS)
-    # the csv module would end lines as Windows does, whatever the system is
+    # by default, the csv module writes Windows line endings on every system
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
@@ -31,19 +31,19 @@ def scores(folder: Path, rows: Iterable[Mapping[str, object]]) -> None:
 
 
 def events(folder: Path, lines: Iterable[Mapping[str, object]]) -> None:
-    """Write events.jsonl anew."""
+    """Replace events.jsonl with these events."""
     texts = [layout.line(dict(line)) for line in lines]
     content = "".join(texts)
     files.write(folder / "events.jsonl", content)
 
 
 def combined(folder: Path, rule: Mapping[str, object]) -> None:
-    """Write how the adapters are combined now."""
+    """Write combined.json, which records how the adapters are combined."""
     files.write(folder / "combined.json", files.to_json(rule))
 
 
 def described(rule: Rule, searches: Sequence[Mapping[str, object]]) -> dict[str, object]:
-    """Return a rule as `combined.json` has it, before its own search."""
+    """Return a rule in the format of `combined.json`, with an empty list of candidates."""
     return {
         "label": rule.label,
         **dataclasses.asdict(rule),
@@ -53,27 +53,27 @@ def described(rule: Rule, searches: Sequence[Mapping[str, object]]) -> dict[str,
 
 
 def removed(path: Path) -> None:
-    """Remove a file or a folder; a folder disappears in one step.
+    """Remove a file or a folder; a folder disappears in a single step.
 
-    A link is neither followed nor removed: its target may still contain what was to be removed, and
-    only the user can decide about it.
+    A symbolic link is neither followed nor removed: its target may still contain the data that
+    should be removed, and only the user can decide what to do with it.
 
     Raises
     ------
     OutputError
-        Removing it is not allowed, or it is a link.
+        The path is a symbolic link, or the system does not allow removing it.
     """
     with files.refusing(path, verb="removed"):
         if path.is_symlink():
             raise OutputError(
                 f"`{path}` is a link, which is not followed. "
-                "Remove it, and what it points to if need be."
+                "Remove it, and its target if necessary."
             )
         if not path.is_dir():
             path.unlink(missing_ok=True)
             return
-        # Removing the files one by one takes time, and a process that ends midway would leave half
-        # a task. Under a temporary name the folder counts for nothing, and is swept later.
+        # Removing the files one by one takes time, and a process that dies midway would leave half
+        # a task. Under a temporary name, the folder is ignored, and removed later if necessary.
         hidden = partial.new_path(path.parent)
         os.rename(path, hidden)
         files.sync_names(path.parent)  # the new name is on the disk before anything is removed
@@ -81,6 +81,6 @@ def removed(path: Path) -> None:
 
 
 def renamed(path: Path, new: Path) -> None:
-    """Give a folder another name."""
+    """Rename a folder."""
     with files.refusing(path, verb="renamed"):
         os.rename(path, new)

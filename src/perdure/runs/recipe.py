@@ -1,4 +1,4 @@
-"""Recipes: YAML ⇄ objects, validated against the signatures of what they name."""
+"""Recipes: read from YAML, validated against the signatures of the objects that they name."""
 
 import copy
 import warnings
@@ -36,19 +36,21 @@ from perdure.settings import Section, check_numbers, checked, kinds_of, named, p
 from perdure.storage import files
 
 SAME = 3
-"""The number of tasks from which equal classes are no coincidence: two may well both answer yes or
-no.
+"""The number of tasks at which identical classes no longer count as a coincidence.
+
+With fewer tasks, the classes may be the same by chance, such as yes and no.
 """
 
 
 class Recipe(BaseModel):
-    """One run: a stream, a backbone, a method, a rule, and how to train.
+    """The recipe of a run: a stream, a backbone, a method, a rule, and settings.
 
-    `stream` names a benchmark (with its settings), or lists the user's own data, an entry per table
-    (`scenario` is for these). `backbone`, `method` and `rule` are a name, or a mapping of `name`
-    (`model` for the backbone) and settings. Tasks that are `forgotten` are left out of the stream;
-    if later tasks still contain traces of such a task, `traces` has its name, and the number of
-    tasks that were learned before it.
+    `stream` names a benchmark (with its settings), or lists the user's own data, one entry per
+    table. `scenario` is the scenario of such a list; for a benchmark, it replaces the benchmark's
+    own. `backbone`, `method` and `rule` are each a name, or a mapping of `name` (`model` for the
+    backbone) and settings. Tasks in `forgotten` are left out of the stream. If later tasks still
+    contain traces of a forgotten task, `traces` maps its name to the number of tasks that were
+    learned before it.
 
     Examples
     --------
@@ -58,7 +60,7 @@ class Recipe(BaseModel):
     ('task_arithmetic(scale=0.3)', Isolated(peft='lora', rank=8, ...))
     """
 
-    # a misspelled section is an error, and not left out
+    # a misspelled section is an error, and is not ignored
     model_config = ConfigDict(extra="forbid")
 
     name: str | None = None
@@ -80,15 +82,15 @@ class Recipe(BaseModel):
     def parse(
         cls, values: object, settings: Sequence[str] = (), where: str = "the recipe"
     ) -> "Recipe":
-        """Check a mapping, after `settings` (`key.key=value`) have been put into it."""
+        """Create a recipe from a mapping, with `settings` (`key.key=value`) applied to it."""
         if not isinstance(values, dict):
             raise InputError(
                 f"{where} must be a mapping of settings such as `stream` and `backbone`."
             )
-        # a copy, because `put` changes mappings inside, which are the caller's
+        # a copy, because `put` changes nested mappings, which belong to the caller
         values = {"method": "isolated"} | old_names.recipe(copy.deepcopy(values))
-        # Settings of the rule come last. Which rule they change may depend on the method, which the
-        # other settings may change.
+        # Settings of the rule are applied last, because the usual rule depends on the method, which
+        # the other settings may change.
         for setting in settings:
             if not setting.startswith("rule"):
                 put(values, setting)
@@ -109,22 +111,22 @@ class Recipe(BaseModel):
     def read(
         cls, path: str | Path, settings: Sequence[str] = (), *, trust: bool = False
     ) -> "Recipe":
-        """Read a YAML file, or the recipe of a run.
+        """Read a recipe from a YAML file or from a run folder.
 
-        Python files that a recipe names may be run; those that only a run folder names need
+        Python files that a recipe file names may be run; those that a run folder names require
         `trust`.
         """
         path = Path(path)
-        # Named directly, the recipe of a run is still that of a run: whoever made the folder wrote
-        # it, and the user may never have read it.
+        # The `recipe.yaml` of a run folder requires trust even if it is named directly: whoever
+        # made the folder wrote it, and the user may never have read it.
         if path.name == "recipe.yaml" and (path.parent / "environment.json").exists():
             path = path.parent
         if (path / "recipe.yaml").is_file():
             return cls.parse(read(path, trust=trust).recipe, settings, f"`{path / 'recipe.yaml'}`")
         if path.is_dir():
             raise InputError(
-                f"`{path}` is a folder, but no run: it has no `recipe.yaml`. "
-                "Give a recipe, or a run."
+                f"`{path}` is a folder but not a run: it has no `recipe.yaml`. "
+                "Give a recipe or a run folder."
             )
         if not path.exists():
             raise InputError(f"There is no file `{path}`.")
@@ -138,15 +140,15 @@ class Recipe(BaseModel):
     # -- the objects
 
     def make_stream(self, run: RunState | None = None, *, outline: bool = False) -> TaskStream:
-        """Make the tasks, without those that were forgotten.
+        """Create the stream of tasks, without those that were forgotten.
 
         Parameters
         ----------
         outline
             Put placeholders in the place of data that would have to be downloaded.
         run
-            The run that continues with them, if any. If the examples of a task that it has learned
-            are gone or have changed, the task is in the stream without its examples
+            The run that continues with these tasks, if any. If the examples of a task that it has
+            learned are gone or have changed, the stream contains the task without its examples
             (`TaskStream.missing`).
 
         Raises
@@ -154,7 +156,7 @@ class Recipe(BaseModel):
         InputError
             No task is left.
         """
-        # without entries `TaskStream` would complain that it has no tasks, and not say why
+        # without entries, `TaskStream` would complain that it has no tasks, without saying why
         if self.stream == [] and self.forgotten:
             raise _nothing_left(self.forgotten)
         past = past_of(run) if run else Past()
@@ -189,19 +191,19 @@ class Recipe(BaseModel):
         return backbone.to(engine.device())
 
     def make_method(self) -> Method:
-        """Make the method, with its settings."""
+        """Create the method, with its settings."""
         return make_method(self.method)
 
     def make_rule(self) -> Rule:
-        """Make the rule, with its settings."""
+        """Create the rule, with its settings."""
         return Rule.of(self.rule)
 
     def make_training(self) -> Training:
-        """Make the settings of the training."""
+        """Create the settings for training."""
         return Training(**checked(Training, self.training, "training"))
 
     def make_evaluation(self) -> Evaluation:
-        """Make the settings of the evaluation."""
+        """Create the settings for evaluation."""
         return Evaluation(**checked(Evaluation, self.evaluation, "evaluation"))
 
     # -- doing
@@ -214,16 +216,16 @@ class Recipe(BaseModel):
         run: RunState | None = None,
         outline: bool = False,
     ) -> Plan:
-        """Make everything that the run needs, checked before anything is trained.
+        """Create everything that the run needs, and check it before anything is trained.
 
         Parameters
         ----------
         stream, backbone
-            The recipe's stream and backbone, if the caller has made them already.
+            The recipe's stream and backbone, if the caller has already created them.
         run
-            The run that continues: tasks that it has learned may lack their examples.
+            The run to continue; tasks that it has learned may lack their examples.
         outline
-            Make what has to be made so that the run can be counted: see `dry_run`.
+            Create only what a dry run needs (see `dry_run`).
         """
         method = self.make_method()
         rule = self.make_rule()
@@ -250,26 +252,26 @@ class Recipe(BaseModel):
         return plan
 
     def run(self, output: str | Path, *, change: bool = False, quiet: bool = True) -> Run:
-        """Run the recipe, or continue its run.
+        """Run the recipe in the folder `output`, or continue the run that is there.
 
         Everything is checked before anything is trained.
 
         Parameters
         ----------
         change
-            Make this the recipe of an existing run, whatever the differences.
+            Make this the recipe of an existing run, even if its settings differ.
 
         Raises
         ------
         RunError
-            Another process is writing the folder, or it holds a run with other settings.
+            Another process is writing to the folder, or it contains a run with other settings.
         Stopped
             The run was asked to stop.
         """
         output = Path(output)
         existing = read(output) if is_run(output) else None
         plan = self.plan(run=existing)
-        # the folder keeps the defaults too: a later version may have others
+        # the folder records the defaults, too, because a later version may have others
         plan = replace(plan, recipe=self.resolved(plan))
         story.run(plan, output, change=change, quiet=quiet)
         return Run(output)
@@ -298,8 +300,8 @@ class Recipe(BaseModel):
             return counting.count(replace(plan, recipe=self.resolved(plan)), state, self.name)
 
     def resolved(self, plan: Plan) -> dict[str, object]:
-        """Return the recipe with all defaults written out."""
-        # a run that has forgotten nothing does not say so
+        """Return the recipe with all defaults filled in."""
+        # a run that has not forgotten anything has no lists of forgotten tasks and traces
         empty = {name for name in ("forgotten", "traces") if not getattr(self, name)}
         values = self.model_dump(exclude_none=True, exclude=empty)
         settings = settings_of(plan)
@@ -310,26 +312,26 @@ class Recipe(BaseModel):
 def _nothing_left(forgotten: Sequence[str]) -> InputError:
     return InputError(
         f"All tasks were forgotten: {', '.join(forgotten)}. "
-        "Teach the run others, with `perdure learn`."
+        "Teach the run new tasks with `perdure learn`."
     )
 
 
 def _usual_rule(method: object) -> str:
-    """Return the rule that goes with a method, for a recipe that names none."""
-    # a method that wraps another has the rule of the one inside
+    """Return the usual rule of a method, for a recipe that does not name a rule."""
+    # a method that wraps another has the usual rule of the inner method
     while isinstance(method, dict) and isinstance(method.get("method"), (str, dict)):
         method = method["method"]
-    if not isinstance(method, (str, dict)):  # refused later, where the whole recipe is checked
+    if not isinstance(method, (str, dict)):  # rejected later, when the recipe is validated
         return Method.usual_rule
     name, _ = named(method, "method")
     method_class = registry.find("method", name)
     rule = method_class.usual_rule
-    # a wrapper's is a descriptor, which asks the method inside
+    # the usual rule of a wrapper is a descriptor, which looks it up in the inner method
     return rule if isinstance(rule, str) else Method.usual_rule
 
 
 def _with_names(resolved: dict[str, object], section: Section) -> dict[str, object]:
-    """Return a method's settings under the names that the recipe gives: a path stays a path."""
+    """Return a method's settings, with methods named as in the recipe, to preserve file paths."""
     name, options = named(section, "method")
     renamed = dict(resolved)
     inner = resolved.get("method")
@@ -340,30 +342,30 @@ def _with_names(resolved: dict[str, object], section: Section) -> dict[str, obje
 
 
 def _hint_at_domains(stream: TaskStream, learned: int) -> None:
-    """Point out that there is a scenario for tasks with the same classes.
+    """Warn that there is a special scenario for tasks that all have the same classes.
 
-    This happens once: in the call that brings the number of tasks to `SAME`.
+    The warning is given once, by the call that brings the number of tasks to `SAME`.
     """
     classes = {frozenset(task.classes) for task in stream}
     # Tasks that are answered with free text have no classes to share.
     if len(stream.classes) and len(classes) == 1 and len(stream) >= SAME > learned:
         warnings.warn(
-            f"All {len(stream)} tasks have the same classes. A run that begins with "
-            "`scenario: domain` takes them as such, and with `training: {heads: shared}` has one "
-            "head for all, which is the usual baseline.",
+            f"All {len(stream)} tasks have the same classes. `scenario: domain` is for such tasks: "
+            "with `training: {heads: shared}`, a new run has one head for all of them, which is "
+            "the usual baseline.",
             PerdureWarning,
             stacklevel=3,
         )
 
 
 def _check_together(method: Method, rule: Rule, training: Training) -> None:
-    """Check that method and training give the rule what it needs, before hours of training."""
+    """Check that the method and the training settings provide what the rule needs."""
     for name in rule.nature.needs:
         if name not in training.kept:
             raise InputError(f"The rule `{rule.name}` needs `training: {{keep_{name}: true}}`.")
     if training.keep_inputs and method.module != "lora":
         raise InputError(
-            "`keep_inputs` is of the layers with LoRA: it needs a method with `peft: lora`."
+            "`keep_inputs` is for layers with LoRA: it needs a method with `peft: lora`."
         )
     check_fits(rule, method.module)
 
@@ -376,16 +378,16 @@ def own_stream(
     past: Past | None = None,
     outline: bool = False,
 ) -> TaskStream:
-    """Return a stream of the user's own data: the tasks of each entry, in order.
+    """Return a stream of the user's own data, with the tasks of each entry, in order.
 
-    An entry can also name a `benchmark`, and tasks that it leaves out (`without`).
+    An entry can also name a `benchmark`, and list tasks to leave out (`without`).
 
     Parameters
     ----------
     outline
         Put placeholders in the place of data that would have to be downloaded.
     past
-        The tasks that the run has learned: an entry that holds these need not be readable.
+        The tasks that the run has already learned; entries with these tasks need not be readable.
     """
     past = past or Past()
     tasks_by_entry: list[list[Task] | Unreadable] = []
@@ -402,12 +404,12 @@ def own_stream(
 
 
 def never_trained(evaluation: Evaluation, seed: int) -> tuple[Task, ...]:
-    """Return the tasks that `evaluation.general` names, which are measured and never trained.
+    """Return the tasks that `evaluation.general` names, which are measured but never trained on.
 
     Raises
     ------
     InputError
-        An entry is wrong, or two tasks have one name.
+        An entry is not valid, or two tasks have the same name.
     """
     asked = general.source(evaluation.general)
     if asked is None or not asked.tasks:
@@ -416,13 +418,13 @@ def never_trained(evaluation: Evaluation, seed: int) -> tuple[Task, ...]:
 
 
 def _tasks_of(entry: Mapping[str, object], seed: int) -> list[Task]:
-    """Read the tasks of one entry."""
+    """Read the tasks of one entry in a stream."""
     options = dict(entry)
     _check_sources(options.get("data"))
     left_out = options.pop("without", [])
     if not isinstance(left_out, list):
         raise InputError(
-            f"`stream`: `without` is {left_out!r}, but should be a list of names of tasks."
+            f"`stream`: `without` is {left_out!r}, but should be a list of task names."
         )
     source = options.get("data")
     if "benchmark" in options:
@@ -430,7 +432,7 @@ def _tasks_of(entry: Mapping[str, object], seed: int) -> list[Task]:
         tasks = _benchmark(name, settings, seed).tasks
     elif isinstance(source, (str, dict)):
         del options["data"]
-        # the run's seed splits the data, unless the entry has one of its own
+        # the data is split with the run's seed, unless the entry has a seed
         settings = checked(read_tasks, {"seed": seed} | options, "stream")
         tasks = read_tasks(source, **settings)
     else:
@@ -441,7 +443,7 @@ def _tasks_of(entry: Mapping[str, object], seed: int) -> list[Task]:
 
 
 def _expected(entry: Mapping[str, object], error: NotHere, past: Past) -> list[Task]:
-    """Return the tasks of an entry that is not here: those that were learned, and placeholders."""
+    """Return the tasks of an entry that is not here: those learned so far, and placeholders."""
     tasks: list[Task] = []
     for task in expected(entry, error):
         tasks.append(past.tasks.get(task.name, task))
@@ -449,7 +451,7 @@ def _expected(entry: Mapping[str, object], error: NotHere, past: Past) -> list[T
 
 
 def _past_benchmark(section: Section, seed: int, past: Past, outline: bool) -> TaskStream:
-    """Make a benchmark's stream; if it cannot be read now, return the tasks that were learned."""
+    """Create a benchmark's stream; if it cannot be read, use the tasks learned so far."""
     name, options = named(section, "stream")
     entry = as_entry(section)
     try:
@@ -465,7 +467,7 @@ def _past_benchmark(section: Section, seed: int, past: Past, outline: bool) -> T
 
 
 def _scenario(section: Section) -> Scenario:
-    """Return the scenario that a benchmark's settings give, without making its stream."""
+    """Return the scenario of a benchmark without creating its stream."""
     name, options = named(section, "stream")
     parameter = registry.options(registry.find("benchmark", name)).get("scenario")
     usual = parameter.default if parameter else "class"
@@ -473,10 +475,10 @@ def _scenario(section: Section) -> Scenario:
 
 
 def _check_sources(data: object) -> None:
-    """Check the names of files: an empty one would mean the current folder."""
+    """Check the file names in `data`; an empty one would mean the current folder."""
     # `data` is one source, or one for each split
     for source in data.values() if isinstance(data, Mapping) else [data]:
-        # the system ends a path at a zero byte
+        # the system truncates a path at a null byte
         if isinstance(source, str) and (not source.strip() or "\0" in source):
             raise InputError(
                 f"`stream`: `data` is {source!r}, but must be a file, a folder, or a hub id."
@@ -484,7 +486,7 @@ def _check_sources(data: object) -> None:
 
 
 def _benchmark(name: str, options: Mapping[str, object], seed: int) -> TaskStream:
-    """Return a benchmark's stream; the run's seed is the default for its `seed`, if it has one."""
+    """Create a benchmark's stream. If the benchmark has a `seed`, it defaults to the run's seed."""
     if "tasks_made_in_python" in options:
         raise InputError(
             f"The stream `{name}` was made in Python, not by a recipe: give it as `stream=…`."

@@ -28,12 +28,12 @@ from perdure.storage import files
 
 
 def opened(output: Path, plan: Plan, *, change: bool = False) -> Plan:
-    """Make the folder of a run, or take the existing one if its settings are those of the plan.
+    """Create a run folder, or open an existing one whose settings match the plan.
 
     Parameters
     ----------
     change
-        Allow the settings to differ: the run then gets those of the plan.
+        Allow the settings to differ; the run then adopts those of the plan.
 
     Returns
     -------
@@ -45,9 +45,9 @@ def opened(output: Path, plan: Plan, *, change: bool = False) -> Plan:
     InputError
         The name of a task is too long for the file system.
     RunError
-        The folder holds a run with other settings, in something that affects what was learned.
+        The folder contains a run with other settings that affect what was learned.
     DataError
-        `evaluation.general` names another text than the one that the run was measured on.
+        `evaluation.general` names a different text from the one on which the run was measured.
     """
     check(plan)
     task_folder.check_names(output, plan.stream.names)
@@ -65,7 +65,7 @@ def compared(state: RunState, plan: Plan, *, change: bool = False) -> Plan:
     recipe = dict(plan.recipe or {})
     if replace(state, recipe=recipe).made_in_python:
         _keep_forgotten(recipe, state, plan.stream)
-    # A run that was refused, for a text that is too long perhaps, may be begun with other settings.
+    # A run that was rejected, perhaps because a text is too long, may start with other settings.
     if not change and not state.is_blank:
         check_changes(state.folder, state.recipe, recipe)
     _keep_digest(recipe, state)
@@ -73,10 +73,11 @@ def compared(state: RunState, plan: Plan, *, change: bool = False) -> Plan:
 
 
 def _keep_forgotten(recipe: dict[str, object], state: RunState, stream: TaskStream) -> None:
-    """Take the list of forgotten tasks over from a run.
+    """Copy the list of forgotten tasks from a run into a recipe.
 
-    A recipe file has that list. The recipe for a stream made in Python is rebuilt at each call and
-    lacks it. A task that is in the stream again is learned again.
+    A recipe file contains that list, but the recipe for a stream made in Python is rebuilt at each
+    call and lacks it. A forgotten task that is in the stream again is learned again, so it is not
+    copied.
     """
     gone = [name for name in layout.forgotten(state.recipe) if name not in stream.names]
     if gone:
@@ -86,15 +87,15 @@ def _keep_forgotten(recipe: dict[str, object], state: RunState, stream: TaskStre
 
 
 def _keep_digest(recipe: dict[str, object], state: RunState) -> None:
-    """Take the digest of the text of `evaluation.general` over from a run that was measured on it.
+    """Copy the digest of the `evaluation.general` text from a run that was measured on it.
 
-    A file may have changed when nothing is to be measured. With its new digest the run would
-    compare two texts later.
+    The file may have changed since then. If the recipe recorded its new digest, later measurements
+    would compare results on two different texts.
 
     Raises
     ------
     DataError
-        The text that comes with a package is now another one.
+        The run was measured on a text that comes with a package, and the setting now names another.
     """
     evaluation = recipe.get("evaluation")
     if not isinstance(evaluation, dict):
@@ -108,21 +109,23 @@ def _keep_digest(recipe: dict[str, object], state: RunState) -> None:
 
 
 def resumed(state: RunState, plan: Plan) -> tuple[System, Snapshot | None, list[int]]:
-    """Return what a run has learned, the saved state inside its next task, and the due steps.
+    """Return what a run has learned, the checkpoint of its next task, and the steps to measure.
 
-    The backbone is as the run left it. Due are the steps that are still to be measured.
+    The backbone is in the state in which the run left it. The checkpoint is None if there is none
+    for the next task.
 
     Raises
     ------
     RunError
         The stream does not begin with the tasks that the run has learned.
     InputError
-        Examples or heads that the rest of the run needs are missing.
+        Examples that the rest of the run needs are missing, or heads are to be aligned but were not
+        aligned before.
     """
     system = restored(state, plan.backbone, plan.rule, plan.stream)
     learned = system.learned
     check_alignment(plan, learned)
-    # the method object may have served another run before
+    # the method object may have been used by another run before
     plan.method.state = dict(learned[-1].state) if learned else {}
     inside = _unfinished(state, plan)
     due = due_steps(state, plan)
@@ -133,26 +136,25 @@ def resumed(state: RunState, plan: Plan) -> tuple[System, Snapshot | None, list[
 
 
 def check_alignment(plan: Plan, learned: Sequence[Learned]) -> None:
-    """Raise `InputError` if heads are to be aligned, and some tasks were learned without it."""
-    # aligned heads are trained on the Gaussians of all tasks, which only the training itself keeps
+    """Raise `InputError` if heads are to be aligned, but some tasks were learned without that."""
+    # heads are aligned with the Gaussians of all tasks, which are stored only during training
     if plan.training.alignment and any(task.gaussians is None for task in learned):
         raise InputError(
-            "`alignment` must be on from the first task on, "
-            "but the run has learned tasks without it."
+            "`alignment` must be on from the first task, but the run has learned tasks without it."
         )
 
 
 def check_data(state: RunState | None, plan: Plan, due: Sequence[int]) -> None:
-    """Check the examples of the tasks to come, and the text of `evaluation.general`.
+    """Check the examples of the tasks to learn, and the text of `evaluation.general`.
 
-    Everything that can fail for want of them fails here, before hours of training.
+    Everything that can fail for lack of examples fails here, before hours of training.
 
     Parameters
     ----------
     state
         The run so far; None if there is none.
     due
-        The steps that will be measured.
+        The steps to measure.
     """
     learned = len(state.tasks) if state else 0
     check_examples(plan, learned, due)
@@ -172,7 +174,7 @@ def check_data(state: RunState | None, plan: Plan, due: Sequence[int]) -> None:
 
 
 def _text_before(state: RunState) -> general.Source | None:
-    """Return the text that a run was measured on by `evaluation.general`; None if on none yet."""
+    """Return the text of `evaluation.general` on which a run was measured, or None."""
     if not any(row["task"] == f"{GENERAL}text" for row in state.scores):
         return None
     evaluation = state.recipe.get("evaluation") or {}
@@ -182,13 +184,13 @@ def _text_before(state: RunState) -> general.Source | None:
 def restored(
     state: RunState, backbone: Backbone, rule: Rule, stream: TaskStream | None = None
 ) -> System:
-    """Give the backbone the heads of a run's tasks and the last task's adapter, as they were left.
+    """Restore a run on a backbone: the heads of its tasks and the last task's adapter.
 
     Raises
     ------
     RunError
-        The `stream` does not begin with the tasks that the run has learned, or their examples
-        have changed; or the backbone is not the model that the run began with.
+        `stream` does not begin with the tasks that the run has learned, or their examples have
+        changed; or the backbone is not the model with which the run began.
     """
     check_model(state, backbone)
     learned = state.learned
@@ -207,7 +209,7 @@ def restored(
     system = System(backbone, learned, rule, state.shares_head)
     system.give_heads()
     if learned:
-        # training goes on from the last adapter; how all are combined is the rule's business
+        # training continues from the last adapter; combining all adapters is up to the rule
         adapters.attach(backbone.model, learned[-1].adapter.config)
         adapters.write(backbone.model, learned[-1].adapter.parameters)
     return system
@@ -217,7 +219,7 @@ def restored(
 
 
 def due_steps(state: RunState | None, plan: Plan) -> list[int]:
-    """Return the steps that are due to be measured; of all steps, if there is no run yet."""
+    """Return the steps that still have to be measured; all steps if there is no run yet."""
     tasks = len(plan.stream)
     measured = _measured(state, plan) if state else set()
     steps = []
@@ -230,25 +232,25 @@ def due_steps(state: RunState | None, plan: Plan) -> list[int]:
 
 
 def has_more(state: RunState, plan: Plan) -> bool:
-    """Return whether a run has tasks to learn, or something to measure, until it fits the plan."""
+    """Return True if the plan still has tasks to learn or steps to measure in this run."""
     return state.tasks != plan.stream.names or bool(due_steps(state, plan))
 
 
 def _measured(state: RunState, plan: Plan) -> set[int]:
-    """Return the steps at which every task that is due then has a value for each `task_id`."""
+    """Return the steps for which all values that the plan requires have been measured."""
     label = plan.rule.label
     measured: set[tuple[int, str, str]] = set()
     for row in state.scores:
         if row["rule"] == label:
-            # Text is predicted in one way, which is the rule's business.
+            # Values that are not scores do not depend on the `task_id`.
             way = row["task_id"] if is_score(row) else ""
             measured.add((row["step"], row["task"], way))
     steps: set[int] = set()
     for step in range(len(plan.stream) + 1):
         if _needed(plan, step) <= measured:
             steps.add(step)
-    # If the rule was another one meanwhile, combined.json holds that one. The last step is measured
-    # again, which writes how the tasks are combined by this rule.
+    # If another rule was used in the meantime, combined.json contains that rule. Measuring the last
+    # step again writes this rule.
     last = len(state.tasks)
     if last in steps and last:
         combined_by = state.combined["label"]
@@ -258,12 +260,12 @@ def _measured(state: RunState, plan: Plan) -> set[int]:
 
 
 def _needed(plan: Plan, step: int) -> set[tuple[int, str, str]]:
-    """Return the step, task and `task_id` of each value that is due after a step."""
+    """Return the step, task and `task_id` of each value that is required at a step."""
     names = measurable(plan.stream, step, plan.evaluation)
     needed: set[tuple[int, str, str]] = set()
     needed.update(product([step], names, plan.evaluation.task_ids))
     if plan.rule.routed:
-        # Free text is written by one model: without a task a routed rule may have none to write it.
+        # Free text is written by a single model, which a routed rule may lack without a task.
         for name in names:
             if not plan.stream.task(name).classes:
                 needed.discard((step, name, "none"))
@@ -274,7 +276,7 @@ def _needed(plan: Plan, step: int) -> set[tuple[int, str, str]]:
 
 
 def _unfinished(state: RunState, plan: Plan) -> Snapshot | None:
-    """Return the state inside the next task, if the same settings and examples made it."""
+    """Return the checkpoint of the next task if it was made with the same settings and examples."""
     snapshot = state.unfinished
     learned = len(state.tasks)
     if snapshot is None or learned == len(plan.stream):
@@ -282,7 +284,7 @@ def _unfinished(state: RunState, plan: Plan) -> Snapshot | None:
     belongs_to = snapshot.about.get("belongs_to")
     if belongs_to == belonging(plan, plan.stream.until(learned + 1)):
         return snapshot
-    # the process ended when it had saved the task, and before it had removed the state inside it
+    # the process died after saving the task, but before removing the task's checkpoint
     if learned and belongs_to == belonging(plan, plan.stream.until(learned)):
         return None
     message = (
@@ -294,15 +296,15 @@ def _unfinished(state: RunState, plan: Plan) -> Snapshot | None:
 
 
 def belonging(plan: Plan, seen: TaskStream) -> dict[str, object]:
-    """Return the values that must be unchanged for the training of the last task `seen` to resume
-    inside it.
+    """Return the values that must not change if training is to resume in the middle of a task.
 
-    The earlier tasks are included, because training started from what was learned of them.
+    `seen` ends with that task. The earlier tasks are included, because training started from what
+    was learned from them.
     """
     settings = settings_of(plan)
     training = {}
     for key, value in settings["training"].items():
-        # how often the state is saved, and who logs it, changes nothing that is learned
+        # how often checkpoints are saved, and which trackers log, does not affect what is learned
         if key not in HARMLESS_IN_TRAINING:
             training[key] = value
     values = {
@@ -312,7 +314,7 @@ def belonging(plan: Plan, seen: TaskStream) -> dict[str, object]:
         "seed": plan.seed,
         "training": training,
     }
-    # as JSON gives them back, for they are compared with what was read from a file
+    # as JSON returns them, because they are compared with values read from a file
     return files.plain(values)
 
 
@@ -320,12 +322,12 @@ def belonging(plan: Plan, seen: TaskStream) -> dict[str, object]:
 
 
 def check_model(state: RunState, backbone: Backbone) -> None:
-    """Compare the backbone's files with those that the run began with, if it kept their hashes.
+    """Compare the backbone's files with the hashes recorded when the run began, if there are any.
 
     Raises
     ------
     RunError
-        The files differ, so the learned modules do not fit them.
+        A file differs, so the learned modules do not fit the model.
     """
     recorded = layout.backbone(state.folder)
     if not recorded or not backbone.files or not state.stands_on_a_model:
@@ -344,18 +346,18 @@ def check_model(state: RunState, backbone: Backbone) -> None:
     raise RunError(
         f"`{backbone.source}` is not the model that the run `{state.folder}` began with: {names} "
         f"{verb}. Put the original files back, or start a new run. (If you know that both models "
-        f"answer alike, remove `{state.folder / layout.BACKBONE}`: "
+        f"give the same answers, remove `{state.folder / layout.BACKBONE}`: "
         "then they are no longer compared.)"
     )
 
 
 def check_same(learned: Sequence[Learned], stream: TaskStream) -> None:
-    """Raise `RunError` unless a stream begins with these tasks, with the same examples."""
+    """Raise `RunError` unless a stream begins with the learned tasks, with the same examples."""
     names = [task.name for task in learned]
     if stream.names[: len(names)] != names:
         raise RunError(
             f"The run has learned the tasks {names}, but the stream has {stream.names}. "
-            "Keep their order, and put new ones behind them."
+            "Keep their order, and put new ones after them."
         )
     for before, task in zip(learned, stream, strict=False):  # the stream may be longer
         if before.classes != task.classes or not task.has_digests(before.digests):
@@ -363,14 +365,15 @@ def check_same(learned: Sequence[Learned], stream: TaskStream) -> None:
 
 
 def check_fits(backbone: Backbone, task: Learned) -> None:
-    """Check that a task was learned on such a backbone.
+    """Check that the adapter and the heads of a task fit a backbone.
 
     Raises
     ------
     RunError
-        A head is of another width, or the task has none although the backbone answers by heads.
+        A head has another width; or the task has heads and the backbone does not answer by heads,
+        or vice versa.
     BackboneError
-        An adapter is for other layers.
+        The adapter is for other layers.
     """
     fitting.check_fits(backbone.model, task.adapter)
     if bool(task.heads) != backbone.has_heads:
@@ -381,28 +384,28 @@ def check_fits(backbone: Backbone, task: Learned) -> None:
             "Is it the model that the run began with?"
         )
     for name, head in task.heads.items():
-        if SEED in head:  # it reads random features, whose number is the method's choice
+        if SEED in head:  # it reads random features, and the method chooses their number
             continue
         width = head["weight"].shape[1]
         if width != backbone.width:
             raise RunError(
                 f"The head of `{name}` in task `{task.name}` reads {width} features, but "
-                f"`{backbone.source}` gives {backbone.width}. "
+                f"`{backbone.source}` produces {backbone.width}. "
                 "Is it the model that the run began with?"
             )
 
 
 def _check_texts(plan: Plan, learned: int, splits: Sequence[Split]) -> None:
-    """Tokenize the texts of the tasks to come, so that an unreadable one fails before training.
+    """Tokenize the texts of tasks not yet learned, so that bad ones fail before training.
 
-    It costs nothing: the backbone keeps the tokens for the training.
+    This takes no extra time, because the backbone stores the tokens for training.
 
     Raises
     ------
     DataError
-        The tokenizer makes no token of a text.
+        A text has no tokens.
     InputError
-        The tokenizer reads no pairs, and a task has them.
+        A task has pairs of texts, which the tokenizer cannot read.
     """
     if plan.backbone.kind != "text":
         return
@@ -417,11 +420,11 @@ def _check_texts(plan: Plan, learned: int, splits: Sequence[Split]) -> None:
 
 
 def _about_cuts(task: str, cut: int, count: int, backbone: Backbone) -> str:
-    """Return the warning that some prompts are cut in training."""
+    """Return a warning that some prompts are cut in training."""
     settings = backbone.settings
     verb = "is" if cut == 1 else "are"
     return (
         f"Task `{task}`: {cut} of {count} prompts {verb} longer than `max_length: "
-        f"{settings['max_length']}` tokens and cut (`truncate: {settings['truncate']}`). Raise "
-        "`max_length`, or cut at another side."
+        f"{settings['max_length']}` tokens and will be cut (`truncate: {settings['truncate']}`). "
+        "Raise `max_length`, or set another side to cut with `truncate`."
     )

@@ -1,7 +1,7 @@
-"""The contents of each file of a run folder: these classes are both the description and the check.
+"""Schemas of the files in a run folder. These classes both describe the contents and check them.
 
-They are strict, as JSON is: a number is not a text, and true is not a number. A file may
-have more keys than they name, and these are kept. `perdure.runs.layout` reads the files.
+They are as strict as JSON: a number is not a string, and `true` is not a number. A file may have
+additional keys, which are preserved. `perdure.runs.layout` reads the files.
 """
 
 import math
@@ -29,13 +29,13 @@ T = TypeVar("T")
 
 
 def _one_by_one(values: object, check: Callable[[object], dict[str, T]]) -> dict[str, T]:
-    """Check the entries of a mapping until one is wrong.
+    """Check the entries of a mapping one at a time, and stop at the first one that is wrong.
 
-    pydantic itself would collect a complaint about every entry, and a damaged file with a million
-    entries would fill memory. (It has `fail_fast` for lists, but nothing similar for mappings.)
+    pydantic itself would collect an error for every entry, and a damaged file with a million
+    entries would fill the memory. (It has `fail_fast` for lists, but nothing similar for mappings.)
     """
     if not isinstance(values, dict):
-        return check(values)  # which says that it is not a mapping
+        return check(values)  # raises an error: it is not a mapping
     checked: dict[str, T] = {}
     for name, value in values.items():
         checked |= check({name: value})
@@ -52,14 +52,14 @@ Table = Annotated[dict[str, T], WrapValidator(_one_by_one)]
 Items = Annotated[list[T], Field(fail_fast=True)]
 Count = Annotated[int, Ge(0)]
 Whole = Annotated[int, Ge(-(2**53)), Le(2**53)]
-"""A number that every JSON reader restores exactly, because a double can hold it."""
+"""An integer that every JSON reader restores exactly, because a double can represent it."""
 TaskName = Annotated[str, AfterValidator(_task_name)]
 
 
 class Schema(BaseModel):
-    """A file, or a part of a file."""
+    """The base class for the schema of a file or of a part of a file."""
 
-    # More keys are allowed, so that an older version reads what a newer one wrote.
+    # Additional keys are allowed, so that an older version can read what a newer one wrote.
     model_config = ConfigDict(strict=True, extra="allow")
 
 
@@ -67,21 +67,22 @@ class Schema(BaseModel):
 
 
 class Named(Schema):
-    """A method or a rule, and its settings."""
+    """A method or a rule, with its settings."""
 
     name: str
 
 
 class PreTrained(Schema):
-    """The pre-trained model, and how its input is read."""
+    """The pre-trained model, with settings for reading its input."""
 
     model: str
 
 
 class Recipe(Schema):
-    """`recipe.yaml`: every section, with all defaults written out.
+    """`recipe.yaml`: all sections, with all defaults filled in.
 
-    The settings in a section are checked against what it names, when that is used.
+    The settings in a section are checked only when the method, rule or other object that they
+    belong to is created.
     """
 
     stream: str | dict[str, object] | Items[dict[str, object]]
@@ -92,24 +93,24 @@ class Recipe(Schema):
     evaluation: dict[str, object]
     seed: int
     forgotten: Items[TaskName] | None = None
-    """The tasks that were taken out."""
+    """The tasks that were removed from the run."""
     traces: Annotated[dict[TaskName, Count], WrapValidator(_one_by_one)] | None = None
-    """The forgotten tasks that left traces in later ones, with each one's former position."""
+    """The forgotten tasks that left traces in later ones, with the former position of each."""
 
 
 # -- environment.json · backbone.json
 
 
 class Environment(Schema):
-    """The software and hardware that a run was begun on.
+    """The software and hardware on which a run began.
 
-    Only the format has consequences; the rest is shown, and compared.
+    Only the format affects how the folder is read; the rest is only displayed and compared.
     """
 
     format: int = 1
     python: str | None = None
     versions: Table[str] | None = None
-    """The versions of perdure and of the packages that it computes with."""
+    """The versions of perdure and of the packages that it uses."""
     revision: str | None = None
     """The git revision of perdure's source, if it runs from a checkout."""
     machine: str | None = None
@@ -125,32 +126,32 @@ class Backbone(Schema):
     source: str | None = None
     revision: str | None = None
     files: Table[str]
-    """The SHA-256 of each file."""
+    """The SHA-256 of each file, by file name."""
 
 
 # -- tasks/00-name/: task.json · manifest.json
 
 
 class Task(Schema):
-    """The plain values that are kept of a task."""
+    """The plain values that are stored for a task."""
 
     name: str
     classes: Items[str]
     digests: Table[str]
-    """The SHA-256 of each split of its examples."""
+    """The SHA-256 of each split of the task's examples."""
     state: dict[str, object]
-    """The memory of the method, except for tensors."""
+    """The state of the method, except for tensors."""
 
 
 def _task_file(name: str) -> str:
-    # a manifest names files that are opened: none may lie outside the task's folder
+    # the files that a manifest names are opened, so none may be outside the task's folder
     if not re.fullmatch(r"(adapter/)?[A-Za-z]\w*\.(json|safetensors)", name, flags=re.ASCII):
         raise ValueError("no task has a file of this name")
     return name
 
 
 class File(Schema):
-    """A file as it was written."""
+    """The size and the SHA-256 that a file had when it was written."""
 
     size: int
     sha256: str
@@ -160,21 +161,24 @@ TaskFile = Annotated[str, AfterValidator(_task_file)]
 
 
 class Manifest(RootModel[Annotated[dict[TaskFile, File], WrapValidator(_one_by_one)]]):
-    """The files of a task's folder, by their names in it."""
+    """The files of a task folder, by file name."""
 
 
 # -- unfinished.safetensors
 
 
 class BelongsTo(Schema):
-    """The conditions for resuming the training of a task inside it."""
+    """The conditions for resuming training in the middle of a task."""
 
     tasks: Annotated[Table[Table[str]], MinLen(1)]
-    """The SHA-256 of each split of each task; the last one is being learned."""
+    """The SHA-256 of each split of each task; the last task is the one being learned."""
 
 
 class Unfinished(Schema):
-    """The header of the state inside a task; the method and the optimizer check their own parts."""
+    """The header of the checkpoint of an unfinished task.
+
+    The method and the optimizer check their own parts of the checkpoint.
+    """
 
     step: Count
     seconds: float
@@ -185,28 +189,26 @@ class Unfinished(Schema):
 
 
 class Candidate(Schema):
-    """A scale that a search tried."""
+    """A scale that a search tried, with its score."""
 
     scale: float | dict[str, object]
-    """One number, or a number for each task."""
+    """A number, or a mapping with a number for each task."""
     score: float
 
 
 def _of_version_0_1(candidates: object) -> object:
-    """Return candidates as they are written now; version 0.1 wrote a mapping of scale to score."""
+    """Convert candidates from version 0.1, which wrote a mapping from scale to score."""
     if not isinstance(candidates, dict):
         return candidates
     return [{"scale": float(scale), "score": score} for scale, score in candidates.items()]
 
 
 class Combined(Schema):
-    """The combination of the adapters."""
+    """The rule that combines the adapters."""
 
     name: str
     label: str
-    """The name and the settings that are not defaults; only the name if no settings were
-    written.
-    """
+    """The rule's name with its non-default settings; only the name if no label was stored."""
     options: dict[str, object] = {}
     space: str = "delta"
     since: str = "pretrained"
@@ -219,7 +221,7 @@ class Combined(Schema):
 
 
 class Search(Schema):
-    """The result of a search for a rule's scale after a number of tasks."""
+    """The result of a search for a rule's scale, after `step` tasks."""
 
     rule: str
     """The label of the rule."""
@@ -229,7 +231,7 @@ class Search(Schema):
 
 
 class Searches(Schema):
-    """All searches in `combined.json`; older folders lack the key."""
+    """All searches in `combined.json`; older folders do not have this key."""
 
     searches: Items[Search]
 
@@ -238,9 +240,9 @@ class Searches(Schema):
 
 
 class Score(Schema):
-    """A row of `scores.csv`: `value` was measured on `task` after `step` tasks."""
+    """A row of `scores.csv`: `value` was measured on `task` after `step` tasks had been learned."""
 
-    model_config = ConfigDict(strict=False)  # CSV has only texts, also for numbers
+    model_config = ConfigDict(strict=False)  # in CSV, numbers are texts, too
 
     step: int
     task: str
@@ -252,7 +254,7 @@ class Score(Schema):
 
 
 class Event(Schema):
-    """A line of `events.jsonl`: the kind of event, and the keys that this kind has."""
+    """A line of `events.jsonl`: the kind of event, and the keys that events of this kind have."""
 
     event: str | None = None
     task: str | None = None
@@ -263,9 +265,9 @@ class Event(Schema):
     trained: Whole | None = None
     """The number of parameters that were trained."""
     state_bytes: Whole | None = None
-    """The size of everything that the method remembers."""
+    """The size of the tensors in the method's state, in bytes."""
     store_bytes: Whole | None = None
-    """The size of the old examples in it."""
+    """The size of the old examples that the method stores, in bytes."""
     loss: float | None = None
     learning_rate: float | None = None
     seconds: float | None = None
@@ -274,7 +276,7 @@ class Event(Schema):
 
 Answered = Annotated[Table[Annotated[int, Gt(0)]], MinLen(1)]
 Ways = Table[Table[Table[Answered]]]
-"""Counts of answers, by `task_id`, task, true class and answered class."""
+"""Counts of answers, by `task_id`, task, true class and predicted class."""
 
 
 class Answers(Schema):
@@ -289,14 +291,14 @@ class Answers(Schema):
 
 
 class Part(Schema):
-    """A part of the diagnostics: beside its numbers, one sentence on how to read them."""
+    """A part of the diagnostics: numbers, and one sentence on how to read them."""
 
     reading: str
     layers: Items[str] = []
 
 
 class Diagnostics(Schema):
-    """The result of `perdure diagnose` (docs/run-folder.md has all keys)."""
+    """The results of `perdure diagnose`. All keys are described in docs/run-folder.md."""
 
     format: Literal[1]
     tasks: Items[str]
@@ -311,8 +313,8 @@ class Diagnostics(Schema):
         """Check each part's arrays against the axes that its diagnostic declares."""
         # `info` is a `ValidationInfo`, a protocol that cannot be checked at runtime
         declared = registry.diagnostics()
-        # fields are checked in the order of their declaration; a list of tasks that is itself
-        # wrong is not in `data`
+        # fields are checked in the order of their declaration; a list of tasks that is not valid
+        # is not in `data`
         tasks = info.data.get("tasks", [])
         for name, part in parts.items():
             if name not in declared:
@@ -329,10 +331,10 @@ class Diagnostics(Schema):
 
 
 def _sizes(tasks: int, layers: int) -> dict[str, int]:
-    """Return the length of each axis of the diagnostics.
+    """Return the length of each axis of the diagnostics, by the letter of the axis.
 
-    t: tasks, p: pairs of tasks, s: steps with the one before any task, l: layers, z: zones,
-    b: bins of a calibration curve, c: columns of it.
+    The letters are t: tasks, p: pairs of tasks, s: steps, including the one before any task, l:
+    layers, z: zones, b: bins of a calibration curve, c: columns of a calibration curve.
     """
     return {
         "t": tasks,
@@ -346,7 +348,7 @@ def _sizes(tasks: int, layers: int) -> dict[str, int]:
 
 
 def _is_array(value: object, shape: list[int]) -> bool:
-    """Return whether nested lists have a shape; their numbers are finite, or None."""
+    """Return True if nested lists have the given shape and contain only finite numbers or None."""
     if not shape:
         if value is None:  # not measured
             return True

@@ -1,9 +1,9 @@
-"""The tasks that a file was made from: everything that describes a task is removed with it.
+"""Record which tasks a file was made from, so that no file about a removed task remains.
 
-A report, a diagnosis, predictions and an export are made without holding the run, and may end after
-one of their tasks was forgotten. So code that makes such a file records the tasks first, and checks
-them when the file is put in place. Files in a run's folder also name their tasks, so that one can
-check later whether all of them still exist.
+A report, a diagnosis, predictions and an export are made without locking the run, and may be
+finished after one of their tasks was forgotten. So the code that makes such a file records the
+tasks first, and checks them when the file is moved into place. Files in a run folder also name
+their tasks, so that it can be checked later whether all of these still exist.
 """
 
 import contextlib
@@ -20,14 +20,14 @@ from perdure.storage import files
 
 META = re.compile(rb'<meta name="perdure-made-of" content="([^"]*)">')
 HEAD = 1_000_000
-"""The number of bytes at the beginning of a page that are searched for its sources."""
+"""The number of bytes at the beginning of an HTML page that are searched for its sources."""
 
 
 @dataclass(frozen=True)
 class Sources:
     """The tasks of a run at one moment, each with the SHA-256 of its manifest.
 
-    The manifest has the hashes of all files of the task, so its own hash identifies the whole task.
+    The manifest contains the hashes of all files of the task, so its own hash identifies the task.
     """
 
     folder: Path
@@ -35,12 +35,12 @@ class Sources:
 
     @classmethod
     def of(cls, folder: str | Path) -> "Sources":
-        """Note the tasks that a run has now.
+        """Record the tasks that a run has now.
 
         Raises
         ------
         RunError
-            The folder is not a run, or a file that names a task cannot be read.
+            The folder is not a run, or its recipe or a manifest cannot be read.
         """
         folder = Path(folder)
         layout.check_run(folder)
@@ -51,7 +51,7 @@ class Sources:
     def readable(cls, folder: str | Path) -> "Sources":
         """Record the tasks that a run has now, as far as its files can be read.
 
-        This is for reports, which show damaged runs, too.
+        This is for reports, which also show damaged runs.
         """
         folder = Path(folder)
         digests = {}
@@ -62,7 +62,7 @@ class Sources:
         return cls(folder, digests)
 
     def gone(self, now: "Sources") -> list[str]:
-        """Return the tasks that the run no longer has, or has learned again in another way."""
+        """Return the recorded tasks that are missing from `now`, or were learned again since."""
         gone = []
         for name, digest in self.tasks.items():
             if now.tasks.get(name) != digest:
@@ -70,24 +70,24 @@ class Sources:
         return gone
 
     def check(self) -> None:
-        """Check that all of the tasks still exist.
+        """Check that all recorded tasks still exist, unchanged.
 
         Raises
         ------
         RunError
             A task was forgotten, or learned again.
         """
-        # a task that cannot be read counts as gone: nobody can say that it is the same
+        # a task that cannot be read counts as gone, because it may not be the same
         gone = self.gone(Sources.readable(self.folder))
         if gone:
             raise RunError(
                 f"The task `{gone[0]}` of `{self.folder}` was forgotten or learned again "
-                "meanwhile, so nothing that was made from it is kept. Give the command again."
+                "meanwhile, so nothing that was made from it is kept. Run the command again."
             )
 
 
 def stale(folder: Path) -> dict[str, list[str]]:
-    """Return the derived files of a run that are made from tasks which are gone, and the tasks."""
+    """Return the derived files made from tasks that are now gone, with the names of these tasks."""
     gone_by_file: dict[str, list[str]] = {}
     now = Sources.readable(folder)
     for name in layout.DERIVED:
@@ -101,7 +101,7 @@ def stale(folder: Path) -> dict[str, list[str]]:
 def _named_in(path: Path) -> dict[str, str]:
     """Return the tasks that a derived file names.
 
-    A file that is missing, damaged, or of an older version names none, and is never stale.
+    A file that is missing, damaged, or from an older version names none, so it is never stale.
     """
     try:
         if path.suffix == ".html":
@@ -112,11 +112,11 @@ def _named_in(path: Path) -> dict[str, str]:
 
 
 def _named_in_page(path: Path) -> dict[str, str]:
-    """Return the tasks that a page about a single run names.
+    """Return the tasks that an HTML page about a single run names.
 
-    A page about several runs belongs to none of them.
+    A page about several runs does not belong to any of them.
     """
-    # the page may be large, and a stranger's: only its beginning is read
+    # the page may be large and come from a stranger: only its beginning is read
     metas = META.findall(files.read_start(path, HEAD))
     if len(metas) != 1:
         return {}
@@ -126,7 +126,7 @@ def _named_in_page(path: Path) -> dict[str, str]:
 
 
 def _digests(about: object) -> dict[str, str]:
-    """Return what a file records about its tasks, if it has the form of digests by name."""
+    """Return a file's record of task digests; empty if it is not a mapping of strings."""
     if not isinstance(about, dict):
         return {}
     for digest in about.values():
@@ -136,7 +136,7 @@ def _digests(about: object) -> dict[str, str]:
 
 
 def _manifests(folder: Path) -> dict[str, Path]:
-    """Return the path of each task's manifest, by the task's name."""
+    """Return the path of each task's manifest, by task name."""
     recipe = layout.recipe(folder)
     forgotten = layout.forgotten(recipe)
     folders = layout.task_folders(folder, forgotten)

@@ -1,4 +1,4 @@
-"""A run folder, read once, as a value. `perdure.runs.layout` describes its files."""
+"""The contents of a run folder, read once. `perdure.runs.layout` describes the files."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,15 +20,15 @@ from perdure.runs.layout import UNFINISHED, reading
 
 @dataclass(frozen=True)
 class RunState:
-    """A run folder as it was when it was read.
+    """The contents of a run folder at the time when it was read.
 
-    The recipe and the names of the tasks are read immediately, every other file when it is first
-    needed; no file is read twice.
+    The recipe and the names of the tasks are read immediately; other files are read when they are
+    first needed. No file is read twice.
 
     Attributes
     ----------
     recipe
-        The resolved recipe.
+        The recipe, with all defaults filled in.
     places
         The folders of the complete tasks, by name, in the order of learning.
     """
@@ -39,7 +39,7 @@ class RunState:
 
     @property
     def tasks(self) -> list[str]:
-        """The names of the tasks learned."""
+        """The names of the tasks that the run has learned, in order."""
         return list(self.places)
 
     @property
@@ -49,7 +49,7 @@ class RunState:
 
     @property
     def made_in_python(self) -> bool:
-        """True if the stream was made in Python, so that the recipe cannot make it again."""
+        """True if the stream was made in Python, so that the recipe cannot create it again."""
         stream = self.recipe["stream"]
         return isinstance(stream, dict) and "tasks_made_in_python" in stream
 
@@ -57,52 +57,52 @@ class RunState:
 
     @cached_property
     def learned(self) -> tuple[Learned, ...]:
-        """Everything that is kept of the tasks learned, in order.
+        """Everything that is stored about the learned tasks, in order.
 
         Raises
         ------
         RunError
-            A file is missing or is not what was written.
+            A file is missing or differs from what was written.
         """
         return tuple(self.load_task(name) for name in self.tasks)
 
     def load_task(self, name: str) -> Learned:
-        """Read a task's folder.
+        """Load everything that is stored about a task.
 
         Raises
         ------
         RunError
-            The run has no such task, or a file is missing or is not what was written.
+            The run has no such task, or a file is missing or differs from what was written.
         """
         folder = self.places.get(name)
         if folder is None:
-            raise RunError(f"`{self.folder}` has no task `{name}`, or no longer.")
-        # The rank in the adapter's own config is checked against the recipe's. The modules of a
-        # wrapper are those of the method inside it.
+            raise RunError(f"`{self.folder}` does not have a task `{name}`, or no longer has it.")
+        # The rank in the adapter's own config is checked against the one in the recipe. The modules
+        # of a wrapper are those of the inner method.
         method = layout.innermost(self.recipe["method"])
         return task_folder.load(folder, rank=method.get("rank"))
 
     @cached_property
     def unfinished(self) -> Snapshot | None:
-        """The state inside the task that was being learned, if it was saved.
+        """The checkpoint of the task that was being learned; None if there is none.
 
         Raises
         ------
         RunError
-            The file is damaged.
+            The checkpoint is damaged.
         """
         path = self.folder / UNFINISHED
         with reading(path):
             if not path.exists():
                 return None
             snapshot = Snapshot.load(path)
-            # the snapshot's own hash says that it is undamaged, not that perdure wrote it
+            # the snapshot's own hash shows that it is undamaged, not that perdure wrote it
             layout.check(path, schema.Unfinished, snapshot.about)
             return snapshot
 
     @property
     def begun(self) -> str | None:
-        """The name of the task that was being learned when the run was stopped, if saved."""
+        """The name of the task that was being learned, if there is a checkpoint of it."""
         with reading(self.folder / UNFINISHED):
             if self.unfinished is None:
                 return None
@@ -112,39 +112,39 @@ class RunState:
 
     @cached_property
     def stands_on_a_model(self) -> bool:
-        """True if something has been learned already, so that the model must stay the same."""
+        """True if something has been learned already, so that the backbone must stay the same."""
         return bool(self.places) or layout.is_there(self.folder / UNFINISHED)
 
     @property
     def is_blank(self) -> bool:
-        """True if the run was refused before it began: its folder has nothing but its recipe."""
+        """True if the run was rejected before it began: its folder contains only the recipe."""
         others = set(layout.WRITTEN) - {"recipe.yaml", "environment.json"}
         written = any(layout.is_there(self.folder / name) for name in others)
         return not written and not layout.forgotten(self.recipe)
 
     @cached_property
     def scores(self) -> list[dict[str, Any]]:
-        """The rows of scores.csv: `value` was measured on `task` after `step` tasks."""
+        """The rows of scores.csv: `value` was measured on `task` after learning `step` tasks."""
         return layout.scores(self.folder)
 
     @cached_property
     def combined(self) -> dict[str, Any]:
-        """The combination of the adapters: name, options, space, since, and searched candidates.
+        """The rule that combines the adapters, with its settings and the scales it has tried.
 
         Raises
         ------
         RunError
-            No task was finished, or the file is damaged.
+            No task has been finished yet, or the file is damaged.
         """
         return layout.combined(self.folder)
 
     @cached_property
     def searches(self) -> list[dict[str, Any]]:
-        """Each search for a scale: `rule` (its label), `step`, `options` and `candidates`."""
+        """The result of each search for a scale: `rule`, `step`, `options` and `candidates`."""
         return layout.searches(self.folder)
 
     def found(self, label: str, step: int) -> dict[str, Any] | None:
-        """Return the result of a rule's search after `step` tasks: `options` and `candidates`."""
+        """Return the result of a rule's search after `step` tasks; None if there is no result."""
         for search in self.searches:
             if search["rule"] == label and search["step"] == step:
                 return search
@@ -155,11 +155,11 @@ class RunState:
     ) -> Float[ndarray, "steps tasks"]:
         """Return the accuracy matrix R of a rule, by default the run's own.
 
-        `R[i, j]` is the score of task `j` after `i + 1` tasks; nan if it was not measured. Tasks
-        may have different scores: `task_scores` names them.
+        `R[i, j]` is the score on task `j` after `i + 1` tasks; nan if it was not measured. Tasks
+        may use different scores, which `task_scores` names.
         """
         rule = rule or self.combined["label"]
-        task_id = old_names.task_id(task_id)  # as code for older versions asks
+        task_id = old_names.task_id(task_id)  # code for older versions uses old names
         tasks = len(self.tasks)
         columns = {name: column for column, name in enumerate(self.tasks)}
         R = np.full((tasks, tasks), np.nan)
@@ -168,7 +168,7 @@ class RunState:
                 continue
             step = row["step"]
             column = columns.get(row["task"])
-            # Step 0 has no row in R, and a task that is not learned yet has no column:
+            # Step 0 has no row in R, and a task that is not learned yet has no column, although
             # `evaluation.future` measures these, too.
             if column is None or not 0 < step <= tasks:
                 continue
@@ -177,7 +177,7 @@ class RunState:
 
     @property
     def task_scores(self) -> dict[str, str]:
-        """The name of each task's score, such as `accuracy`, for the tasks that were measured."""
+        """The name of the score of each task that was measured, such as `accuracy`."""
         names = {}
         for row in self.scores:
             if row["task"] in self.places and is_score(row):
@@ -185,10 +185,10 @@ class RunState:
         return names
 
     def accuracies(self, rule: str) -> dict[str, float]:
-        """Return a rule's average score after the last task, by `task_id`.
+        """Return a rule's average score over all tasks after the last one, by `task_id`.
 
-        A `task_id` is left out unless every task was measured with it. If the tasks' scores differ
-        (`task_scores`), it is an average of different scores.
+        A `task_id` is included only if every task was measured with it. If the tasks use different
+        scores (`task_scores`), the average mixes them.
         """
         tasks = self.tasks
         by_way: dict[str, dict[str, float]] = {}
@@ -213,8 +213,8 @@ def read(folder: str | Path, *, trust: bool = False) -> RunState:
     Parameters
     ----------
     trust
-        Allow everything in this process to run the Python files that the folder names (the user's
-        own method, rule or benchmark). They are run as they are at that moment.
+        Allow running Python files that the folder names (a custom method, rule or benchmark). This
+        applies to everything in this process, and the files are run in their current version.
 
     Raises
     ------

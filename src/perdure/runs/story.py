@@ -1,7 +1,6 @@
-"""The whole run: learn each task of a stream, combine, measure, save; or continue from a
-checkpoint.
+"""The main loop of a run: learn, combine, measure and save each task, or continue a stopped run.
 
-Several processes all learn and measure; only the first one writes.
+All processes learn and measure; only the first one writes.
 """
 
 from dataclasses import replace
@@ -24,9 +23,10 @@ def run(plan: Plan, output: Path, *, change: bool = False, quiet: bool = True) -
     Parameters
     ----------
     change
-        Allow the plan to differ from the recipe of an existing run, which it then replaces.
+        Allow the plan to differ from the recipe of an existing run; the plan's recipe then replaces
+        it.
     """
-    # the folder is made, or compared with the plan, before it is locked: `writing` needs a run
+    # the folder is created, or compared with the plan, before locking: `writing` needs a run
     plan = opened(output, plan, change=change)
     with writing(output) as writer, stopping(writer.hint) as stop:
         system, inside, due = resumed(writer.state, plan)
@@ -49,12 +49,12 @@ def run(plan: Plan, output: Path, *, change: bool = False, quiet: bool = True) -
             quiet=quiet,
             bar=False,
         )
-        # step 0 is before any task; steps that were learned already may still be due
+        # step 0 is before any task; steps of learned tasks may still have to be measured
         for step in range(tasks + 1):
             if step > len(system.learned):
                 learned = learn_next(system, plan, session)
                 system = system.with_task(learned)
-                # the saved state was inside this task: the next one starts at its beginning
+                # the checkpoint was for this task: the next one starts from the beginning
                 session = replace(session, resume=None)
                 with stop.later():  # a signal waits until the task is saved
                     writer.task(system)

@@ -1,4 +1,4 @@
-"""The folder of one task: complete or absent, and checked before it is trusted."""
+"""The folder of one task: either complete or absent, and checked before it is used."""
 
 import hashlib
 import os
@@ -30,7 +30,7 @@ ADAPTER = {
     f"adapter/{adapter_folder.CONFIG}",
     f"adapter/{adapter_folder.WEIGHTS}",
 }
-"""The files of a task whose method trains a module."""
+"""The additional files of a task whose method trains a module."""
 
 
 # -- writing
@@ -44,17 +44,18 @@ def save(
     head: tuple[str, nn.Linear] | None,
     task_type: str | None = None,
 ) -> None:
-    """Write a task's folder: all of it, or nothing.
+    """Write a task's folder, completely or not at all.
 
-    `adapter_folder.contents` has the parameters.
+    The parameters are explained at `adapter_folder.contents`.
 
     Raises
     ------
     OutputError
         The disk is full, or writing is not allowed.
     """
-    # Every file is made in memory first, so that the room needed is known before anything is
-    # written, and the manifest has the hashes of what was meant and not of what the disk gave back.
+    # Every file is created in memory first, so that the space needed is known before anything is
+    # written, and the manifest has the hashes of the intended contents, not of what the disk
+    # returned.
     contents = adapter_folder.contents(learned.adapter, base=base, head=head, task_type=task_type)
     contents |= _contents(learned)
     manifest = {}
@@ -68,17 +69,17 @@ def save(
             path = staged / name
             path.parent.mkdir(exist_ok=True)
             files.put(path, content)
-        # the last file: a folder without a manifest was never finished, and counts for nothing
+        # the last file: a folder without a manifest was never finished, and is ignored
         files.put(staged / "manifest.json", files.to_json(manifest))
 
 
 def _contents(learned: Learned) -> dict[str, bytes]:
-    """Return the bytes of each file but the adapter's, by its name."""
+    """Return the contents of each file except those of the adapter, by file name."""
     tensors: dict[str, Tensor] = {}
     plain: dict[str, object] = {}
     for key, value in learned.state.items():
         if isinstance(value, Tensor):
-            # safetensors refuses tensors that share memory or have gaps: hence the copy
+            # a copy, because safetensors rejects tensors that share memory or have gaps
             tensors[key] = value.detach().cpu().contiguous().clone()
         else:
             plain[key] = value
@@ -104,17 +105,17 @@ def _contents(learned: Learned) -> dict[str, bytes]:
 
 
 def check_names(run: Path, names: Sequence[str]) -> None:
-    """Check that the file system of a run can have a folder for each task.
+    """Check that the file system allows a folder for each task of a run.
 
-    This is checked before anything is learned for such a task.
+    This is checked before any of these tasks is learned.
 
     Raises
     ------
     InputError
-        The name of a task is too long, or the path of its files.
+        The name of a task or the path of one of its files is too long.
     """
-    # the run's folder need not exist yet, but its limits are those of the folder that will hold it;
-    # unlike `Path.is_dir`, `os.path.isdir` bears paths that are too long themselves
+    # the run folder may not exist yet, but its limits are those of its nearest existing parent;
+    # unlike `Path.is_dir`, `os.path.isdir` does not raise an error if a path is too long
     above = next(parent for parent in run.absolute().parents if os.path.isdir(parent))
     longest_name = _limit(above, "PC_NAME_MAX", 255)
     longest_path = _limit(above, "PC_PATH_MAX", 4096)
@@ -127,7 +128,7 @@ def check_names(run: Path, names: Sequence[str]) -> None:
                 f"Task `{name}` cannot have a folder: `{folder}` has {folder_bytes} bytes, and the "
                 f"file system allows {longest_name}. Give the task a shorter name."
             )
-        # while it is written, the folder has a temporary name, which may be the longer one
+        # while it is being written, the folder has a temporary name, which may be longer
         temporary = partial.new_path(home).name
         longer = max(folder_bytes, len(os.fsencode(temporary)))
         rest = f"//adapter/{adapter_folder.WEIGHTS}"
@@ -140,7 +141,7 @@ def check_names(run: Path, names: Sequence[str]) -> None:
 
 
 def _limit(folder: Path, name: str, usual: int) -> int:
-    """Return a limit of the file system; the usual one if unknown."""
+    """Return a limit of the file system, or the usual one if it is unknown."""
     try:
         return os.pathconf(folder, name)
     except (OSError, ValueError):
@@ -151,17 +152,17 @@ def _limit(folder: Path, name: str, usual: int) -> int:
 
 
 def load(folder: Path, *, rank: int | None = None) -> Learned:
-    """Read a task's folder, once its files match its manifest and their shapes match each other.
+    """Load a task from its folder, after checking the files against the manifest and each other.
 
     Parameters
     ----------
     rank
-        The rank of the method's modules, as the recipe says; None if the method has none.
+        The rank of the method's modules, according to the recipe; None if the method has none.
 
     Raises
     ------
     RunError
-        A file is missing or is not what was written.
+        A file is missing or differs from what was written.
     """
     manifest = layout.manifest(folder)
     has_adapter = bool(rank) or layout.is_there(folder / "adapter")
@@ -170,12 +171,12 @@ def load(folder: Path, *, rank: int | None = None) -> Learned:
     about = layout.task(folder)
     name = about["name"]
     with reading(folder):
-        # headers only: a file that claims a huge shape is refused before it takes memory
+        # headers only: a file that claims a huge shape is rejected before it takes memory
         head = TensorFile(folder / HEAD)
         statistics = TensorFile(folder / STATISTICS)
-        # a task without classes, which is answered with free text, is one group by itself
+        # a task without classes, which is answered with free text, is a single group
         _check_statistics(statistics, max(1, len(about["classes"])))
-        # a language model answers without heads; `resume.check_fits` knows which backbone it is
+        # a language model has no heads; `resume.check_fits` checks this, as it knows the backbone
         if head.tensors:
             _check_heads(folder, len(about["classes"]), head)
         gaussians = None
@@ -198,7 +199,7 @@ def load(folder: Path, *, rank: int | None = None) -> Learned:
 
 
 def _heads(head: TensorFile) -> dict[str, dict[str, Tensor]]:
-    """Read the heads, by task; the file has them as `task/name`."""
+    """Read all heads, by task, from a file in which they are stored as `task/name`."""
     heads: dict[str, dict[str, Tensor]] = {}
     for key, value in head.read_all().items():
         task, _, name = key.partition("/")
@@ -208,10 +209,10 @@ def _heads(head: TensorFile) -> dict[str, dict[str, Tensor]]:
 
 
 def _gaussians(folder: Path, name: str, classes: int, head: TensorFile) -> Gaussians:
-    """Check and read the Gaussians of the features that the task's head reads."""
+    """Check and load the Gaussians of a task's features."""
     file = TensorFile(folder / GAUSSIANS)
-    # A head with a seed reads random features made from the backbone's, which have another width:
-    # then the file itself says how wide the backbone's features are.
+    # A head with a seed reads random features computed from the backbone's, with another width:
+    # then the width of the backbone's features is taken from the file itself.
     width = None
     if f"{name}/{SEED}" not in head.tensors:
         weight = head.tensors[f"{name}/weight"]
@@ -224,9 +225,9 @@ def _gaussians(folder: Path, name: str, classes: int, head: TensorFile) -> Gauss
 
 
 def _check_listed(folder: Path, manifest: Mapping[str, object], *, has_adapter: bool) -> None:
-    """Raise `RunError` if the manifest lacks a file that belongs to the task.
+    """Raise `RunError` if the manifest does not list a file that belongs to the task.
 
-    A file that it does not list would not be checked.
+    A file that is not listed would not be checked.
     """
     expected = set(ALWAYS)
     if has_adapter:
@@ -242,12 +243,12 @@ def _check_listed(folder: Path, manifest: Mapping[str, object], *, has_adapter: 
 
 
 def check(folder: Path, manifest: Mapping[str, Mapping[str, object]]) -> None:
-    """Raise `RunError` if a file of a task is missing or is not what was written."""
+    """Raise `RunError` if a file of a task is missing or differs from what was written."""
     home = folder.resolve()
     for name, expected in manifest.items():
         path = folder / name
         with reading(path):
-            # a link may lead out of the folder; the size is cheap to compare, and often enough
+            # a link may lead out of the folder; comparing sizes is cheap, and often reveals damage
             plausible = (
                 path.is_file()
                 and path.resolve().is_relative_to(home)
@@ -260,7 +261,7 @@ def check(folder: Path, manifest: Mapping[str, Mapping[str, object]]) -> None:
 
 
 def _check_statistics(statistics: TensorFile, groups: int) -> None:
-    """Check the shapes of statistics against the number of groups, before reading."""
+    """Check the shapes of statistics against the number of groups, before reading the values."""
     shapes = {key: stored.shape for key, stored in statistics.tensors.items()}
     products = shapes.get("products", (0,))
     width = products[:1]  # the number of features, as a tuple of one
@@ -276,7 +277,7 @@ def _check_statistics(statistics: TensorFile, groups: int) -> None:
 
 
 def _check_heads(folder: Path, classes: int, head: TensorFile) -> None:
-    """Check the shapes of heads against the number of classes, before reading."""
+    """Check the shapes of heads against the number of classes, before reading the values."""
     task = folder.name.split("-", 1)[1]
     for key in head.tensors:
         _check_head_tensor(head, key, task)
@@ -288,11 +289,14 @@ def _check_heads(folder: Path, classes: int, head: TensorFile) -> None:
 
 
 def _check_head_tensor(head: TensorFile, key: str, task: str) -> None:
-    """Check the shape of one tensor: all heads read the same features as the head of `task`."""
+    """Check the shape of one tensor of a head.
+
+    All heads must read the same features as the head of `task`.
+    """
     stored = head.tensors[key]
     owner, _, name = key.partition("/")
-    # Where a head has no bias, or the task no head, the tensor stands in for the missing one: the
-    # comparison below then fails on it.
+    # If a head has no bias, or the task has no head, the tensor itself replaces the missing one, so
+    # that the comparison below fails.
     bias = head.tensors.get(f"{owner}/bias", stored)
     weight = head.tensors.get(f"{task}/weight", stored)
     outputs = bias.shape
@@ -327,7 +331,7 @@ def _check_gaussians(file: TensorFile, classes: int, width: int | None) -> None:
 
 
 def not_finite(learned: Learned) -> list[str]:
-    """Return the names of a task's tensors that hold values which are not finite."""
+    """Return the names of a task's tensors that contain NaN or infinite values."""
     groups: dict[str, Mapping[str, object]] = {
         "adapter": learned.adapter.parameters,
         "start": learned.adapter.start,
@@ -349,7 +353,7 @@ def not_finite(learned: Learned) -> list[str]:
 
 
 def _fingerprint(path: Path) -> dict[str, object]:
-    """Return a file's size and SHA-256, as its manifest has them."""
+    """Return a file's size and SHA-256, in the form used in a manifest."""
     with files.open_regular(path) as file:
         digest = hashlib.file_digest(file, "sha256")
         return {"size": path.stat().st_size, "sha256": digest.hexdigest()}

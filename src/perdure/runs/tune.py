@@ -1,11 +1,11 @@
-"""Tune a method fairly: its learning rate and main coefficient, on validation data alone.
+"""Tune a method's learning rate and main coefficient fairly, using only validation data.
 
-Tuning on the whole stream, or on test data, means looking ahead. Therefore only the first tasks are
-learned here, scores come from their validation examples, and every method gets the same number of
-trials.
+Tuning on the whole stream, or on test data, would be looking ahead. Therefore, only the first tasks
+are learned here, scores come from their validation examples, and every method gets the same number
+of trials.
 
-    OUTPUT/trials.jsonl recipe and protocol, then one trial per line: settings, score, seconds
-    OUTPUT/tuned.yaml the recipe with the best settings
+    OUTPUT/trials.jsonl  the recipe and protocol, then one trial per line: settings, score, seconds
+    OUTPUT/tuned.yaml    the recipe with the best settings
 """
 
 import json
@@ -39,8 +39,9 @@ RATE = "training.learning_rate"
 
 
 class Trial(TypedDict):
-    """One line of trials.jsonl; the score is measured on validation examples, None if the trial
-    failed.
+    """One line of trials.jsonl.
+
+    The score is measured on validation examples; it is None if the trial failed.
     """
 
     settings: dict[str, float]
@@ -50,18 +51,18 @@ class Trial(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """The rules of tuning; the same for all methods in a comparison.
+    """The rules for tuning, which are the same for all methods in a comparison.
 
     Parameters
     ----------
     tasks
-        The number of tasks to learn: the first ones of the stream.
+        The number of tasks to learn, from the beginning of the stream.
     trials
-        The number of settings to try, including the recipe's own.
+        The number of settings to try, including those of the recipe.
     task_id
-        The `task_id` for scoring validation examples.
+        The `task_id` with which validation examples are scored.
     lowest, highest
-        The learning rate is searched between these multiples of the recipe's, on a logarithmic
+        The range of the learning rate, as multiples of the recipe's. The search is on a logarithmic
         scale.
     seed
         Seed for the search.
@@ -82,10 +83,10 @@ class Tuning:
     Attributes
     ----------
     trials
-        All trials, each with its `settings`, `score` (average on validation examples; None if
+        All trials, each with its `settings`, `score` (the average on validation examples; None if
         training failed) and `seconds`.
     recipe
-        The recipe with the best settings; ties go to those that were tried first.
+        The recipe with the best settings. Ties go to the settings that were tried first.
     """
 
     recipe: dict[str, object]
@@ -93,14 +94,14 @@ class Tuning:
 
     @property
     def best(self) -> Trial:
-        """The best trial."""
-        # a trial that failed is worse than one that got every example wrong
+        """The trial with the highest score."""
+        # a failed trial is worse than one that got every example wrong
         return max(
             self.trials, key=lambda trial: -1.0 if trial["score"] is None else trial["score"]
         )
 
     def lines(self) -> list[tuple[str, str]]:
-        """Return each trial's score and settings as text, the best first."""
+        """Return each trial's score and settings as text, with the best trial first."""
         rows = []
         best_first = sorted(self.trials, key=lambda trial: -(trial["score"] or 0.0))
         for trial in best_first:
@@ -122,38 +123,39 @@ def tune(
     backbone: Backbone | None = None,
     quiet: bool = True,
 ) -> Tuning:
-    """Search a recipe's learning rate and its method's main coefficient (`Method.tuned`).
+    """Search for the best learning rate and main coefficient (`Method.tuned`) of a recipe's method.
 
-    A stopped search is resumed: trials that are in `output` are not repeated.
+    A search that was stopped is resumed: trials that are already in `output` are not repeated.
 
     Parameters
     ----------
     output
         A folder for the trials and the tuned recipe.
     stream, backbone
-        The recipe's stream and backbone, if the caller has made them already.
+        The recipe's stream and backbone, if the caller has already created them.
 
     Raises
     ------
     InputError
-        Optuna is not installed, the stream has fewer tasks, or the method has nothing to tune.
+        Optuna is not installed, the stream has fewer tasks than the protocol, or the method has
+        nothing to tune.
     RunError
-        `output` holds the trials of another recipe or protocol, or all trials failed.
+        `output` contains trials of another recipe or protocol, or all trials failed.
     """
     if engine.count() > 1:
         raise InputError(
-            "`tune` is for one process: start it without `accelerate launch` or `torchrun`."
+            "`tune` runs in a single process: start it without `accelerate launch` or `torchrun`."
         )
     protocol = protocol or Protocol()
     output = Path(output)
-    # everything that can be refused is refused before the first trial, and not after hours
+    # everything that can be rejected is rejected before the first trial, not after hours
     ranges = searched(recipe, protocol)
     needed("optuna", "`tune`")
     stream = stream or recipe.make_stream()
     if protocol.tasks > len(stream):
         raise InputError(f"`tasks` is {protocol.tasks}, but the stream has {len(stream)}.")
     plan = recipe.plan(stream, backbone)
-    # nothing is measured on test data: the score of a trial is made by `validation_score`
+    # nothing is measured on test data: `validation_score` computes the score of a trial
     plan = replace(
         plan,
         stream=stream.until(protocol.tasks),
@@ -163,7 +165,7 @@ def tune(
     with files.refusing(output, verb="made"):
         output.mkdir(parents=True, exist_ok=True)
     files.check_place(output / TUNED)
-    with lock.held(output):  # two processes would make each other's trials
+    with lock.held(output):  # two processes would run the same trials
         trials = _begun(output, about)[: protocol.trials]
         progress = Progress(
             "Tuning",
@@ -204,16 +206,17 @@ def _finished(recipe: Recipe, output: Path, trials: list[Trial]) -> Tuning:
 
 
 def searched(recipe: Recipe, protocol: Protocol) -> dict[str, Tuned]:
-    """Return the settings that are searched and their ranges, by their names for `--set`.
+    """Return the settings to search, with their ranges, by the names used with `--set`.
 
     Raises
     ------
     InputError
-        The method trains nothing and has no main coefficient, or the recipe sets it to 0.
+        The method trains nothing and has no main coefficient, or the recipe sets the coefficient to
+        0.
     """
     method = recipe.make_method()
     where = "method"
-    # a method that wraps another is tuned by what is inside it
+    # for a method that wraps another, the inner method is tuned
     while isinstance(inner := getattr(method, "method", None), Method):
         method = inner
         where = f"{where}.method"
@@ -227,10 +230,10 @@ def searched(recipe: Recipe, protocol: Protocol) -> dict[str, Tuned]:
         value = getattr(method, tuned.name)
         if not value:
             raise InputError(
-                f"`{name}` is 0 in the recipe, and is searched on a logarithmic scale. "
+                f"`{name}` is 0 in the recipe, but it is searched on a logarithmic scale. "
                 "Give another value."
             )
-        # the recipe's own value is the first trial, so the range must have it
+        # the recipe's own value is the first trial, so the range must include it
         ranges[name] = Tuned(tuned.name, min(value, tuned.low), max(value, tuned.high))
     if not ranges:
         name, _ = named(recipe.method, "method")
@@ -239,12 +242,12 @@ def searched(recipe: Recipe, protocol: Protocol) -> dict[str, Tuned]:
 
 
 def _begun(output: Path, about: dict[str, dict[str, object]]) -> list[Trial]:
-    """Return the trials that were made before; begin the file if it is new.
+    """Return the trials of an earlier search; create the file if there is none.
 
     Raises
     ------
     RunError
-        They are of another recipe or protocol.
+        The file contains trials of another recipe or protocol.
     """
     path = output / TRIALS
     if not path.exists():
@@ -253,21 +256,21 @@ def _begun(output: Path, about: dict[str, dict[str, object]]) -> list[Trial]:
     lines = []
     whole = []
     for line in files.read_lines(path):
-        if line.endswith(b"\n"):  # a kill may cut the last line off
+        if line.endswith(b"\n"):  # the last line is incomplete if the process was killed
             lines.append(files.parse_json(line, f"`{path}`"))
             whole.append(line)
     # scores of other settings, data or protocols cannot be compared with new ones
     if not lines or _without_trials(lines[0]) != _without_trials(about):
         raise RunError(
-            f"`{output}` holds trials of another recipe or protocol. Give another `--output`."
+            f"`{output}` contains trials of another recipe or protocol. Choose another `--output`."
         )
-    # written again without the part of a line, which would make the file unreadable
+    # rewritten without an incomplete line, which would make the file unreadable
     files.write(path, b"".join(whole))
     return lines[1:]
 
 
 def _without_trials(about: dict[str, dict[str, object]]) -> dict[str, object]:
-    """Drop the number of trials, because a search may be extended."""
+    """Return a header with its number of trials set to 0, because a search can be extended."""
     protocol = {**about.get("protocol", {}), "trials": 0}
     return {**about, "protocol": protocol}
 
@@ -279,10 +282,10 @@ def _asked(
     trials: Sequence[Trial],
     number: int,
 ) -> dict[str, float]:
-    """Return the settings of a trial: first the recipe's own, then random ones, then those of TPE.
+    """Return the settings for a trial: the recipe's own, then random ones, then suggestions by TPE.
 
-    The random numbers follow from the trial's number alone, so a stopped search continues as if it
-    had not been stopped.
+    The random numbers depend only on the seed and on the trial's number, so a search that was
+    stopped continues as if it had never stopped.
     """
     if number == 0:
         return {name: _value_in(recipe, name) for name in ranges}
@@ -291,21 +294,21 @@ def _asked(
         derived(protocol.seed, number),
         optuna=needed("optuna", "`tune`"),
         logarithmic=True,
-        startup=4,  # trials before TPE has a say: the recipe's own, and three that are random
+        startup=4,  # trials before TPE is used: the recipe's own, and three random ones
     )
     for trial in trials:
         searcher.add(trial["settings"], trial["score"] or 0.0)
     asked = searcher.ask()
     settings = {}
     for name, tuned in ranges.items():
-        # three digits are enough, and fit a table; rounding may leave the range
+        # three digits are enough and fit into a table; rounding may lead out of the range
         rounded = float(f"{asked[name]:.3g}")
         settings[name] = min(max(rounded, tuned.low), tuned.high)
     return settings
 
 
 def _value_in(recipe: Recipe, name: str) -> float:
-    """Return the value that the recipe has for a setting."""
+    """Return the recipe's value for a setting."""
     if name == RATE:
         return recipe.make_training().learning_rate
     _, *above, last = name.split(".")  # `method`, perhaps `method` again, and the field
@@ -355,16 +358,19 @@ def _score(
             system = story.run(plan, folder / "trial", quiet=quiet)
         except TrainingError:  # the loss is not a number: the learning rate is too high
             return None
-        except Stopped as stop:  # its own hint names the trial's folder, which is gone by then
+        except Stopped as stop:  # its own hint names the trial's folder, which no longer exists
             raise Stopped(
-                "Stopped. Finished trials are kept. Go on with the same command.",
+                "Stopped. Finished trials are kept. Continue with the same command.",
                 signal=stop.signal,
             ) from None
         return validation_score(system, plan.stream, task_id)
 
 
 def validation_score(system: System, stream: TaskStream, task_id: TaskId) -> float:
-    """Return the mean of the tasks' own scores on their validation examples."""
+    """Return the mean of all tasks' scores on their validation examples.
+
+    If the rule searches for its scale, the best scale is used.
+    """
     acting, _ = with_best_scale(system, stream)
     scores = []
     for task in stream:

@@ -1,4 +1,4 @@
-"""Check every file of a run: hashes, shapes, and that all values are finite."""
+"""Check every file of a run: hashes, shapes, and finite values."""
 
 import math
 import os
@@ -32,11 +32,11 @@ class Verification:
     Attributes
     ----------
     sound
-        The intact files and folders, with one sentence on each.
+        The intact files and folders, each with one sentence about it.
     faults
-        The faults, one sentence each.
+        The faults found, one sentence each.
     notes
-        Remarks about things that are not wrong, but worth knowing.
+        Remarks on things that are not wrong, but worth knowing.
     """
 
     sound: dict[str, str] = field(default_factory=dict)
@@ -44,7 +44,7 @@ class Verification:
     notes: list[str] = field(default_factory=list)
 
     def attempt(self, what: str, check: Callable[[], str]) -> None:
-        """Record a check's result; an error that it raises is a fault."""
+        """Run a check and record its result; an error that it raises is recorded as a fault."""
         try:
             self.sound[what] = check()
         except PerdureError as error:
@@ -52,33 +52,32 @@ class Verification:
 
 
 def verify(folder: str | Path, *, backbone: bool = True) -> Verification:
-    """Read all of a run: sizes and SHA-256, shapes, finite values, and that its parts are
-    consistent.
+    """Check all files of a run: sizes, SHA-256, shapes, finite values and consistency.
 
     Parameters
     ----------
     backbone
-        Also compare the pre-trained model with the hashes that the run has of it, and adapters and
-        heads with its shapes. The model has to be on this machine: nothing is fetched.
+        Also compare the pre-trained model with the hashes that the run recorded, and check that
+        adapters and heads fit its shapes. The model must be on this machine: nothing is downloaded.
 
     Raises
     ------
     RunError
-        The folder is not a run at all, or one of an unknown format.
+        The folder is not a run, or has an unknown format.
     """
     folder = Path(folder)
     result = Verification()
     layout.check_run(folder)
-    # a run may be verified while it is written: then a fault may be a file that is not there yet
+    # a run may be verified while it is being written: then a fault may be a file still to come
     if holder := lock.holder(folder):
         result.notes.append(f"Process {holder['pid']} on `{holder['host']}` is writing it now.")
     result.attempt("recipe.yaml", lambda: _recipe(folder))
-    if result.faults:  # the other files cannot be compared with it
+    if result.faults:  # the other files are checked against the recipe
         return result
     run = read(folder)
     tasks = _check_written(run, result)
     _check_derived(run, result)
-    # with a fault above, shapes that do not fit would only repeat it
+    # after a fault above, shapes that do not fit would only repeat it
     if backbone and tasks and not result.faults:
         _check_backbone(run, tasks, result)
     result.notes += _notes(run)
@@ -89,7 +88,7 @@ def _check_written(run: RunState, result: Verification) -> list[Learned]:
     """Check the files that cannot be regenerated; return the intact tasks."""
     tasks: list[Learned] = []
     for name, folder in run.places.items():
-        # `name=name`: a lambda alone would see the loop's last name
+        # `name=name`: otherwise, the lambda would see the last name of the loop
         result.attempt(f"tasks/{folder.name}", lambda name=name: _task(run, name, tasks))
     result.attempt("tasks", lambda: _together(tasks))
     result.attempt("scores.csv", lambda: _scores(run))
@@ -97,17 +96,17 @@ def _check_written(run: RunState, result: Verification) -> list[Learned]:
     if _needs_combined(run):
         result.attempt("combined.json", lambda: _combined(run))
     elif tasks:
-        result.notes.append("The scale has not been searched yet: `perdure run` goes on with that.")
+        result.notes.append("The scale has not been searched yet: `perdure run` will do that.")
     if is_there(run.folder / UNFINISHED):
         result.attempt(UNFINISHED, lambda: _unfinished(run))
     return tasks
 
 
 def _needs_combined(run: RunState) -> bool:
-    """Return whether combined.json has to be sound: after a measurement, or if it exists.
+    """Return True if combined.json must be intact: after a measurement, or if it exists.
 
-    A rule that searches its scale writes the file only when the search is done; until then it
-    may be another rule's.
+    A rule that searches for its scale writes the file only after the search; until then, the file
+    may be that of another rule.
     """
     try:
         rows = run.scores
@@ -121,9 +120,7 @@ def _needs_combined(run: RunState) -> bool:
 
 
 def _check_derived(run: RunState, result: Verification) -> None:
-    """Check the files that can be regenerated, and that they do not describe tasks which are
-    gone.
-    """
+    """Check the files that can be regenerated, and that the tasks they describe still exist."""
     if is_there(run.folder / "diagnostics.json"):
         result.attempt("diagnostics.json", lambda: _diagnostics(run))
     if is_there(run.folder / "answers.json"):
@@ -132,7 +129,7 @@ def _check_derived(run: RunState, result: Verification) -> None:
         result.sound.pop(name, None)
         result.faults.append(
             f"`{run.folder / name}` was made from the task `{gone[0]}`, "
-            "which was forgotten or learned again since. Remove it, or make it again."
+            "which was forgotten or learned again since. Remove it, or recreate it."
         )
 
 
@@ -140,11 +137,12 @@ def _check_derived(run: RunState, result: Verification) -> None:
 
 
 def _notes(run: RunState) -> list[str]:
-    """Return remarks on code, leftovers, tables that are gone, and traces."""
+    """Return remarks on Python files, leftovers, missing tables and traces."""
     notes: list[str] = []
     for name in dict.fromkeys(registry.python_files(run.recipe)):
         notes.append(
-            f"The recipe names the Python file `{name}`, which only `--trust` runs. It was not run."
+            f"The recipe names the Python file `{name}`, which is run only with `--trust`. "
+            "It was not run."
         )
     notes += _leftovers(run)
     for path in _tables(run.recipe["stream"]):
@@ -167,24 +165,26 @@ def _notes(run: RunState) -> list[str]:
 
 
 def _leftovers(run: RunState) -> list[str]:
-    """Return a note for each folder of a task that was never finished, or was forgotten."""
+    """Return a note for each task folder that was never finished, or whose task was forgotten."""
     home = run.folder / "tasks"
-    complete = layout.task_folders(run.folder, []).values()  # with those that are forgotten
+    complete = layout.task_folders(run.folder, []).values()  # including forgotten tasks
     with layout.reading(home):
         present = set(home.iterdir()) if home.exists() else set[Path]()
     notes = []
     for path in sorted(present - set(run.places.values())):
         if path in complete:
-            notes.append(f"`{path}` is forgotten, and removed as soon as the run is written again.")
+            notes.append(
+                f"`{path}` is forgotten, and will be removed when the run is next written."
+            )
         else:
             notes.append(f"`{path}` is ignored: it was never finished.")
     return notes
 
 
 def _tables(stream: object) -> list[str]:
-    """Return the paths of a recipe's tables.
+    """Return the paths of the tables in a recipe's stream.
 
-    A name without a known ending or a root is left out: it may be on the hub.
+    A relative name without a known file extension is left out, because it may be on the hub.
     """
     paths: list[object] = []
     for entry in stream if isinstance(stream, list) else []:
@@ -202,20 +202,20 @@ def _tables(stream: object) -> list[str]:
     return tables
 
 
-# -- the check of each file: each returns what is said of a sound one
+# -- the check of each file: each returns a remark on a sound file
 
 
 def _recipe(folder: Path) -> str:
-    # `whole_recipe` refuses a recipe without a rule. `Recipe.parse` alone would run the method's
-    # file to ask for its usual rule, and to verify a folder is not to trust it.
+    # `whole_recipe` rejects a recipe without a rule. `Recipe.parse` alone would run the method's
+    # file to get its usual rule, but verifying a folder does not mean trusting it.
     recipe = layout.whole_recipe(folder)
     Recipe.parse(recipe, where=f"`{folder / 'recipe.yaml'}`")
     environment = layout.environment(folder)
-    return f"format {environment.get('format', 1)}"  # format 1 did not name itself
+    return f"format {environment.get('format', 1)}"  # format 1 did not record its number
 
 
 def _task(run: RunState, name: str, tasks: list[Learned]) -> str:
-    """Check a task, and add it to the intact ones."""
+    """Check a task, and add it to the list of intact tasks."""
     learned = run.load_task(name)
     folder = run.places[name]
     wrong = task_folder.not_finite(learned)
@@ -229,11 +229,11 @@ def _task(run: RunState, name: str, tasks: list[Learned]) -> str:
 
 
 def _together(tasks: list[Learned]) -> str:
-    # each task by itself may be sound, but not come from the same backbone
+    # each task may be sound, but not all of them may come from the same backbone
     widths = {task.name: task.statistics.sums.shape[1] for task in tasks}
     different = set(widths.values())
     if len(different) > 1:
-        raise PerdureError(f"The statistics of the tasks are of different widths: {widths}.")
+        raise PerdureError(f"The statistics of the tasks have different widths: {widths}.")
     return f"{len(tasks)} learned"
 
 
@@ -257,19 +257,19 @@ def _events(run: RunState) -> str:
     with layout.reading(path):
         lines = files.read_lines(path) if path.exists() else ()
         for number, line in enumerate(lines, start=1):
-            if line.endswith(b"\n"):  # a kill may cut the last one off, which is no fault
+            if line.endswith(b"\n"):  # the last one may be incomplete after a kill: not a fault
                 files.parse_json(line, f"line {number} of `{path}`")
     whole = layout.events(run.folder)
     if line and not line.endswith(b"\n"):
-        return f"{len(whole)} events, and a part of one"
+        return f"{len(whole)} events, and one incomplete line"
     return f"{len(whole)} events"
 
 
 def _combined(run: RunState) -> str:
     path = run.folder / "combined.json"
     rule = run.combined
-    layout.searches(run.folder)  # reads them, and so checks them
-    if not rule["name"].endswith(".py"):  # a file of the user's own would have to be run
+    layout.searches(run.folder)  # reading them also checks them
+    if not rule["name"].endswith(".py"):  # a user's Python file would have to be run
         known = registry.options(registry.find("rule", rule["name"]))
         if unknown := rule["options"].keys() - known.keys():
             raise PerdureError(
@@ -286,7 +286,7 @@ def _combined(run: RunState) -> str:
 def _unfinished(run: RunState) -> str:
     snapshot = run.unfinished
     if snapshot is None:
-        return "removed meanwhile: the task is finished"
+        return "removed in the meantime: the task is finished"
     wrong = []
     for name, value in snapshot.tensors.items():
         if value.is_floating_point() and not is_finite(value):
@@ -296,7 +296,7 @@ def _unfinished(run: RunState) -> str:
             f"`{run.folder / UNFINISHED}` holds values that are not finite: "
             f"{', '.join(wrong[:SHOWN])}."
         )
-    return f"inside a task, after step {snapshot.about.get('step')}"
+    return f"in the middle of a task, after step {snapshot.about.get('step')}"
 
 
 def _diagnostics(run: RunState) -> str:
@@ -312,12 +312,12 @@ def _check_backbone(run: RunState, tasks: list[Learned], result: Verification) -
     try:
         model = model_files.find(source, settings.pop("revision", None), fetch=False)
     except PerdureError as error:
-        # a name on the hub may be fetched some day; a folder that is missing is a fault
+        # a model on the hub may be downloaded later; a missing folder is a fault
         if not model_files.HUB_ID.fullmatch(source):
             result.faults.append(str(error))
             return
         result.notes.append(
-            f"The pre-trained model `{source}` is not on this machine (nothing is fetched to "
+            f"The pre-trained model `{source}` is not on this machine (nothing is downloaded to "
             "verify a run), so the run was not compared with it."
         )
         return
@@ -331,6 +331,6 @@ def _backbone(run: RunState, tasks: list[Learned], model: Backbone) -> str:
     check_model(run, model)
     for task in tasks:
         check_fits(model, task)
-    if not layout.backbone(run.folder):  # runs of older versions kept no hashes
+    if not layout.backbone(run.folder):  # older versions did not record hashes
         return f"`{model.source}` fits adapters and heads"
     return f"`{model.source}` has the files that the run began with, and fits adapters and heads"

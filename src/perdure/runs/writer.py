@@ -1,7 +1,7 @@
-"""The writer of a run folder. It writes in the first process; in the others its methods do nothing.
+"""The writer of a run folder, which writes only in the first process.
 
-Every file is written under a temporary name, synced and renamed. The formats are
-safetensors, JSON, YAML and CSV only.
+Every file is written under a temporary name, synced and renamed. The only formats are safetensors,
+JSON, YAML and CSV.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ class Writer:
     writes
         True in the first process; the others write nothing.
     state
-        The folder as it was when it was opened.
+        The contents of the folder when it was opened.
     """
 
     def __init__(self, folder: Path, *, writes: bool = True):
@@ -46,9 +46,9 @@ class Writer:
         return f"Go on with `perdure run {self.folder}`."
 
     def task(self, system: System) -> None:
-        """Write the folder of the task that a system learned last: all of it, or nothing.
+        """Write the folder of the task that a system learned last, completely or not at all.
 
-        The state inside that task is removed.
+        The checkpoint of this task is removed.
 
         Raises
         ------
@@ -60,10 +60,10 @@ class Writer:
         backbone = system.backbone
         learned = system.learned[-1]
         state = read(self.folder)
-        if not system.rule.searches:  # a search has its result only when the step is measured
+        if not system.rule.searches:  # a search gets its result only when the step is measured
             put.combined(self.folder, put.described(system.rule, state.searches))
         folder = self.folder / "tasks" / f"{len(state.tasks):02d}-{learned.name}"
-        # a folder of that name can only be one without a manifest, which was never finished
+        # an existing folder of that name has no manifest, so it was never finished
         put.removed(folder)
         task_folder.save(
             folder,
@@ -72,12 +72,12 @@ class Writer:
             head=backbone.stock_head(learned.name),
             task_type=backbone.task_type,
         )
-        # Last: a process that ends before this line leaves a state that belongs to a finished task,
-        # which `resume` recognizes. The other order could lose the task.
+        # Last: a process that dies before this line leaves the checkpoint of a finished task, which
+        # `resume` recognizes. The reverse order could lose the task.
         self.unfinished(None)
 
     def unfinished(self, snapshot: Snapshot | None) -> None:
-        """Save the state partway through a task; None removes it."""
+        """Save a checkpoint in the middle of a task; None removes the existing one."""
         if not self.writes:
             return
         if snapshot:
@@ -86,9 +86,9 @@ class Writer:
             put.removed(self.folder / UNFINISHED)
 
     def measurement(self, measurement: Measurement, *, own: bool = True) -> None:
-        """Add the values of a measurement.
+        """Add the values of a measurement to the run.
 
-        They replace earlier values of the same step, task, rule and `task_id`.
+        They replace earlier values with the same step, task, rule, `task_id` and metric.
 
         Parameters
         ----------
@@ -102,7 +102,7 @@ class Writer:
         if not measurement.scores:
             return
         # Before the scores: `trim_events` drops an evaluation without scores, so a process that
-        # ends between the two leaves no trace. In the other order the event would be lost for good.
+        # dies in between leaves no trace. In the reverse order, the event would be lost for good.
         self.event(
             {
                 "event": "evaluation",
@@ -120,16 +120,16 @@ class Writer:
         put.scores(self.folder, rows.values())
 
     def _combined(self, state: RunState, measurement: Measurement, *, own: bool) -> None:
-        """Write how the adapters are combined now, the search's result, and the answers."""
+        """Write the rule as it was applied, the result of its search, and the counts of answers."""
         path = self.folder / "combined.json"
         searches = _with_search(state, measurement)
         candidates = measurement.candidates
-        # an earlier step may be measured later, and its scale is not that of the final model
+        # an earlier step may be measured later, but its scale is not that of the final model
         newest = own and measurement.step == len(state.tasks) > 0
         exists = layout.is_there(path)
         if newest or (own and not exists and candidates):
             rule = put.described(measurement.applied, searches)
-            # `applied` has the scale that was found; the label is that of the rule with its search
+            # `applied` has the scale that was found; the label is that of the rule that searches
             rule["label"] = measurement.rule.label
             rule["candidates"] = candidates
             put.combined(self.folder, rule)
@@ -142,7 +142,7 @@ class Writer:
             files.write(self.folder / "answers.json", content)
 
     def event(self, values: Mapping[str, object]) -> None:
-        """Add one line to events.jsonl."""
+        """Append one line to events.jsonl."""
         if not self.writes:
             return
         path = self.folder / "events.jsonl"
@@ -156,8 +156,8 @@ class Writer:
     def forget(self, recipe: Mapping[str, object]) -> None:
         """Remove the tasks that a recipe lists as forgotten.
 
-        They count as forgotten from the moment at which the recipe is written: if the process ends
-        after that, the next one that opens the run does the rest.
+        They count as forgotten once the recipe has been written: if the process dies after that,
+        the next process that opens the run for writing finishes the removal.
         """
         if not self.writes:
             return
@@ -165,17 +165,17 @@ class Writer:
         forget.finish(self.folder)
 
     def recipe(self, values: Mapping[str, object] | None) -> None:
-        """Write another recipe, if one is given and it differs."""
+        """Write another recipe, if one is given and it differs from the current one."""
         if self.writes and values and read(self.folder).recipe != values:
             put.recipe(self.folder, values)
 
     def begin(self, plan: Plan, inside: Snapshot | None) -> None:
-        """Undo what a stopped process wrote beyond its last save; record where the run continues.
+        """Discard what a stopped process wrote after its last checkpoint, and prepare to continue.
 
-        The run has the plan's recipe from now on. Until something is learned, the hashes of the
-        backbone's files are recorded as well.
+        From now on, the run has the plan's recipe. If nothing has been learned yet, the hashes of
+        the backbone's files are recorded, too.
         """
-        engine.wait()  # until the other processes have read where they go on
+        engine.wait()  # until the other processes have read where to continue
         if not self.writes:
             return
         self._note_environment()
@@ -189,7 +189,7 @@ class Writer:
         self.recipe(plan.recipe)
 
     def _note_environment(self) -> None:
-        """Log versions and hardware if they have changed since they were last logged."""
+        """Log versions and hardware if they have changed since they were last recorded."""
         present = files.plain(environment())
         noted = layout.environment(self.folder)  # at the beginning of the run
         for event in layout.events(self.folder):
@@ -202,7 +202,7 @@ class Writer:
             self.event({"event": "environment", **present})
 
     def _note_backbone(self, backbone: Backbone) -> None:
-        """Record the files of the backbone, unless something was learned on it already."""
+        """Record the hashes of the backbone's files, unless something was already learned on it."""
         if not backbone.files or read(self.folder).stands_on_a_model:
             return
         content = {
@@ -213,16 +213,16 @@ class Writer:
         files.write(self.folder / layout.BACKBONE, files.to_json(content))
 
     def trim_events(self, task: str | None, step: int) -> None:
-        """Drop the events of work that was not saved: unfinished tasks, and evaluations without
-        scores.
+        """Drop the events of unsaved work: unfinished tasks, and evaluations without scores.
 
-        A killed process may have logged more than it saved, and part of a line. Those events would
-        be logged twice when the run continues.
+        A killed process may have logged more than it saved, and may have left an incomplete line.
+        When the run continues, those events would be logged a second time.
 
         Parameters
         ----------
         task, step
-            The unfinished task that goes on, and its last saved step: events up to it are kept.
+            The unfinished task that continues, and the step of its checkpoint: events up to this
+            step are kept.
         """
         state = read(self.folder)
         measured = {(row["step"], row["rule"]) for row in state.scores}
@@ -245,14 +245,15 @@ class Writer:
 
 @contextlib.contextmanager
 def writing(folder: str | Path) -> Iterator[Writer]:
-    """Lock a run, so that no other process writes it, and remove what dead processes left behind.
+    """Lock a run for writing, and remove what dead processes left behind.
 
-    If several processes train one model, the first locks it, and the others wait for that.
+    No other process can write to the run in the meantime. If several processes train one model, the
+    first one takes the lock while the others wait.
 
     Raises
     ------
     RunError
-        Another process is writing it, or one of its files is a link.
+        Another process is writing to the run, or one of its files is a symbolic link.
     """
     folder = Path(folder)
     if not engine.first():
@@ -261,11 +262,11 @@ def writing(folder: str | Path) -> Iterator[Writer]:
         return
     layout.check_no_links(folder)
     with lock.held(folder):
-        # only now: the temporary files of a living process are not to be swept
+        # only now: the temporary files of a running process must not be removed
         partial.sweep(folder)
         partial.sweep(folder / "tasks")
         forget.finish(folder)  # a process may have ended while it was forgetting a task
-        # a derived file may have been written in the instant in which one of its tasks went
+        # a derived file may have been written at the moment when one of its tasks was removed
         for name in sources.stale(folder):
             put.removed(folder / name)
         engine.wait()
@@ -273,29 +274,29 @@ def writing(folder: str | Path) -> Iterator[Writer]:
 
 
 def create(folder: Path, recipe: Mapping[str, object]) -> None:
-    """Make a new run folder, unless it already exists; among several processes only the first does.
+    """Create a run folder unless it already exists; only the first of several processes does so.
 
     Raises
     ------
     OutputError
-        The folder has other contents, which are never overwritten; or it cannot be written.
+        The folder has other contents, which are never overwritten, or it cannot be written.
     """
     if engine.first() and not layout.is_run(folder):
         try:
             _check_free(folder)
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OutputError(f"`{error.filename}` cannot be made: {error.strerror}.") from error
+            raise OutputError(f"`{error.filename}` cannot be created: {error.strerror}.") from error
         with lock.held(folder):
-            _check_free(folder)  # another process may have made it meanwhile
+            _check_free(folder)  # another process may have created it in the meantime
             about = {"format": layout.FORMAT, **environment()}
             files.write(folder / "environment.json", files.to_json(about))
-            put.recipe(folder, recipe)  # the last file: with it the folder is a run
+            put.recipe(folder, recipe)  # the last file, which makes the folder a run
     engine.wait()
 
 
 def _check_free(folder: Path) -> None:
-    """Raise `OutputError` if a folder holds anything but the remains of an interrupted `create`."""
+    """Raise `OutputError` if a folder contains more than the remains of an interrupted `create`."""
     with reading(folder):
         names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     for name in names:
@@ -305,13 +306,13 @@ def _check_free(folder: Path) -> None:
 
 
 def _key(row: Mapping[str, object]) -> tuple[str, ...]:
-    """Return the key of a row of scores: everything but the value."""
+    """Return the key that identifies a row of scores: everything but the value."""
     names = layout.COLUMNS[:-1]  # the last column has the value
     return tuple(str(row[name]) for name in names)
 
 
 def _with_search(state: RunState, measurement: Measurement) -> list[dict[str, object]]:
-    """Return a run's searches, with that of a measurement added if it made one."""
+    """Return a run's searches, including the search of a measurement if it made one."""
     if not measurement.candidates:
         return state.searches
     search = {
@@ -327,7 +328,7 @@ def _with_search(state: RunState, measurement: Measurement) -> list[dict[str, ob
 
 
 def _answers(folder: Path, measurement: Measurement) -> dict[str, object]:
-    """Count the answers to the examples of each class, by `task_id` and task.
+    """Return counts of the answers to the examples of each class, by `task_id` and task.
 
     A task that cannot be measured now, because its examples are gone, keeps its earlier counts if
     they are from the same model.
@@ -336,7 +337,7 @@ def _answers(folder: Path, measurement: Measurement) -> dict[str, object]:
     step = measurement.step
     try:
         before = layout.answers(folder, rule=label, step=step)
-    except RunError:  # a damaged file: it is derived, and replaced
+    except RunError:  # the file is damaged; it is derived, and will be replaced
         before = {}
     counts = {}
     task_ids: dict[TaskId, None] = {}

@@ -1,8 +1,8 @@
 """Atomic file and folder writes, a per-run lock, and tensors on disk.
 
-files.py    Careful reads and atomic writes of single files
-lock.py     One process at a time writes a run
-partial.py  Files and folders still being written, under unpredictable names
-staging.py  Atomic writes of whole folders
-tensors.py  Safetensors files, read without loading them into memory
+files.py    Safe reads and atomic writes of single files
+lock.py     A lock that allows one process at a time to write to a run
+partial.py  Temporary files and folders with unpredictable names
+staging.py  Atomic writes of entire folders
+tensors.py  Safetensors files, read without loading them entirely into memory
 """

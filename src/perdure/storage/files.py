@@ -1,8 +1,8 @@
-"""Careful reads and atomic writes of single files.
+"""Safe reads and atomic writes of single files.
 
-Reading: regular files of bounded size, as JSON, or as YAML without aliases (which let a
-few lines expand to gigabytes). Writing: to a temporary name, synced, then renamed, so that
-at any moment a path has either the old file or the new one.
+Only regular files of bounded size are read. They are parsed as JSON, or as YAML without aliases
+(which could expand a few lines to gigabytes). A file is written under a temporary name, synced and
+then renamed, so that a path always refers to either the old or the new file.
 """
 
 import contextlib
@@ -25,14 +25,14 @@ from perdure.storage import partial
 POINTER = b"version https://git-lfs.github.com/spec/"
 """The first bytes of a file that Git LFS has not fetched."""
 TASK_NAME = re.compile(r"[A-Za-z0-9][\w-]*")
-"""Valid task names: each becomes a folder name and a layer name."""
+"""The pattern of valid task names, which are also used as folder and layer names."""
 
 MAX_JSON = 100_000_000  # bytes
 # Parsed, `[],[],…` takes 30 times its size. A header with 100,000 tensors has fewer values.
 MAX_VALUES = 1_000_000
 MAX_YAML = 1_000_000  # bytes
 MAX_LINE = 10_000_000  # bytes
-MAX_LINES = 300_000_000  # bytes; a million steps of training need a third
+MAX_LINES = 300_000_000  # bytes; a million training steps need a third of it
 MAX_DEPTH = 50  # of nested YAML, which takes quadratic time to parse
 
 # The same loader written in C, if PyYAML was built with it.
@@ -43,7 +43,7 @@ _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def open_regular(path: Path) -> Any:
-    """Open a regular file for reading bytes; never a pipe or a device, which could block.
+    """Open a regular file for reading bytes, but not a pipe or a device, which could block.
 
     The return type is `Any` because tests substitute a file whose reads fail.
 
@@ -65,7 +65,7 @@ def open_regular(path: Path) -> Any:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[io.FileIO]:
-    """Open a file for reading; system errors name the file, even those of later reads."""
+    """Open a file for reading; a system error, even during a later read, names the file."""
     with open_regular(path) as file:
         try:
             yield file
@@ -104,7 +104,7 @@ def read_start(path: Path, size: int) -> bytes:
 
 
 def check_fetched(path: Path, content: bytes) -> None:
-    """Refuse the pointer that Git LFS leaves in place of a file it has not fetched.
+    """Check that a file is not a pointer that Git LFS leaves in place of an unfetched file.
 
     Parameters
     ----------
@@ -114,7 +114,7 @@ def check_fetched(path: Path, content: bytes) -> None:
     Raises
     ------
     CheckpointError
-        The file is such a pointer.
+        The file is a Git LFS pointer.
     """
     if content.startswith(POINTER):
         raise CheckpointError(
@@ -177,7 +177,7 @@ def parse_json(text: bytes | str, what: str) -> dict[str, Any]:
     Raises
     ------
     CheckpointError
-        The text is not a JSON object, has a key twice, or has too many values.
+        The text is not a JSON object, has a repeated key, or has too many values.
     """
     subject = f"{what[0].upper()}{what[1:]}"
     try:
@@ -199,7 +199,7 @@ def parse_json(text: bytes | str, what: str) -> dict[str, Any]:
 
 
 def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Return a dict; refuse a repeated key, where `json` would keep the last value."""
+    """Return a dict, rejecting repeated keys, for which `json` would use the last value."""
     mapping = dict(pairs)
     if len(mapping) != len(pairs):
         raise ValueError("a key appears twice")
@@ -207,12 +207,12 @@ def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Return a YAML file's mapping as plain values; dates become strings.
+    """Return the mapping in a YAML file as plain values; dates become strings.
 
     Raises
     ------
     CheckpointError
-        The file is not a YAML mapping, is too large, or has aliases.
+        The file is not a YAML mapping, is too large or too deeply nested, or has aliases.
     """
     value = parse_yaml(read_text(path, MAX_YAML), f"`{path}`")
     if not isinstance(value, dict):
@@ -239,7 +239,7 @@ def parse_yaml(text: str, what: str) -> Any:
 
 
 def _check_yaml(what: str, text: str) -> None:
-    """Refuse aliases and deep nesting before values are built, which could take long."""
+    """Reject aliases and deep nesting before values are built, which could take a long time."""
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):
         if isinstance(event, yaml.AliasEvent):
@@ -257,7 +257,7 @@ def _check_yaml(what: str, text: str) -> None:
 
 
 class _Reader(_Loader):
-    """A safe YAML loader that refuses repeated keys instead of keeping the last value."""
+    """A safe YAML loader that rejects repeated keys instead of using the last value."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
         names = set()
@@ -271,12 +271,12 @@ class _Reader(_Loader):
 
 
 NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+\Z")
-"""Numbers such as `1e-3` and `1.0e3`, which YAML 1.1 alone takes for strings."""
+"""Numbers such as `1e-3` and `1.0e3`, which YAML 1.1 would read as strings."""
 _Reader.add_implicit_resolver("tag:yaml.org,2002:float", NUMBER, list("-+.0123456789"))
 
 
 def plain(value: object) -> Any:
-    """Return values as JSON would restore them: tuples as lists, dates as strings."""
+    """Return a value as restored from JSON, which has lists for tuples and strings for dates."""
     return json.loads(json.dumps(value, default=str))
 
 
@@ -399,7 +399,7 @@ def refusing(path: Path, *, verb: str = "written") -> Iterator[None]:
 
 @contextlib.contextmanager
 def _refusing_write(path: Path, temporary: Path) -> Iterator[None]:
-    """Do the same as `refusing` for an open file; errors about other files pass through."""
+    """Handle errors like `refusing`, but for an open file; pass on errors about other files."""
     try:
         yield
     except OSError as error:
@@ -410,7 +410,7 @@ def _refusing_write(path: Path, temporary: Path) -> Iterator[None]:
 
 
 def put(path: Path, content: str | bytes) -> None:
-    """Write and sync a new file under its final name, in a folder nobody reads yet."""
+    """Write and sync a new file under its final name, in a folder that nobody reads yet."""
     try:
         with path.open("xb") as file:
             file.write(_encoded(content))
@@ -422,7 +422,7 @@ def put(path: Path, content: str | bytes) -> None:
 
 
 def append(path: Path, line: str) -> None:
-    """Append a whole line to a file, or nothing; a symbolic link is not followed."""
+    """Append a line to a file, completely or not at all; symbolic links are not followed."""
     _separate(path)
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
     descriptor = os.open(path, flags, 0o666)
@@ -471,9 +471,9 @@ def sync(path: Path) -> None:
 
 
 def sync_names(folder: Path) -> None:
-    """Flush a folder's entries to disk, if its file system can.
+    """Flush a folder's entries to disk, if its file system supports this.
 
-    Some cannot, which is ignored: the file has its name by then, and an error would
+    Errors are ignored, because the file already has its name at this point, and an error would
     suggest that it was not written.
     """
     with contextlib.suppress(OSError):
@@ -481,12 +481,12 @@ def sync_names(folder: Path) -> None:
 
 
 def to_json(value: Mapping[str, object]) -> str:
-    """Return indented JSON; raise `ValueError` for NaN or infinity, which JSON lacks."""
+    """Return indented JSON; raise `ValueError` for NaN or infinity, which JSON does not have."""
     return json.dumps(value, indent=2, allow_nan=False)
 
 
 def to_yaml(value: Mapping[str, object]) -> str:
-    """Return a mapping as YAML, keeping its order and without aliases."""
+    """Return a mapping as YAML, in its original order and without aliases."""
     return yaml.dump(dict(value), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 

@@ -1,10 +1,10 @@
-"""A lock on a run's folder, so that only one process writes it at a time.
+"""A lock on a run folder, so that only one process at a time writes to it.
 
-The process locks `lock.json` and writes its id and host there. `filelock` does the
-locking, and the operating system unlocks the file when the process ends, even after
-`kill -9`, so a dead process's lock is taken over silently. On a file system without
-locks, the run counts as locked if the process listed in the file is alive and started at
-the time the file says. (Its id may have been reused since.)
+The process locks `lock.json` and writes its id and host to this file. `filelock` does the locking,
+and the operating system unlocks the file when the process ends, even after `kill -9`, so the lock
+of a dead process is taken over silently. On a file system without locks, the run counts as locked
+if the process listed in the file is alive and started at the time the file says. (Its id may have
+been reused since.)
 """
 
 import contextlib
@@ -29,7 +29,7 @@ NAME = "lock.json"
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 """Error numbers that a file system without locks returns."""
 PATIENCE = 0.12
-"""Seconds to wait for the lock, which another process's `holder` takes for a moment."""
+"""Seconds to wait for the lock, which `holder` takes for a moment in another process."""
 
 Holder = dict[str, Any]
 """The content of `lock.json`: `pid`, `host`, `since` and `began`; empty if unreadable."""
@@ -53,17 +53,17 @@ def held(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        # Remove the file before unlocking it: afterwards, it may be another process's.
+        # Remove the file before unlocking it: afterwards, it may belong to another process.
         if not nested:
             with contextlib.suppress(OSError):
                 path.unlink()
-        # The run is on disk whatever happens here, and the lock ends with its object.
+        # The run is already on disk, and the lock is released at the latest with its object.
         with contextlib.suppress(OSError):
             lock.release()
 
 
 def holder(folder: Path) -> Holder | None:
-    """Return which process is writing the run now (`pid`, `host`, `since`), or None."""
+    """Return the process that is currently writing the run (`pid`, `host`, `since`), or None."""
     try:
         # Without O_NONBLOCK, opening a pipe of this name would wait for a writer.
         descriptor = os.open(folder / NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -84,7 +84,7 @@ def holder(folder: Path) -> Holder | None:
 
 
 def _take(folder: Path, lock: FileLock) -> bool:
-    """Take the lock and write our entry; return True if an outer block already has it."""
+    """Acquire the lock and write our entry; return True if an outer block already has the lock."""
     nested = lock.is_locked
     try:
         if not _acquire(folder, lock):
@@ -159,13 +159,13 @@ def _is_held_by_another(who: Holder) -> bool:
 
 
 def _is_ours(who: Holder) -> bool:
-    """Return True if this very process wrote the entry, not an earlier one with its id."""
+    """Return True if this process wrote the entry, and not an earlier process with the same id."""
     this_process = _self()
     return all(who.get(key) == this_process[key] for key in ("pid", "host", "began"))
 
 
 def _began(pid: int) -> int | None:
-    """Return when a process started, in clock ticks since boot, or None if unknown."""
+    """Return the start time of a process in clock ticks since boot, or None if unknown."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
         # The program's name is in parentheses, and may itself contain spaces and

@@ -1,11 +1,11 @@
-"""Files and folders still being written, under unpredictable names, and abandoned ones.
+"""Temporary files and folders with unpredictable names, and the removal of abandoned ones.
 
-A new file is created exclusively, so that an existing one, such as a link, is never
-opened. It stays locked while its process lives. The system unlocks it even after
-`kill -9`, so the next process that writes to the same folder can tell whether it is still
-needed. Locks may not reach other machines, and process ids mean nothing there. Each
-name therefore includes a hash of the machine it was made on, and files from another
-machine are removed only when they are old.
+A new file is created exclusively, so that an existing one, such as a link, is never opened. It
+stays locked while its process is alive. The system unlocks it even after `kill -9`, so the next
+process that writes to the same folder can tell whether the file is still needed. Locks may not be
+visible to other machines, where process ids also have no meaning. Each name therefore includes a
+hash of the machine that created the file, and files from other machines are removed only when they
+are old.
 """
 
 import contextlib
@@ -22,19 +22,19 @@ from pathlib import Path
 from typing import BinaryIO
 
 ENDING = ".perdure-partial"
-"""The suffix of hidden names, which readers of a folder ignore."""
+"""The suffix of the names of temporary files, which are ignored when a folder is read."""
 NAME = re.compile(r"\.[0-9a-f]{16}\.(?P<origin>[0-9a-f]{8})\.(?P<pid>\d+)" + re.escape(ENDING))
 ABANDONED = 24 * 60 * 60
-"""Age in seconds from which another machine's unlocked file counts as abandoned."""
+"""Age in seconds at which an unlocked file from another machine counts as abandoned."""
 ATTEMPTS = 5
-"""More than one, because another process may sweep a new file before it is locked."""
+"""The number of attempts to create a file; another process may sweep it before it is locked."""
 
 
 def new_path(folder: Path) -> Path:
     """Return an unused, unpredictable path in a folder.
 
-    Its length does not depend on the final file name, which may be as long as the system
-    allows.
+    The length of the name does not depend on the final file name, which may be as long as the
+    system allows.
     """
     return folder / f".{secrets.token_hex(8)}.{_origin()}.{os.getpid()}{ENDING}"
 
@@ -93,7 +93,7 @@ def remove(folder: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove dead processes' partial files from a folder as far as possible.
+    """Remove the partial files of dead processes from a folder, as far as possible.
 
     Links are neither followed nor removed.
     """

@@ -1,6 +1,7 @@
-"""Atomic writes of whole folders: to a hidden folder next to the output, then renamed.
+"""Atomic writes of entire folders.
 
-`perdure.storage.partial` creates the hidden folder, and removes those of dead processes.
+The files are written to a hidden folder next to the output, which is then renamed.
+`perdure.storage.partial` creates the hidden folder, and removes hidden folders of dead processes.
 """
 
 import contextlib
@@ -29,13 +30,14 @@ def new_folder(
 ) -> Iterator[Path]:
     """Create a temporary folder, which becomes `output` if the block succeeds.
 
-    If the block raises, the folder is removed. Its files get the permissions that the
-    umask allows, whichever library wrote them.
+    If the block raises, the folder is removed. Its files get the permissions that the umask allows,
+    no matter which library wrote them.
 
     Parameters
     ----------
     size
-        The number of bytes to be written; with less free space, fail immediately.
+        The number of bytes to be written. If there is less free space, an error is raised before
+        anything is written.
     check
         Called before the folder is renamed to `output`, and again afterwards; if it raises,
         the folder is not kept.
@@ -64,7 +66,7 @@ def new_folder(
             if check:
                 _check_or_remove(output, check)
     except BaseException:
-        # Innermost first. A parent that others have written to meanwhile is kept.
+        # Innermost first. A parent that others have written to in the meantime is kept.
         for parent in reversed(made):
             with contextlib.suppress(OSError):
                 parent.rmdir()
@@ -106,7 +108,7 @@ def check_free(output: Path) -> None:
 
 
 def room(output: Path) -> int:
-    """Return the free bytes on the disk that a folder will be written to."""
+    """Return the number of free bytes on the disk to which a folder will be written."""
     # Some of the parents may not exist yet.
     parent = next(parent for parent in output.absolute().parents if parent.is_dir())
     return shutil.disk_usage(parent).free
@@ -164,7 +166,7 @@ def _output_error(error: OSError, output: Path, size: int) -> OutputError:
 
 
 def _settle(folder: Path) -> None:
-    """Give everything in a folder the folder's own permissions, and sync it to disk.
+    """Give all files in a folder the permissions of the folder, and sync them to disk.
 
     Some libraries write files that only their owner can read.
     """
@@ -183,7 +185,7 @@ def _check_or_remove(output: Path, check: Callable[[], None]) -> None:
     try:
         check()
     except PerdureError:
-        # Renamed first, so that the whole folder disappears in one step.
+        # Renamed first, so that the entire folder disappears in one step.
         aside = partial.new_path(output.parent)
         with _explained(output, 0):
             os.rename(output, aside)

@@ -1,13 +1,13 @@
-"""Safetensors files read piecemeal: a checked header, and tensors by rows.
+"""Safetensors files with a checked header, whose tensors can be read in blocks of rows.
 
-The library `safetensors` either maps a whole file into memory, which then counts towards
-the process's own, or (as of 0.8) reads whole tensors: to read a matrix in blocks of 256
-rows, it reads everything again for each block, sixteen times as slowly. It reports
-neither a tensor's offset, which copying needs, nor a duplicate name. Here a tensor's rows
-are read at their offset in the open file, and memory is freed after use.
+The library `safetensors` either maps an entire file into memory, which then counts towards the
+memory of the process, or (as of 0.8) reads entire tensors: to read a matrix in blocks of 256 rows,
+it reads the entire matrix for each block, which takes sixteen times as long. It does not report the
+offset of a tensor, which is needed to copy it, and does not detect duplicate names. Here, rows are
+read at their offset in the open file, and memory is freed after use.
 
-A header is not trusted: its size is bounded, and its tensors must fill the rest of the
-file, each with the bytes that its type and shape require, without gap or overlap.
+The header is not trusted: its size is bounded, and its tensors must fill the rest of the file
+without gaps or overlaps, each with the number of bytes that its dtype and shape require.
 """
 
 import json
@@ -25,7 +25,7 @@ from torch import Tensor
 from perdure.errors import CheckpointError
 from perdure.storage.files import POINTER, check_fetched, open_regular, parse_json
 
-MAX_HEADER = 100_000_000  # bytes, the library's own limit
+MAX_HEADER = 100_000_000  # bytes, as in the library
 FLOATS = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -59,7 +59,7 @@ BITS = {name: 8 * dtype.itemsize for name, dtype in TORCH.items()} | {
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a file: its type (in safetensors' notation), shape and byte range."""
+    """A tensor in a file: its dtype (in the notation of safetensors), shape and byte range."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -78,7 +78,7 @@ class TensorFile:
     Attributes
     ----------
     tensors
-        Each tensor's type, shape and offsets by name, in file order.
+        The dtype, shape and offsets of each tensor by name, in file order.
 
     Raises
     ------
@@ -89,7 +89,7 @@ class TensorFile:
     def __init__(self, path: Path):
         self.path = path
         with open_regular(path) as file:
-            # Later reads use this very file, even if its path has been replaced.
+            # Later reads use this file, even if its path has been replaced in the meantime.
             self._descriptor = os.dup(file.fileno())
             weakref.finalize(self, os.close, self._descriptor)
             size = os.fstat(file.fileno()).st_size
@@ -97,7 +97,7 @@ class TensorFile:
         self.metadata = _metadata(path, header.pop("__metadata__", {}))
         self.start = 8 + length
         stored = {name: _stored(path, name, value, self.start) for name, value in header.items()}
-        # A header may list them in any order; sorted by offset, gaps show.
+        # A header may list tensors in any order; gaps are detected after sorting by offset.
         by_offset = sorted(stored.items(), key=lambda item: (item[1].start, item[1].stop))
         self.tensors = dict(by_offset)
         _check_filled(path, self.tensors, self.start, size)
@@ -108,17 +108,17 @@ class TensorFile:
     def read(
         self, name: str, first: int = 0, last: int | None = None, into: Tensor | None = None
     ) -> Tensor:
-        """Return a tensor, or its rows `first` to `last` (exclusive), in its stored type.
+        """Return a tensor, or its rows from `first` to `last` (exclusive), in its stored dtype.
 
         Parameters
         ----------
         into
-            A buffer of bytes to read into; by default, a new one is allocated.
+            A byte tensor to use as a buffer; by default, a new one is allocated.
 
         Raises
         ------
         CheckpointError
-            torch lacks the tensor's type, memory runs out, or the file cannot be read.
+            torch does not support the dtype, memory runs out, or the file cannot be read.
         """
         stored = self.tensors[name]
         if stored.dtype not in TORCH:
@@ -148,7 +148,7 @@ class TensorFile:
         return {name: self.read(name) for name in self.tensors}
 
     def _fill(self, buffer: memoryview, start: int) -> None:
-        """Fill a buffer with the file's bytes from offset `start` on."""
+        """Fill a buffer with bytes from the file, beginning at offset `start`."""
         done = 0
         # One call reads at most 2 GiB on Linux, and may read less.
         while done < len(buffer):
@@ -164,7 +164,7 @@ class TensorFile:
 
 
 def _read_header(path: Path, file: Any, size: int) -> tuple[dict[str, object], int]:
-    """Return a safetensors file's parsed header, and the header's length in bytes."""
+    """Return the parsed header of a safetensors file, and the length of the header in bytes."""
     beginning = file.read(len(POINTER))
     check_fetched(path, beginning)
     length = int.from_bytes(beginning[:8], "little")
@@ -181,7 +181,7 @@ def _read_header(path: Path, file: Any, size: int) -> tuple[dict[str, object], i
 def header(
     tensors: Mapping[str, Stored], metadata: Mapping[str, str]
 ) -> tuple[bytes, dict[str, Stored]]:
-    """Return a new safetensors file's header as bytes, and each tensor with its offsets.
+    """Return the header of a new safetensors file as bytes, and each tensor with its offsets.
 
     Parameters
     ----------
@@ -211,7 +211,7 @@ def header(
 
 
 def new(value: Tensor) -> Stored:
-    """Describe a tensor that is not in a file yet: its offsets start at 0."""
+    """Describe a tensor that is not yet in a file; its offsets start at 0."""
     name = next(name for name, dtype in TORCH.items() if dtype == value.dtype)
     return Stored(name, tuple(value.shape), 0, value.numel() * value.element_size())
 
@@ -292,5 +292,5 @@ def _check_filled(path: Path, tensors: Mapping[str, Stored], start: int, size: i
 
 
 def total_bytes(tensors: Iterable[Stored]) -> int:
-    """Return the total number of bytes that the tensors take."""
+    """Return the total size of the tensors in bytes."""
     return sum(stored.stop - stored.start for stored in tensors)

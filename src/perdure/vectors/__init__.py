@@ -1,9 +1,9 @@
-"""The algebra of what was learned: task vectors, eigenvalues, statistics of features.
+"""Linear algebra for task vectors, eigenvectors, and statistics of features.
 
-It works on tensors alone and imports nothing that knows a model.
+These modules work on tensors alone and import nothing that depends on a model.
 
 eigen.py        Leading eigenvectors
-gaussians.py    Means and covariances of classes
-statistics.py   Sums of features that are enough for Gaussian classes
-task_vector.py  What an adapter adds to the weights, low-rank while exact
+gaussians.py    Class means and covariances
+statistics.py   Sums of features that suffice to fit Gaussian classes
+task_vector.py  Changes that adapters make to the weights, low-rank while exact
 """

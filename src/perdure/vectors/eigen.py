@@ -1,7 +1,7 @@
-"""Leading eigenvectors of a symmetric matrix G without negative eigenvalues.
+"""Leading eigenvectors of a symmetric positive semidefinite matrix G.
 
-Computing a few eigenvectors costs a fraction of a full decomposition. Everything is deterministic:
-the random start has a fixed seed.
+Computing a few eigenvectors costs a fraction of a full decomposition. All results are
+deterministic, because the random initial block has a fixed seed.
 """
 
 from collections.abc import Callable
@@ -11,15 +11,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 Wanted = Callable[[Float[Tensor, " values"]], int]
-"""Choose the number of eigenvectors from the eigenvalues in falling order.
+"""A function that chooses the number of eigenvectors from the eigenvalues in descending order.
 
-It may get only the first eigenvalues, as many as the Krylov space has.
+It may receive only the leading eigenvalues, one for each dimension of the Krylov space.
 """
 
-# Vectors by which the Krylov space grows. With fewer, a smaller space is enough, but products with
-# them are slower.
+# The number of vectors by which the Krylov space grows. With fewer, a smaller space would suffice,
+# but matrix products would be less efficient.
 BLOCK = 8
-# The share of all dimensions at which the Krylov space is given up for a full decomposition.
+# The share of all dimensions at which the Krylov space is abandoned for a full decomposition.
 LIMIT = 0.4
 
 
@@ -30,19 +30,19 @@ def leading(
     square: bool = True,
     whole: bool = False,
 ) -> Float[Tensor, "d chosen"]:
-    """Return the leading eigenvectors of G = X Xᵀ, or of G = X if not `square`.
+    """Return the leading eigenvectors of G = X Xᵀ, or of G = X if `square` is false.
 
-    Those of X Xᵀ are the left singular vectors of X.
+    The eigenvectors of X Xᵀ are the left singular vectors of X.
 
     Parameters
     ----------
     choose
-        Chooses the number of eigenvectors from the eigenvalues.
+        A function that chooses the number of eigenvectors from the eigenvalues.
     square
-        G is X Xᵀ rather than X itself.
+        If true, G is X Xᵀ rather than X itself.
     whole
-        Always decompose all of G. The Krylov space may miss some vectors of an eigenvalue that G
-        has more than eight times, exactly; the full decomposition finds them all.
+        If true, always compute the full decomposition of G. The Krylov space may miss some
+        eigenvectors if the multiplicity of an eigenvalue is greater than eight.
 
     Examples
     --------
@@ -62,17 +62,17 @@ def leading(
 def _from_krylov(
     X: Float[Tensor, "d n"], choose: Wanted, square: bool
 ) -> Float[Tensor, "d chosen"] | None:
-    """Return the leading eigenvectors from a small Krylov space, or None if it is too small.
+    """Return the leading eigenvectors from a small Krylov space, or None if they do not converge.
 
-    The space is that of Ω, G Ω, G² Ω, ... for a random block Ω: neither G nor a decomposition of
-    its size is formed.
+    The space is spanned by Ω, G Ω, G² Ω, ... for a random block Ω. Neither G nor a decomposition of
+    its size is computed.
     """
-    # Not `torch.lobpcg`: it must be told the number of vectors, which here depends on the values.
+    # `torch.lobpcg` is not used, because it needs to know the number of vectors in advance.
     limit = LIMIT * len(X)
     next_check = 4 * BLOCK
-    # A generator of its own leaves the global random state alone.
+    # A separate generator, so that the global random state does not change.
     generator = torch.Generator().manual_seed(0)
-    # Vectors are rows throughout: products with rows are the faster ones.
+    # Vectors are stored as rows throughout, because products with rows are faster.
     block = torch.randn(BLOCK, len(X), dtype=X.dtype, generator=generator)
     space = block[:0]
     images = block[:0]  # G times each vector of the space
@@ -83,7 +83,7 @@ def _from_krylov(
         if square:
             block = block @ X.T
         images = torch.cat([images, block])
-        # Each check decomposes a matrix of the space's size, so it waits until the space has grown.
+        # A check decomposes a matrix of the size of the space, so wait until the space has grown.
         if len(space) < next_check:
             continue
         next_check = 1.4 * len(space)
@@ -103,7 +103,7 @@ def _orthonormal(
     block: Float[Tensor, "block d"], space: Float[Tensor, "size d"]
 ) -> Float[Tensor, "block d"]:
     """Return an orthonormal basis of the part of `block` that is orthogonal to `space`."""
-    for _ in range(2):  # the second pass removes what rounding has left
+    for _ in range(2):  # the second pass removes the rounding errors of the first
         outside = block - (block @ space.T) @ space
         block = torch.linalg.qr(outside.T)[0].T
     return block
@@ -115,10 +115,10 @@ def _converged(
     space: Float[Tensor, "size d"],
     images: Float[Tensor, "size d"],
 ) -> bool:
-    """Return whether the eigenvectors are accurate to an angle of 1e-10, or to rounding.
+    """Return whether the eigenvectors are accurate to an angle of 1e-10, or up to rounding.
 
-    The sine of the angle is at most ‖G v - λ v‖ over the gap to the first eigenvalue that is left
-    out (Davis & Kahan).
+    The sine of the angle is at most ‖G v - λ v‖ divided by the gap to the first omitted eigenvalue
+    (Davis & Kahan).
     """
     count = len(mixtures)
     chosen = values[:count]
@@ -126,13 +126,13 @@ def _converged(
     vectors = mixtures @ space
     # `mixtures @ images` is G v for each vector v, without another product with G.
     residuals = mixtures @ images - chosen[:, None] * vectors
-    # The second term is a few roundings of G's largest eigenvalue in double precision.
+    # The second term is a few rounding errors of G's largest eigenvalue in double precision.
     tolerance = 1e-10 * gaps + 1e-15 * values[0]
     return bool((residuals.norm(dim=1) <= tolerance).all())
 
 
 def _eigen(G: Float[Tensor, "d d"]) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"]]:
-    """Return all eigenvalues in falling order, and their vectors."""
+    """Return all eigenvalues in descending order, and their eigenvectors."""
     values, vectors = torch.linalg.eigh(G)
     # Rounding makes some zeros slightly negative; G has no negative eigenvalues.
     values = values.flip(-1).clamp_min(0)

@@ -1,4 +1,4 @@
-"""Means and covariances of classes, which are remembered in place of examples."""
+"""Class means and covariances, which are stored instead of examples."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Gaussians:
-    """Mean and covariance of the features of each class of a task.
+    """The mean and the covariance of the features for each class of a task.
 
     Examples
     --------
@@ -31,17 +31,17 @@ class Gaussians:
         labels: Int[Tensor, " examples"],
         classes: int,
     ) -> Gaussians:
-        """Estimate them from examples with labels from 0 to `classes` - 1.
+        """Estimate means and covariances from examples with labels from 0 to `classes` - 1.
 
-        The covariance of N examples has the divisor N - 1; that of a single example is zero. The
-        mean of a class without examples is zero, too.
+        The divisor for the covariance of N examples is N - 1. The covariance of a single example is
+        zero. For a class without examples, both the mean and the covariance are zero.
         """
         means = []
         covariances = []
         for label in range(classes):
             members = features[labels == label]
             count = len(members)
-            # An empty class divides by 1: zeros instead of NaN.
+            # For an empty class, dividing by 1 gives zeros instead of NaN.
             mean = members.sum(0) / max(1, count)
             centred = members - mean
             covariance = centred.T @ centred / max(1, count - 1)
@@ -50,5 +50,5 @@ class Gaussians:
         return cls(torch.stack(means), torch.stack(covariances))
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the tensors, by the names they are saved under."""
+        """Return the tensors by the names under which they are saved."""
         return {"means": self.means, "covariances": self.covariances}

@@ -1,7 +1,6 @@
-"""Sums over features that are enough for Gaussian groups and for ridge regression.
+"""Sums over features that suffice to fit Gaussian groups and ridge regression.
 
-They add up example by example and task by task in any order, and examples can be taken out again.
-No example is kept.
+Examples and tasks can be added in any order, and can also be removed. No example is stored.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ from perdure.errors import TrainingError
 
 @dataclass(frozen=True)
 class Statistics:
-    """Sums over the examples of one task, in double precision.
+    """Sums over the features of a set of examples, in double precision.
 
-    The statistics of two sets of examples add up to those of both.
+    The statistics of two sets of examples add up to the statistics of both sets together.
 
     Examples
     --------
@@ -44,14 +43,14 @@ class Statistics:
         groups: Int[Tensor, " examples"],
         count: int,
     ) -> Statistics:
-        """Return the statistics of examples in groups from 0 to `count` - 1.
+        """Return the statistics of examples in groups that are numbered from 0 to `count` - 1.
 
-        Usually a group is a class.
+        A group is usually a class.
 
         Raises
         ------
         TrainingError
-            A feature is not a finite number: a sum with it would spoil every later answer of the
+            A feature is not finite, which would corrupt the sums and every later prediction of the
             run.
         """
         x = features.double().cpu()
@@ -72,7 +71,7 @@ class Statistics:
         )
 
     def __sub__(self, other: Statistics) -> Statistics:
-        """Take the examples of `other` out again."""
+        """Remove the examples of `other`."""
         return Statistics(
             counts=self.counts - other.counts,
             sums=self.sums - other.sums,
@@ -80,7 +79,7 @@ class Statistics:
         )
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the tensors, by the names they are saved under."""
+        """Return the tensors by the names under which they are saved."""
         return {"counts": self.counts, "sums": self.sums, "products": self.products}
 
 
@@ -90,7 +89,7 @@ def _check_finite(features: Float[Tensor, "examples features"]) -> None:
         first = int(broken.nonzero()[0]) + 1
         raise TrainingError(
             f"The backbone's features of {int(broken.sum())} of {len(features)} examples are not "
-            f"finite numbers, first those of example {first}. Check the model's weights, and this "
+            f"finite numbers. The first is example {first}. Check the model's weights, and this "
             "example."
         )
 
@@ -101,15 +100,16 @@ def within(
     products: Float[Tensor, "features features"],
     shrinkage: float,
 ) -> Float[Tensor, "features features"]:
-    """Return the covariance within groups, Σ, pooled and shrunk.
+    """Return the pooled within-group covariance, with shrinkage.
 
-    That is (1 - s) Σ + s (trace Σ / d) I, with the `shrinkage` s and d features.
+    If Σ is the pooled covariance of d features, this is (1 - s) Σ + s (trace Σ / d) I, where s is
+    `shrinkage`.
     """
     weighted = counts[:, None] * means
     between = weighted.T @ means
     covariance = (products - between) / counts.sum()
     d = len(covariance)
-    # Identical examples have no spread at all; the floor keeps the result invertible.
+    # The trace is zero if all examples are identical; the minimum keeps the result invertible.
     spread = covariance.trace().clamp_min(1e-12) / d
     sphere = spread * torch.eye(d, dtype=torch.double)
     return (1 - shrinkage) * covariance + shrinkage * sphere

@@ -1,4 +1,4 @@
-"""Task vectors: an adapter's change of the weights, kept low-rank as long as that is exact."""
+"""Task vectors: the changes an adapter makes to the weights, low-rank as long as that is exact."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from perdure.errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class LowRank:
-    """A matrix B A, kept as its factors.
+    """A matrix B A, stored as its factors.
 
     Examples
     --------
@@ -34,11 +34,11 @@ class LowRank:
 
     @property
     def rank(self) -> int:
-        """The number of columns of B: B A has at most this rank."""
+        """The number of columns of B, which is an upper bound on the rank of B A."""
         return self.A.shape[0]
 
     def __add__(self, other: LowRank) -> LowRank:
-        """Add exactly, with the factors side by side: B₁A₁ + B₂A₂ = [B₁ B₂] [A₁; A₂]."""
+        """Add exactly, by concatenating the factors: B₁A₁ + B₂A₂ = [B₁ B₂] [A₁; A₂]."""
         B = torch.cat([self.B, other.B], dim=1)
         A = torch.cat([self.A, other.A])
         return LowRank(B, A)
@@ -52,12 +52,13 @@ class LowRank:
         return self.B @ self.A
 
     def svd(self) -> tuple[Float[Tensor, "out r"], Float[Tensor, " r"], Float[Tensor, "r in"]]:
-        """Return U, S and Vᵀ with U diag(S) Vᵀ = B A, with r = min(out, in, rank) values.
+        """Return U, S and Vᵀ such that U diag(S) Vᵀ = B A, with r = min(out, in, rank) values.
 
-        By QR of both factors and a small SVD, in single precision at least. The singular vectors
-        of a value that is zero are arbitrary: the function `svd` leaves them out.
+        They are computed with the QR decompositions of both factors and a small SVD, in at least
+        single precision. The singular vectors of singular values that are zero are arbitrary; the
+        function `svd` omits them.
         """
-        # QR and SVD do not exist for half precision.
+        # torch has no QR or SVD in half precision.
         precision = torch.promote_types(self.B.dtype, torch.float32)
         left, upper = torch.linalg.qr(self.B.to(precision))
         right, lower = torch.linalg.qr(self.A.T.to(precision))
@@ -72,9 +73,9 @@ class LowRank:
         )
 
     def truncate(self, rank: int) -> LowRank:
-        """Return the closest matrix of at most this rank (Eckart & Young).
+        """Return the closest matrix whose rank is at most `rank` (Eckart & Young).
 
-        A matrix whose rank is not higher is returned as it is.
+        If the factors already have such a rank, the matrix is returned unchanged.
         """
         if self.rank <= rank:
             return self
@@ -83,7 +84,7 @@ class LowRank:
         return LowRank(B, Vh[:rank])
 
     def padded(self, rank: int) -> LowRank:
-        """Return the same matrix by factors of at least this rank, filled with zeros."""
+        """Return the same matrix with its factors padded with zeros to at least the given rank."""
         missing = max(0, rank - self.rank)
         out, width = self.shape
         return self + LowRank(self.B.new_zeros(out, missing), self.A.new_zeros(missing, width))
@@ -91,7 +92,7 @@ class LowRank:
 
 @dataclass(frozen=True)
 class Deferred:
-    """A full tensor that is made on request and not kept, so that only one is in memory at a time.
+    """A full tensor that is computed on request and not stored, so only one is in memory at a time.
 
     Examples
     --------
@@ -116,7 +117,7 @@ T = TypeVar("T")
 
 
 class OnDemand(Mapping[str, T]):
-    """Entries that are made on each access and not kept.
+    """A mapping whose values are computed on each access and not stored.
 
     Examples
     --------
@@ -148,9 +149,9 @@ def dense(entry: Entry) -> Tensor:
 def svd(entry: Entry) -> tuple[Float[Tensor, "out r"], Float[Tensor, " r"], Float[Tensor, "r in"]]:
     """Return the singular value decomposition U, S, Vᵀ of a matrix, reduced to its numerical rank.
 
-    No value in S is zero, that is, below rounding: at most 1e-6 of the largest, or the accumulated
-    rounding error. A direction whose singular value is zero is arbitrary, and no rule may depend on
-    it.
+    Singular values that are zero up to rounding are omitted: those that are at most 1e-6 of the
+    largest one, or at most the accumulated rounding error, if that is larger. The directions of
+    such values are arbitrary, and no rule may depend on them.
     """
     if isinstance(entry, LowRank):
         U, S, Vh = entry.svd()
@@ -181,7 +182,7 @@ def _dense_svd(
 def inner(left: Entry, right: Entry) -> float:
     """Return the Frobenius inner product <left, right>, in double precision.
 
-    No full matrix is formed for two low-rank entries.
+    If both entries are low-rank, no full matrix is computed.
     """
     if left.shape != right.shape:
         raise InputError(
@@ -200,11 +201,11 @@ def inner(left: Entry, right: Entry) -> float:
 
 @dataclass(frozen=True, eq=False)
 class TaskVector:
-    """The change that a task makes to the model, by name.
+    """The change that a task makes to the model, as a mapping from names to entries.
 
-    In delta space the names are those of layers and the entries `LowRank`; in factor space they are
-    those of parameters, with tensors. A layer that a vector lacks counts as zero. An entry that a
-    rule cannot keep low-rank is a tensor, or `Deferred`.
+    In delta space, the names are layer names, and the entries are `LowRank`. In factor space, the
+    names are parameter names, and the entries are tensors. A missing layer counts as zero. An entry
+    that a rule cannot represent as low-rank is a tensor or `Deferred`.
 
     Examples
     --------
@@ -249,7 +250,7 @@ class TaskVector:
         return dense(self.entries[name])
 
     def made(self) -> TaskVector:
-        """Return the vector with every deferred tensor made, for use more than once."""
+        """Return the vector with all deferred tensors computed, for use more than once."""
         entries: dict[str, Entry] = {}
         for name, value in self.items():
             if isinstance(value, Deferred):
@@ -260,17 +261,17 @@ class TaskVector:
     def inner(self, other: TaskVector) -> float:
         """Return the Frobenius inner product over all layers."""
         shared = [name for name in self.entries if name in other]
-        # From Python 3.12 on `sum` compensates for rounding; a loop would give other last digits.
+        # Since Python 3.12, `sum` compensates for rounding; a loop would change the last digits.
         return sum(inner(self[name], other[name]) for name in shared)
 
     def norm(self) -> float:
         """Return the Frobenius norm over all layers."""
-        # Rounding can make the square of a low-rank entry slightly negative where it is zero.
+        # Rounding can make the squared norm of a low-rank entry slightly negative if it is zero.
         squares = [max(0.0, _square(value)) for value in self.entries.values()]
         return sum(squares) ** 0.5
 
     def cosine(self, other: TaskVector) -> float:
-        """Return the cosine of the angle between two task vectors; 0 if one of them is zero.
+        """Return the cosine of the angle between two task vectors, or 0 if one of them is zero.
 
         Examples
         --------
@@ -285,9 +286,9 @@ class TaskVector:
         return self.inner(other) / norms
 
     def truncate(self, rank: int) -> TaskVector:
-        """Return the closest vector whose low-rank entries have at most this rank.
+        """Return the closest vector whose low-rank entries have at most the rank `rank`.
 
-        Other entries stay as they are.
+        Other entries are unchanged.
         """
         entries: dict[str, Entry] = {}
         for name, value in self.items():
@@ -301,28 +302,28 @@ def _plus(name: str, left: Entry, right: Entry) -> Entry:
     if left.shape != right.shape:
         raise InputError(
             f"`{name}` has the shape {tuple(left.shape)} in one task vector, "
-            f"{tuple(right.shape)} in another: they belong to different models, or different "
-            "spaces."
+            f"{tuple(right.shape)} in another: the vectors belong to different models or spaces."
         )
     if isinstance(left, LowRank) and isinstance(right, LowRank):
         return left + right
     if isinstance(left, Tensor) and isinstance(right, Tensor):
         return left + right
-    # A sum of two kinds is full, so it is put off until somebody reads this layer.
+    # The sum of two different kinds is a full tensor, so it is deferred until this layer is read.
     return Deferred(left.shape, lambda: dense(left) + dense(right))
 
 
 def _square(value: Entry) -> float:
-    """Return the inner product of an entry with itself; a deferred one is made once, not twice."""
+    """Return the inner product of an entry with itself, computing a deferred entry only once."""
     if isinstance(value, Deferred):
         value = value.dense()
     return inner(value, value)
 
 
 def by_depth(names: Iterable[str], parts: int) -> dict[str, int]:
-    """Return the part that each layer is in, of `parts` parts of equal depth.
+    """Divide the layers into `parts` parts of equal depth, and return the part of each layer.
 
-    The depth of a layer is the first number in its name; a layer without one is in the first part.
+    The depth of a layer is determined by the first number in its name. A layer without a number is
+    in the first part.
 
     Examples
     --------
@@ -331,7 +332,7 @@ def by_depth(names: Iterable[str], parts: int) -> dict[str, int]:
     """
     blocks = {name: _block(name) for name in names}
     numbers = {block for block in blocks.values() if block is not None}
-    # Positions, not the numbers themselves: an adapter may change only every other block.
+    # Positions are used instead of the numbers, as an adapter may change only every other block.
     depths = {block: depth for depth, block in enumerate(sorted(numbers))}
     levels = max(1, len(depths))
     result = {}
@@ -342,7 +343,7 @@ def by_depth(names: Iterable[str], parts: int) -> dict[str, int]:
 
 
 def _block(name: str) -> int | None:
-    """Return the first number in a layer's name, if there is one."""
+    """Return the first number in the name of a layer, or None."""
     for word in name.split("."):
         if word.isdigit():
             return int(word)
@@ -352,8 +353,8 @@ def _block(name: str) -> int | None:
 def total(vectors: Sequence[TaskVector]) -> TaskVector:
     """Return the sum of task vectors.
 
-    Low-rank layers are put together once, not vector by vector, which would copy the growing
-    factors each time.
+    The factors of a low-rank layer are concatenated once. Adding vector by vector would copy the
+    growing factors each time.
     """
     by_name: dict[str, list[Entry]] = {}
     for vector in vectors:
@@ -373,18 +374,18 @@ def _total(name: str, values: list[Entry]) -> Entry:
         B = torch.cat([value.B for value in low_rank], dim=1)
         A = torch.cat([value.A for value in low_rank])
         return LowRank(B, A)
-    # A single value, a mixture of kinds, or shapes that differ, which `_plus` refuses.
+    # A single value, values of different kinds, or different shapes, which `_plus` rejects.
     plus = functools.partial(_plus, name)
     return functools.reduce(plus, values)
 
 
 def shapes(vectors: Mapping[str, TaskVector]) -> dict[str, torch.Size]:
-    """Return the shape of every layer that a task vector changes, in the vectors' order.
+    """Return the shape of every layer that a task vector changes, in order of first appearance.
 
     Raises
     ------
     InputError
-        Two vectors give a layer different shapes.
+        Two vectors have different shapes for the same layer.
     """
     sizes: dict[str, torch.Size] = {}
     for task, vector in vectors.items():
@@ -392,7 +393,7 @@ def shapes(vectors: Mapping[str, TaskVector]) -> dict[str, torch.Size]:
             before = sizes.setdefault(name, value.shape)
             if before != value.shape:
                 raise InputError(
-                    f"`{name}` has the shape {tuple(value.shape)} in `{task}`, {tuple(before)} "
-                    "before: they belong to different models, or spaces."
+                    f"`{name}` has the shape {tuple(value.shape)} in `{task}`, {tuple(before)} in "
+                    "an earlier task: they belong to different models or spaces."
                 )
     return sizes

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from perdure.errors import UnknownName
+from perdure.errors import InputError, UnknownName
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -52,9 +52,17 @@ def task_names(order: str | Sequence[str], orders: Mapping[str, str]) -> list[st
     ------
     UnknownName
         There is no such order.
+    InputError
+        A task is not named by a string, or is named twice.
     """
     if not isinstance(order, str):
-        return list(order)
+        names = list(order)
+        for name in names:
+            if not isinstance(name, str):
+                raise InputError(f"`order` names tasks by strings, got `{name!r}` in {names}.")
+            if names.count(name) > 1:
+                raise InputError(f"`order` names task `{name}` twice. Leave one out.")
+        return names
     if order not in orders:
         raise UnknownName("order", order, orders)
     return orders[order].split()

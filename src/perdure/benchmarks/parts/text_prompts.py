@@ -1,14 +1,18 @@
-"""The prompts for language models on the tasks of `standard_cl`."""
+"""The texts of the tasks of `standard_cl`: prompts for language models, pairs for encoders."""
 
+import re
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-Style = Literal["plain", "options", "o_lora"]
-"""The prompt's form.
+from perdure.errors import DataError
 
-`plain`: the text alone, as an encoder reads it. `options`: an instruction, the classes to choose
-from, the text and `Answer:`, as in SAPT and GainLoRA. `o_lora`: the same, after the names of the
-task's kind and of the data set, as in O-LoRA: the model is then told the task in words.
+Style = Literal["plain", "pairs", "options", "o_lora"]
+"""The form of a text.
+
+`plain`: the text alone. `pairs`: the same, but premise and hypothesis, two questions, or question
+and passage are two texts, which an encoder reads as a pair. `options`: an instruction, the classes
+to choose from, the text and `Answer:`, as in SAPT and GainLoRA. `o_lora`: the same, after the names
+of the task's kind and of the data set, as in O-LoRA: the model is then told the task in words.
 """
 
 
@@ -61,6 +65,19 @@ QUESTIONS = {
     ),
     "copa": Question("COPA", ""),
 }
+# The two texts of a pair, in the form in which they are put together.
+TWO_SENTENCES = r"sentence 1: (.*)\nsentence 2: (.*)"
+PAIRS = {
+    "mnli": TWO_SENTENCES,
+    "cb": TWO_SENTENCES,
+    "rte": TWO_SENTENCES,
+    "qqp": r"first sentence: (.*)\nsecond sentence: (.*)",
+    "boolq": r"question: (.*)\npassage: (.*)",
+    # The word belongs to the first sentence, and the candidate answer to the question.
+    "wic": r"word: (.*\n.*)\n(.*)",
+    "multirc": r"paragraph: (.*)\n(question: .*\ncandidate answer: .*)",
+    "copa": r"(.*)\n(A: .*\nB: .*)",
+}
 # The data sets that O-LoRA's prompt calls by other names than ours.
 DATA_SETS = {
     "sst2": "SST-2",
@@ -76,8 +93,31 @@ DATA_SETS = {
 }
 
 
+def pair(task: str, text: str) -> tuple[str, str]:
+    """Return the two texts of a pair, taken apart.
+
+    Raises
+    ------
+    DataError
+        The text is not in the form of the task.
+
+    Examples
+    --------
+    >>> pair("rte", "sentence 1: It rains.\\nsentence 2: It is wet.")
+    ('It rains.', 'It is wet.')
+    """
+    match = re.fullmatch(PAIRS[task], text.strip(), re.DOTALL)
+    if match is None:
+        raise DataError(
+            f"A text of task `{task}` is not in the form of a pair, `{PAIRS[task]}`: "
+            f"{text[:80]!r}. With `prompts: plain` it is read as one text."
+        )
+    first, second = match.groups()
+    return first.strip(), second.strip()
+
+
 def prompt(style: Style, task: str, classes: Sequence[str], text: str) -> str:
-    """Return a text as a prompt of one of the styles.
+    """Return a text as a prompt: as it is, or in the style `options` or `o_lora`.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""A checkpoint that `from_pretrained` reads, written from weights and settings."""
+"""Write weights and settings as a checkpoint that `from_pretrained` can load."""
 
 import json
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 def write(
     folder: Path, weights: dict[str, np.ndarray], settings: Mapping[str, Mapping[str, object]]
 ) -> None:
-    """Write `model.safetensors`, and a JSON file for each entry of `settings`, by file name."""
+    """Write `model.safetensors`, and one JSON file per entry of `settings`, named by its key."""
     folder.mkdir(parents=True, exist_ok=True)
     # transformers reads the framework of the weights from this metadata.
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

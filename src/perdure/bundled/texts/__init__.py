@@ -1,6 +1,6 @@
-"""Each file is a plain text for measuring the loss of a language model.
+"""Plain texts for measuring the loss of a language model, with one file per text.
 
-The file's name is the text's name, which is found through `registry.py`.
+The name of a file is the name of its text. Texts are found through `registry.py`.
 
 editorials.py  Sentences of newspaper editorials
 """

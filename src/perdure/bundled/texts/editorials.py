@@ -1,4 +1,4 @@
-"""Newspaper editorials, from the ground truth of VADER (MIT): 5,190 sentences."""
+"""Newspaper editorials from the ground truth of VADER (MIT licence), with 5,190 sentences."""
 
 import tarfile
 
@@ -9,12 +9,12 @@ INNER = "hutto_ICWSM_2014/nytEditorialSnippets_GroundTruth.txt"
 
 
 def editorials() -> list[str]:
-    """Return newspaper editorials of the VADER ground truth, one text for each.
+    """Return the newspaper editorials in the VADER ground truth, one text per editorial.
 
     Raises
     ------
     FetchError
-        The package is neither in the cache nor can it be fetched.
+        The package is not in the cache and cannot be fetched.
 
     References
     ----------
@@ -31,7 +31,7 @@ def editorials() -> list[str]:
 
 
 def joined(lines: list[str]) -> list[str]:
-    """Put the sentences of each editorial together, in their order.
+    """Join the sentences of each editorial, in the order in which they are listed.
 
     Examples
     --------

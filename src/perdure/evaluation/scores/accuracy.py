@@ -1,4 +1,4 @@
-"""The share of answers that equal a right one."""
+"""The share of correct answers."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from perdure.evaluation.task_score import References, best, of
 
 @of("classes", "text")
 def accuracy(answers: Sequence[str], references: References) -> float:
-    """Return the share of answers that equal a right one, but for white space around them.
+    """Return the share of answers that equal a correct answer, ignoring surrounding white space.
 
     Examples
     --------

@@ -6,9 +6,9 @@ from perdure.errors import InputError
 from perdure.evaluation.task_score import References, of
 
 
-@of("text")
+@of("text", package="sacrebleu")
 def bleu(answers: Sequence[str], references: References) -> float:
-    """Return sacrebleu's corpus BLEU divided by 100: not a mean over examples.
+    """Return sacrebleu's corpus BLEU divided by 100, which is not a mean over examples.
 
     Raises
     ------
@@ -30,7 +30,8 @@ def bleu(answers: Sequence[str], references: References) -> float:
         raise InputError(
             "The score `bleu` needs `sacrebleu`: `pip install 'perdure[text]'`."
         ) from error
-    # sacrebleu takes all first references, all second ones, …; an example with fewer has None.
+    # sacrebleu takes a list of all first references, a list of all second references, and so on;
+    # an example with fewer references has None there.
     most = max(len(right) for right in references)
     streams = []
     for number in range(most):

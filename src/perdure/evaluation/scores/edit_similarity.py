@@ -7,10 +7,11 @@ from perdure.evaluation.task_score import References, best, of
 
 @of("text")
 def edit_similarity(answers: Sequence[str], references: References) -> float:
-    """Return the mean of 1 - edit distance / length of the longer text, with the best right answer.
+    """Return the mean over examples of 1 - edit distance / length of the longer text.
 
-    The distance is Levenshtein's, in characters. TRACE's `fuzz.ratio`, which knows no replacement,
-    is lower.
+    Each answer is compared with its closest correct answer. The distance is the Levenshtein
+    distance in characters. TRACE compares code by `fuzz.ratio`, a different formula:
+    `code_similarity`.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The share of answers that equal a right one after normalisation."""
+"""The share of answers that are correct after normalisation."""
 
 import re
 import string
@@ -11,11 +11,10 @@ PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalized(text: str) -> str:
-    """Return a text in lower case, without punctuation, articles and superfluous white space.
+    """Return the text in lower case, without punctuation, articles or extra white space.
 
-    Only ASCII punctuation and English articles are removed.
-
-    This is the normalisation of SQuAD. Super-NaturalInstructions keeps articles.
+    Only ASCII punctuation and English articles are removed. This is the normalisation of SQuAD;
+    Super-NaturalInstructions does not remove articles.
 
     Examples
     --------
@@ -28,7 +27,7 @@ def normalized(text: str) -> str:
 
 @of("classes", "text")
 def exact_match(answers: Sequence[str], references: References) -> float:
-    """Return the share of answers that equal a right one after both are normalised.
+    """Return the share of answers that equal a correct answer after both are normalised.
 
     References
     ----------

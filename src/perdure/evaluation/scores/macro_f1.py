@@ -7,11 +7,11 @@ from perdure.evaluation.task_score import References, of
 
 @of("classes")
 def macro_f1(answers: Sequence[str], references: References) -> float:
-    """Return the mean over classes of 2 · right / (times answered + times true).
+    """Return the mean over classes of 2 · correct / (times answered + times true).
 
-    The mean is over all classes that occur as an example's first right answer or as an answer. As
-    in scikit-learn, a class that occurs in neither is ignored, and one that occurs only as an
-    answer counts as 0.
+    The true class of an example is its first correct answer. As in scikit-learn, a class that is
+    neither true nor answered for any example is ignored, and a class that is only answered counts
+    as 0.
 
     Examples
     --------

@@ -8,14 +8,12 @@ from perdure.errors import InputError
 from perdure.evaluation.task_score import References, best, of
 
 
-@of("text")
+@of("text", package="rouge_score")
 def rouge_l(answers: Sequence[str], references: References) -> float:
-    """Return the mean F of the longest common subsequence of stemmed words.
+    """Return the mean F-measure of the longest common subsequence of stemmed words.
 
-    Each answer counts with its best right answer.
-
-    This is google's `rouge_score` with `use_stemmer=True`, as Super-NaturalInstructions, SAPT and
-    GainLoRA measure it.
+    Each answer is compared with the correct answer that gives the highest value. This is Google's
+    `rouge_score` with `use_stemmer=True`, as used for Super-NaturalInstructions, SAPT and GainLoRA.
 
     Raises
     ------

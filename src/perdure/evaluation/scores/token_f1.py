@@ -1,4 +1,4 @@
-"""The words that an answer and a right answer share: F1, as SQuAD measures it."""
+"""F1 of the words shared by an answer and a correct answer, as defined for SQuAD."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -9,10 +9,10 @@ from perdure.evaluation.task_score import References, best, of
 
 @of("text")
 def token_f1(answers: Sequence[str], references: References) -> float:
-    """Return the mean F1 between the normalised words of each answer and its best right answer.
+    """Return the mean F1 between the normalised words of each answer and its best correct answer.
 
-    F1 = 2 · shared / (words of the answer + words of the right answer). Two texts that are both
-    empty after normalisation are equal.
+    F1 = 2 · shared / (words of the answer + words of the correct answer). Two texts that are both
+    empty after normalisation are equal, so their F1 is 1.
 
     References
     ----------

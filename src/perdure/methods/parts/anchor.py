@@ -1,9 +1,9 @@
-"""The quadratic penalty of EWC, SI and MAS, which holds parameters that earlier tasks need.
+"""The quadratic penalty of EWC, SI and MAS on changes to parameters that earlier tasks need.
 
     Σ_i Ω_i (θ_i − θ*_i)²
 
-A method's state holds Ω and θ* as `importance/NAME` and `anchor/NAME`, by the parameters'
-names.
+The state of the method contains Ω and θ* as `importance/NAME` and `anchor/NAME`, where NAME is the
+name of the parameter.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ def penalty(parameters: Parameters, state: State) -> Tensor:
 
 
 def gradient(parameters: Parameters, state: State) -> dict[str, Tensor]:
-    """Return the penalty's gradient 2 Ω (θ − θ*), for the parameters that have an anchor."""
+    """Return the penalty's gradient, 2 Ω (θ − θ*), for each parameter that has an anchor θ*."""
     values = {}
     for name, value in parameters.items():
         values[name] = value.detach()
@@ -50,18 +50,18 @@ def hold(
 ) -> None:
     """Add a task to the penalty: Ω ← decay · Ω + new, and θ* ← θ.
 
-    With `weighted`, θ* becomes the mean of all θ* so far, weighted by their Ω. The gradient
-    of this one penalty is then that of the sum of all tasks' penalties.
+    With `weighted`, θ* becomes the mean of all θ* so far, weighted by their Ω. This penalty then
+    has the same gradient as the sum of separate penalties for all tasks.
     """
     for name, value in parameters.items():
         importance, anchor = _keys(name)
-        # θ is copied: training goes on in the parameter itself.
+        # θ is copied, because training continues to change the parameter.
         now = value.detach().clone()
         added = new[name].to(now)
         before = state.get(importance, torch.zeros_like(now))
         before = before.to(now)
         omega = decay * before + added
-        # The anchor goes all the way to θ, or, weighted, by the share of the new Ω in the sum.
+        # The anchor moves all the way to θ or, if weighted, by the share of the new Ω in the sum.
         share = 1.0
         if weighted:
             # Where Ω is zero the quotient is 0 / 0, and the anchor does not matter.
@@ -79,8 +79,8 @@ def _pairs(parameters: Parameters, state: State) -> dict[str, tuple[Tensor, Tens
         importance, anchor = _keys(name)
         if importance not in state:
             continue
-        # A state that was read from disk is on the CPU. It is moved once and stored again, so
-        # that the penalty copies nothing at each step.
+        # A state that was read from disk is on the CPU. It is moved only once, so that nothing is
+        # copied at each step.
         for key in (importance, anchor):
             state[key] = state[key].to(value)
         difference = value - state[anchor]

@@ -12,23 +12,27 @@ from perdure.models.examples import Examples
 from perdure.models.logits import Logits
 
 Labels = Literal["true", "sampled", "empirical"]
-"""The labels of the gradients: all, weighted by p(y | x); one drawn from it; or the right one."""
+"""The labels y that the Fisher information uses.
+
+`true`: all labels, weighted by p(y | x); `sampled`: one label drawn from p(y | x); `empirical`: the
+correct label.
+"""
 
 
 def fisher(backbone: Backbone, examples: Examples, labels: Labels) -> dict[str, Tensor]:
-    """Return F = E_x E_y [∂ log p(y | x) / ∂θ]² for each parameter of the module, by its name.
+    """Return F = E_x E_y [∂ log p(y | x) / ∂θ]² for each parameter θ of the module, by name.
 
-    p(y | x) is that of each example's own head. The result is on the CPU.
+    p(y | x) comes from the head of the example's task. The result is on the CPU.
 
     Parameters
     ----------
     labels
-        Where y comes from. `sampled` follows torch's random state.
+        The labels y over which to take the expectation. `sampled` uses torch's random state.
 
     References
     ----------
     Kirkpatrick et al., Overcoming catastrophic forgetting in neural networks, arXiv
-    1612.00796; the kinds of Fisher: Kunstner et al., arXiv 1905.12558.
+    1612.00796; variants of the Fisher information: Kunstner et al., arXiv 1905.12558.
     """
 
     def terms(answers: Logits) -> Iterator[Tensor]:

@@ -1,4 +1,4 @@
-"""Classifiers on a frozen backbone, whose heads are computed from sums of features."""
+"""Classifiers on a frozen backbone, with heads computed from sums of features."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from perdure.vectors.statistics import Statistics
 
 @dataclass(kw_only=True)
 class FrozenMethod(Method):
-    """A method that trains nothing: after each task it computes the heads from the features."""
+    """A method that trains nothing; after each task, it computes heads from frozen features."""
 
     usual_rule: ClassVar[str] = "last"
     needs: ClassVar[frozenset[Need]] = frozenset({"heads", "classes"})
@@ -35,38 +35,38 @@ class FrozenMethod(Method):
         return []
 
     def examples(self, seen: Sequence[Task]) -> Rows:
-        """Return no rows, which skips training; `end` passes over the new task's examples once."""
+        """Return no rows, which skips training; `end` reads the examples of the new task once."""
         return []
 
 
 def statistics_of(backbone: Backbone, task: Task) -> Statistics:
-    """Sum up the features of a task's training examples, as heads get them."""
+    """Return the statistics of the features that heads receive for a task's training examples."""
     rows = backbone.encode(task.rows("train"))
     features = pooled(backbone, rows)
     return Statistics.of(features, torch.tensor(rows.labels), len(task.classes))
 
 
 def check_present(statistics: Statistics, task: Task) -> None:
-    """Raise `InputError` if a class has no training example, and therefore no mean."""
+    """Raise `InputError` if a class has no training examples, and therefore no mean."""
     for name, count in zip(task.classes, statistics.counts.tolist(), strict=True):
         if not count:
             raise InputError(
                 f"Task `{task.name}` has no training example of class `{name}`, "
-                "so it has no mean: drop it."
+                "so it has no mean: remove the class."
             )
 
 
 class Accumulated:
-    """The statistics of all tasks so far, as a method's state keeps them.
+    """The statistics of all tasks so far, which are saved in a method's state.
 
-    The state holds `counts`, `sums` and `products`, and in `sizes` the number of classes of
-    each task. A task that was forgotten and learned again is there twice.
+    The state contains `counts`, `sums` and `products`, and in `sizes` the number of classes of
+    each task. A task that was forgotten and learned again is included twice.
     """
 
     def __init__(self, state: State):
         self.sizes: list[tuple[str, int]] = []
         self.total: Statistics | None = None
-        # A run folder may be damaged: any wrong type or shape becomes one error that says so.
+        # A run folder may be damaged: any wrong type or shape becomes one clear error.
         try:
             for name, size in state.get("sizes", []):
                 self.sizes.append((str(name), int(size)))
@@ -78,10 +78,10 @@ class Accumulated:
                 )
                 self._check_shapes(self.total)
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-            raise RunError(f"The sums that the run keeps are damaged ({error}).") from error
+            raise RunError(f"The sums saved in the run are damaged ({error}).") from error
 
     def _check_shapes(self, total: Statistics) -> None:
-        """Raise `ValueError` if the sums do not have one row for each class."""
+        """Raise `ValueError` if the shapes of the sums do not match the number of classes."""
         sizes = [size for _, size in self.sizes]
         classes = sum(sizes)
         width = total.sums.shape[1]
@@ -102,13 +102,12 @@ class Accumulated:
         Raises
         ------
         RunError
-            The sums are those of a model with features of another length.
+            The saved sums belong to a model with features of a different length.
         """
         old = self.total
         if old and old.sums.shape[1:] != new.sums.shape[1:]:
             raise RunError(
-                f"The sums that the run keeps, of shape {list(old.sums.shape)}, "
-                "do not fit the model."
+                f"The sums saved in the run, of shape {list(old.sums.shape)}, do not fit the model."
             )
         self.sizes.append((name, len(new.counts)))
         if old is None:
@@ -122,7 +121,7 @@ class Accumulated:
         return self.total
 
     def state(self) -> State:
-        """Return the statistics as a method's state holds them."""
+        """Return the statistics in the format of a method's state."""
         assert self.total
         return {"sizes": self.sizes, **self.total.tensors()}
 
@@ -133,12 +132,12 @@ class Accumulated:
         bias: Float[Tensor, " classes"],
         more: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Give each task its rows of one classifier, as its head.
+        """Split a classifier over the classes of all tasks into one head for each task.
 
         Parameters
         ----------
         more
-            Further tensors that every head holds.
+            Additional tensors to store in every head.
         """
         sizes = [size for _, size in self.sizes]
         weights = weight.float().split(sizes)
@@ -152,6 +151,6 @@ class Accumulated:
                 **(more or {}),
             }
         for name, head in newest.items():
-            # The sums still hold tasks that were forgotten, but they get no head again.
+            # The sums still include forgotten tasks, but those get no head.
             if name in backbone.heads:
                 backbone.put(name, head)

@@ -1,10 +1,10 @@
-"""Per-example gradients, computed a batch at a time.
+"""Per-example gradients, computed one batch at a time.
 
 The square of a batch's gradient is not the sum of the squares of its examples' gradients, so
-per-example gradients are needed. In a linear layer y = W x an example's gradient is the sum over
-its tokens of dL/dy xᵀ: a single pass over a batch that records x and dL/dy yields them all. A
-module with layers other than linear ones is processed one example at a time. (`torch.func.vmap` of
-a gradient does the same for any layer, but is slower with peft's modules.)
+per-example gradients are needed. In a linear layer y = W x, the gradient of an example is the sum
+over its tokens of dL/dy xᵀ, so a single pass over a batch that records x and dL/dy yields the
+gradients of all examples. A module with other kinds of layers is processed one example at a time.
+(`torch.func.vmap` of a gradient works for any layer, but is slower with peft's modules.)
 """
 
 import contextlib
@@ -22,13 +22,13 @@ from perdure.models.examples import Batch, Examples
 from perdure.models.logits import Logits
 
 Terms = Callable[[Logits], Iterable[Float[Tensor, " batch"]]]
-"""A function from answers to the terms that are differentiated in turn, each with one value per
-example.
+"""A function that computes terms from the model's answers. Each term has one value per example, and
+is differentiated separately.
 """
 Function = Callable[[Tensor], Tensor]
 
 BATCH_SIZE = 64
-"""The number of examples in a pass; for one layer at a time, all their gradients are in memory."""
+"""The number of examples in a pass. All their gradients are in memory, for one layer at a time."""
 
 
 def mean_over_examples(
@@ -36,14 +36,15 @@ def mean_over_examples(
 ) -> dict[str, Tensor]:
     """Return the mean over examples of Σ over terms of f(∂ term / ∂θ), for each parameter θ.
 
-    The parameters are the module's, by name. The result is on the CPU.
+    The keys are the names of the module's parameters. The results are on the CPU.
 
     Parameters
     ----------
     terms
-        The terms to differentiate, from the answers of each example's own head.
+        A function that computes the terms to differentiate from the answers of a batch, where each
+        example is answered by the head of its task.
     function
-        f, for each entry, such as `torch.square`.
+        The elementwise function f, such as `torch.square`.
     """
     backbone.eval()
     parameters = adapters.trainable(backbone.model)
@@ -52,7 +53,7 @@ def mean_over_examples(
         parameter.requires_grad_()
     total = {name: torch.zeros_like(value) for name, value in parameters.items()}
 
-    # One example tells: a model that uses a layer twice does so for each of them.
+    # One example is enough: a model that uses a layer twice does so for every example.
     by_batch = _all_linear(parameters, layers)
     if by_batch:
         first = examples.batch([0], backbone.device)
@@ -90,8 +91,8 @@ def _add_by_batch(
             hidden = backbone(batch)
             answers = backbone.read(hidden, batch)
             for term in terms(answers):
-                # The gradient of the sum is thrown away: on its way to the weights it passes the
-                # layers' outputs, where it is still that of each example.
+                # The gradient of the sum is discarded. On its way to the weights it passes through
+                # the layers' outputs, where it is still separate for each example.
                 torch.autograd.grad(
                     term.sum(),
                     weights,
@@ -124,7 +125,7 @@ def _add_one_by_one(
 
 
 def _all_linear(parameters: Mapping[str, Tensor], layers: Mapping[str, nn.Linear]) -> bool:
-    """Return whether all parameters belong to these layers."""
+    """Return True if the parameters are exactly the parameters of the given layers."""
     names = set()
     for name, layer in layers.items():
         names |= {f"{name}.{key}" for key, _ in layer.named_parameters(recurse=False)}
@@ -133,10 +134,10 @@ def _all_linear(parameters: Mapping[str, Tensor], layers: Mapping[str, nn.Linear
 
 @torch.no_grad()
 def _used_once(backbone: Backbone, layers: list[nn.Linear], batch: Batch) -> bool:
-    """Return whether a pass uses no layer twice.
+    """Return True if a forward pass uses no layer more than once.
 
-    Models that share layers do. f is a function of the sum of the gradients of all uses, and
-    the hooks see each use alone.
+    Models with shared layers use a layer several times. Per-example gradients are then sums over
+    all uses, but a hook sees only one use at a time.
     """
     uses: list[nn.Module] = []
     hooks = [
@@ -153,17 +154,17 @@ def _used_once(backbone: Backbone, layers: list[nn.Linear], batch: Batch) -> boo
 def caught(
     layers: dict[str, nn.Linear], total: dict[str, Tensor], function: Function, batch: Batch
 ) -> Iterator[None]:
-    """Add f of each example's gradients to `total` while the block runs.
+    """Add `function(gradient)` of each example to `total` in every backward pass inside the block.
 
-    The differentiated value must be a sum over the examples of a batch, and each layer must
-    be used once in a pass.
+    The differentiated value must be a sum over the examples of the batch, and each layer must be
+    used only once in a forward pass.
 
     Parameters
     ----------
     total
-        The sums by the names of the layers' parameters.
+        The sums so far, by parameter name.
     batch
-        The examples, each in a row of its own.
+        The batch that the model processes inside the block, with one example per row.
     """
 
     def catch(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -197,12 +198,12 @@ def caught(
 def _apart(
     values: Float[Tensor, "*places width"], batch: Batch
 ) -> Float[Tensor, "batch tokens width"]:
-    """Return what a layer reads or writes, by example; zeros fill up the shorter ones."""
+    """Return a layer's inputs or outputs by example, padding shorter examples with zeros."""
     examples = len(batch)
     if batch.places is not None and len(values) == 1 < examples:
-        # A language model's output layer reads the tokens of all answers as one row.
+        # The output layer of a language model gets the tokens of all answers as one row.
         counts = batch.places.examples.bincount(minlength=examples).tolist()
         return pad_sequence(list(values[0].split(counts)), batch_first=True)
-    # A vision transformer may cut an image into windows, one after the other in the first
-    # dimension: they are joined again, so that the first dimension counts examples.
+    # A vision transformer may split an image into windows along the first dimension. They are
+    # joined here, so that the first dimension counts examples.
     return values.reshape(examples, -1, values.shape[-1])

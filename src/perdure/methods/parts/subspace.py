@@ -1,8 +1,8 @@
-"""The subspace that the earlier tasks' inputs of a layer span.
+"""The subspace spanned by the inputs that a layer received from earlier tasks.
 
-Gradient projection memory (Saha et al. 2021, arXiv 2103.09762) in its dual form (Liang &
-Li, CVPR 2023): a basis of the subspace or of its complement, whichever is smaller. All
-algebra is in double precision.
+This is gradient projection memory (Saha et al. 2021, arXiv 2103.09762) in its dual form (Liang &
+Li, CVPR 2023), which stores a basis of the subspace or of its complement, whichever is smaller.
+All computations are in double precision.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from perdure.vectors.eigen import Wanted, leading
 
 Energy = Literal["covariance", "features"]
 NOISE = 2e-6
-"""An eigenvalue below this share of the sum of a covariance's eigenvalues may be noise.
+"""The noise threshold for the eigenvalues of a covariance, relative to the sum of all of them.
 
-Covariances add up products in single precision. On constant inputs that was seen to leave
-up to 7e-7 of the sum in directions that the inputs do not have.
+Covariances are sums of products in single precision. With constant inputs, up to 7e-7 of the sum
+was observed in directions that the inputs do not have.
 """
 
 
@@ -46,7 +46,7 @@ class Subspace:
 
     @classmethod
     def empty(cls, d: int) -> Subspace:
-        """Return the subspace of dimension zero, before the first task."""
+        """Return a subspace of dimension zero, as it is before the first task."""
         return cls(torch.zeros(d, 0, dtype=torch.double), complement=False)
 
     @property
@@ -67,19 +67,19 @@ class Subspace:
     def directions(
         self, C: Float[Tensor, "d d"], count: int, energy: Energy = "covariance"
     ) -> Float[Tensor, "d directions"]:
-        """Return the leading directions outside M of inputs with covariance C, orthonormal.
+        """Return the leading orthonormal directions outside M of inputs with covariance C.
 
-        There are at most `count` of them, or fewer if the rest is noise.
+        The result has at most `count` directions, and fewer if the others are noise.
 
         Parameters
         ----------
         energy
             `covariance`: left singular vectors of (I - M Mᵀ) C, as in InfLoRA's code; `features`:
-            those of (I - M Mᵀ) H, H being the inputs themselves, as in the paper.
+            left singular vectors of (I - M Mᵀ) H, where H are the inputs, as in the paper.
         """
         outside = self._outside(C, energy)
         floor = _noise(C, energy)
-        # At most the dimensions that M leaves free, whatever rounding makes of the others.
+        # Never more than the dimensions that M leaves free, even with rounding errors.
         room = min(count, self.free)
 
         def number(energies: Tensor) -> int:
@@ -108,14 +108,15 @@ class Subspace:
         energy: Energy = "covariance",
         balance: float | None = None,
     ) -> Subspace:
-        """Add leading directions of inputs with covariance C to M.
+        """Return M extended by leading directions of inputs with covariance C.
 
-        M then contains about the share `epsilon` of the inputs' energy: the first task adds one
-        direction fewer than that takes (but at least one), as in InfLoRA's code. Energies are
-        squared singular values of (I - M Mᵀ) C, or of (I - M Mᵀ) H, with H the inputs themselves.
+        The result contains about the share `epsilon` of the inputs' energy. As in InfLoRA's code,
+        the first task adds one direction fewer than that share takes (but at least one). Energies
+        are squared singular values of (I - M Mᵀ) C, or of (I - M Mᵀ) H, where H are the inputs.
 
-        With `balance`, the share of each direction decides instead of `epsilon`: it is added if
-        balance · share > 1 / d, the capacity for learning that it costs.
+        With `balance`, `epsilon` is ignored: a direction is added if balance · share > 1 / d,
+        where share is its share of the energy, and 1 / d is the capacity for learning that it
+        costs.
         """
         outside = self._outside(C, energy)
         floor = _noise(C, energy)
@@ -132,8 +133,7 @@ class Subspace:
                 count = below.sum().clamp_min(1)
             else:
                 # The energies may be only the largest ones, so they are subtracted from the energy
-                # that M misses. Each number of directions (0, 1, …) that misses too much asks for
-                # one more.
+                # that M misses. Count the numbers of directions (0, 1, …) that still miss too much.
                 added = torch.cat([energies.new_zeros(1), sums])
                 still_missing = missing - added
                 count = (still_missing > (1 - epsilon) * total).sum()
@@ -144,16 +144,17 @@ class Subspace:
             outside,
             energy,
             number,
-            # A threshold counts each of several equal eigenvalues, and only the whole
-            # decomposition is sure to find them all.
+            # A threshold counts each of several equal eigenvalues, and only the full decomposition
+            # is sure to find them all.
             whole=balance is not None,
         )
         return self._with(new)
 
     def _outside(self, C: Tensor, energy: Energy) -> Tensor:
-        """Return (I - M Mᵀ) C, or for features (I - M Mᵀ) C (I - M Mᵀ).
+        """Return (I - M Mᵀ) C or, if `energy` is `features`, (I - M Mᵀ) C (I - M Mᵀ).
 
-        If the complement is stored, the rows (for features, columns too) are in its coordinates.
+        If the complement is stored, rows (with `features`, columns too) are in the coordinates of
+        its basis.
         """
         if self.complement:
             half = self.basis.T @ C
@@ -181,24 +182,25 @@ class Subspace:
         return self._clean(vectors)
 
     def _clean(self, vectors: Tensor) -> Tensor:
-        """Make vectors orthonormal and orthogonal to M, to full precision."""
-        # One projection leaves a rounding error relative to the vectors before it, which may be
-        # much longer than what is left of them; the second one removes it.
+        """Return the vectors made orthonormal, and orthogonal to M, to full precision."""
+        # The rounding error of one projection is relative to the vectors before it, which may be
+        # much longer than the vectors after it. The second projection removes the error.
         for _ in range(2):
             vectors = self.outside(vectors)
             vectors = _orthonormal(vectors)
         return vectors
 
     def _with(self, new: Tensor) -> Subspace:
-        """Return M with new directions, which are orthonormal and outside it."""
+        """Return M extended by new directions, which must be orthonormal and outside M."""
         if self.complement:
-            # In the old complement's own coordinates, the new complement is what is orthogonal to
-            # the new directions. It shrinks with each task, and stays the smaller one.
+            # In the coordinates of the old complement, the new complement is everything that is
+            # orthogonal to the new directions. It shrinks with each task, so it stays smaller
+            # than M.
             rest = _complement(self.basis.T @ new)
             basis = self.basis @ rest
             return Subspace(basis.contiguous(), complement=True)
         basis = torch.cat([self.basis, new], dim=1)
-        # Above half of the dimension, the complement has the smaller basis.
+        # If M has more than half of the dimensions, the complement has the smaller basis.
         d, vectors = basis.shape
         is_large = vectors > d / 2
         if is_large:
@@ -207,12 +209,12 @@ class Subspace:
 
 
 def _energy(X: Tensor, energy: Energy) -> Tensor:
-    """Return the sum of squared singular values of a covariance, or of the inputs themselves."""
+    """Return the sum of the squared singular values of a covariance, or of the inputs."""
     return X.square().sum() if energy == "covariance" else X.trace()
 
 
 def _noise(C: Tensor, energy: Energy) -> Tensor:
-    """Return the energy below which a direction may be noise."""
+    """Return the energy below which a direction may be only noise."""
     floor = NOISE * C.trace()
     return floor**2 if energy == "covariance" else floor
 

@@ -1,7 +1,7 @@
-"""How diagnostics are shown: each file is one diagnostic, discovered by its name.
+"""The presentation of the diagnostics, with one file for each, which is found by its name.
 
-A file declares a `Diagnostic`: the numbers in diagnostics.json, how to read them, and how they look
-on the page and on the terminal. The file of the same name in `perdure.analysis` computes the
-numbers. There are two files because computing needs torch, and a report is made without it.
-`parts` is what several of them share.
+A file declares a `Diagnostic`: its numbers in diagnostics.json, how to read them, and how they are
+shown on the page and on the terminal. The file of the same name in `perdure.analysis` computes the
+numbers. There are two files because the computation needs torch, but a report must not need it.
+`parts` contains the code that several diagnostics share.
 """

@@ -1,4 +1,4 @@
-"""CKA of the features: tables and figures."""
+"""The table and the figures of the diagnostic `cka`, the similarity of features."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ READING = (
 
 
 def table(numbers: Part, tasks: Sequence[str]) -> Table:
-    """Make the table of the terminal: a row for each task."""
+    """Return the table for the terminal, with the CKA after each task."""
     rows = []
     columns = zip(tasks, numbers["to_pretrained"], numbers["to_previous"], strict=True)
     for task, pretrained, previous in columns:
@@ -31,7 +31,7 @@ def table(numbers: Part, tasks: Sequence[str]) -> Table:
 
 
 def pictures(numbers: Part, tasks: Sequence[str]) -> list[Picture]:
-    """Make the curves over the steps, and the layers against each other."""
+    """Return figures of the CKA over the steps, and between the layers of two models."""
     names = tasks[:TASKS]
     steps = {
         "with the pre-trained model": array(numbers["to_pretrained"])[:TASKS],
@@ -43,7 +43,7 @@ def pictures(numbers: Part, tasks: Sequence[str]) -> list[Picture]:
         names,
         steps,
     )
-    # Deep models have too many layers to draw; the same ones are kept on both sides.
+    # Deep models have too many layers to draw; the same ones are selected on both sides.
     kept = spread(len(numbers["layers"]), TASKS)
     layers = [numbers["layers"][layer] for layer in kept]
     by_layer = heat_map(

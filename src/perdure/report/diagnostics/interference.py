@@ -1,4 +1,4 @@
-"""Interference of task vectors, pair by pair: tables and figures."""
+"""The table and the figures of the diagnostic `interference`, on pairs of task vectors."""
 
 import itertools
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ READING = (
 
 @dataclass(frozen=True)
 class Measure:
-    """A measure of pairs of tasks, and how its heat maps look."""
+    """The caption and the format of the heat maps for one measure of pairs of tasks."""
 
     caption: str
     limits: tuple[float, float] = (0.0, 1.0)
@@ -50,13 +50,13 @@ GREATEST = "greatest with"
 
 
 def table(numbers: Part, tasks: Sequence[str]) -> Table:
-    """Make the table of the terminal: a row for each task, with means over the others."""
+    """Return the table for the terminal: a row for each task, with means over the other tasks."""
     cosine = array(numbers["cosine"])
     overlap = (array(numbers["overlap_left"]) + array(numbers["overlap_right"])) / 2
     conflict = array(numbers["sign_conflict"])
     rows = []
     for row, task in enumerate(tasks):
-        # There always is another task: with a single one nothing is computed.
+        # There is always another task, because nothing is computed for a single one.
         others = [other for other in range(len(tasks)) if other != row]
         closest = max(others, key=lambda other, row=row: _size(cosine[row, other]))
         rows.append(
@@ -78,12 +78,12 @@ def table(numbers: Part, tasks: Sequence[str]) -> Table:
 
 
 def _size(cosine: float) -> float:
-    """Return the size of a cosine; an undefined one is smaller than all others."""
+    """Return the absolute value of a cosine; for an undefined one, a number smaller than any."""
     return -2.0 if np.isnan(cosine) else abs(cosine)
 
 
 def pictures(numbers: Part, tasks: Sequence[str]) -> list[Picture]:
-    """Make the heat maps of pairs of tasks, the norms, and both by layer."""
+    """Return heat maps of pairs of tasks, bars of the norms, and heat maps of both by layer."""
     shown = []
     for key, measure in MEASURES.items():
         shown.append(
@@ -106,7 +106,7 @@ def pictures(numbers: Part, tasks: Sequence[str]) -> list[Picture]:
             norms,
         )
     )
-    # With very many tasks the values of single layers are not computed.
+    # With very many tasks, the values of single layers are not computed.
     if numbers["layers"]:
         shown += _by_layer(numbers, tasks)
     return drawn(shown)
@@ -145,8 +145,8 @@ def _by_layer(numbers: Part, tasks: Sequence[str]) -> list[Picture]:
 def _pairs(
     cosine: Float[ndarray, "tasks tasks"], tasks: Sequence[str]
 ) -> tuple[list[int], list[str]]:
-    """Choose the pairs that are drawn, those with the greatest cosines; and name them."""
-    # In the order in which the format stores a value for each pair.
+    """Return the indices and the names of the pairs to draw, those with the greatest cosines."""
+    # In the order in which the file stores a value for each pair.
     pairs = list(itertools.combinations(range(len(tasks)), 2))
     sizes = []
     for pair in pairs:
@@ -154,7 +154,7 @@ def _pairs(
         sizes.append(np.nan_to_num(size))
     order = range(len(pairs))
     strongest = sorted(order, key=lambda pair: -sizes[pair])
-    # Back in their own order, in which a reader looks for a pair.
+    # Back in the original order, in which a reader looks for a pair.
     chosen = sorted(strongest[:TASKS])
     names = []
     for pair in chosen:

@@ -1,4 +1,4 @@
-"""The task posterior, its confusion and its calibration: tables and figures."""
+"""The table and the figures of the diagnostic `posterior`, on recognising the task."""
 
 from collections.abc import Sequence
 
@@ -21,12 +21,12 @@ TAKEN_FOR = "most often taken for"
 
 
 def table(numbers: Part, tasks: Sequence[str]) -> Table:
-    """Make the table of the terminal: a row for each true task."""
+    """Return the table for the terminal, with a row for each true task."""
     confusion = shares(numbers["confusion"])
     rows = []
     for number, task in enumerate(tasks):
         row = confusion[number]
-        # The diagonal is the share that was found right.
+        # The diagonal is the share of examples whose task was found.
         rows.append([task, percent(none(row[number])), _mistake(row, number, tasks)])
     errors = f"task {percent(numbers['task_ece'])}, class {percent(numbers['class_ece'])}"
     return Table(
@@ -38,8 +38,8 @@ def table(numbers: Part, tasks: Sequence[str]) -> Table:
 
 
 def _mistake(row: Float[ndarray, " tasks"], task: int, tasks: Sequence[str]) -> str:
-    """Name the other task that a task was most often mistaken for, with its share, if any."""
-    # A comparison with nan is false: a task without examples was taken for none.
+    """Return the task for which a task was most often mistaken, with the share; empty if none."""
+    # A comparison with nan is false, so a task without examples was never mistaken.
     others = [other for other in range(len(tasks)) if other != task and row[other] > 0]
     if not others:
         return ""
@@ -48,7 +48,7 @@ def _mistake(row: Float[ndarray, " tasks"], task: int, tasks: Sequence[str]) -> 
 
 
 def pictures(numbers: Part, tasks: Sequence[str]) -> list[Picture]:
-    """Make the confusion of the tasks, and a reliability diagram of tasks and of classes."""
+    """Return the confusion matrix of the tasks, and reliability diagrams of tasks and classes."""
     confusion = square(
         "True task (row) × task found, % of the row",
         shares(numbers["confusion"]),

@@ -1,4 +1,4 @@
-"""Probes, linear classifiers on the features: tables and figures."""
+"""The table and the figures of the diagnostic `probe`, on linear classifiers of features."""
 
 from collections.abc import Sequence
 
@@ -18,9 +18,9 @@ CHANGES = ("plasticity", "stability")
 
 
 def table(numbers: Part, tasks: Sequence[str]) -> Table:
-    """Make the table of the terminal: a row for each step."""
+    """Return the table for the terminal, with a row for each step."""
     rows = [["(pre-trained)", percent(numbers["accuracy"][0]), "", ""]]
-    # Steps begin before the first task, so that a task's own step is one behind its number.
+    # The first step is before any task, so the step after a task is one more than its number.
     for number, task in enumerate(tasks):
         accuracy = percent(numbers["accuracy"][number + 1])
         changes = [percent(numbers[key][number], signed=True) for key in CHANGES]
@@ -33,7 +33,7 @@ def table(numbers: Part, tasks: Sequence[str]) -> Table:
 
 
 def pictures(numbers: Part, tasks: Sequence[str]) -> list[Picture]:
-    """Make the curve over the steps, the accuracy on each task, and its changes."""
+    """Return figures of the accuracy over the steps, the accuracy on each task, and its changes."""
     names = tasks[:TASKS]
     steps = ["(pre-trained)", *names]
     accuracy = {"all tasks": array(numbers["accuracy"])[: TASKS + 1]}

@@ -1,4 +1,4 @@
-"""Zones of the pre-trained weights that task vectors change: tables and figures."""
+"""The table and the figures of the diagnostic `zones`, on where task vectors change weights."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ READING = (
 
 
 def table(numbers: Part, tasks: Sequence[str]) -> Table:
-    """Make the table of the terminal: a row for chance, and one for each task below it."""
+    """Return the table for the terminal: a row for a random change, and one for each task."""
     rows = [_row("by chance", numbers["by_chance"])]
     for task, shares in zip(tasks, numbers["shares"], strict=True):
         rows.append(_row(task, shares))
@@ -35,8 +35,8 @@ def _row(name: str, shares: Sequence[float | None]) -> list[str]:
 
 
 def pictures(numbers: Part, tasks: Sequence[str]) -> list[Picture]:
-    """Make the bars of each task's zones, and zone I by layer."""
-    # What a random change would have stands beside what the tasks have.
+    """Return bars of the zones of each task, and a heat map of zone I by layer."""
+    # The shares of a random change are shown next to those of the tasks.
     names = ["by chance", *tasks[:TASKS]]
     chance = array(numbers["by_chance"])
     shares = np.vstack([chance, array(numbers["shares"])[:TASKS]])
@@ -60,7 +60,7 @@ def pictures(numbers: Part, tasks: Sequence[str]) -> list[Picture]:
             zones,
         )
     ]
-    # With very many tasks the values of single layers are not computed.
+    # With very many tasks, the values of single layers are not computed.
     if numbers["layers"]:
         zone_1 = array(numbers["layer_shares"])[:, :TASKS, 0]
         shown.append(

@@ -1,5 +1,5 @@
-"""Tools that several rules share.
+"""Tools shared by several rules.
 
-sparse.py    Entry by entry: trim, drop, elect signs
-spectral.py  Singular vectors, one matrix at a time
+sparse.py    Operations on individual entries: trimming, dropping, electing signs
+spectral.py  Operations on singular vectors, one matrix at a time
 """

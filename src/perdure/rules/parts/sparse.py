@@ -1,4 +1,4 @@
-"""Tools for rules that work entry by entry: trim, drop, and elect signs."""
+"""Tools for rules that work on individual entries: trimming, dropping, and electing signs."""
 
 import functools
 import hashlib
@@ -12,7 +12,7 @@ from torch import Tensor
 from perdure.vectors.task_vector import Deferred, Entry, TaskVector, shapes
 
 Layer = dict[str, Tensor]
-"""The full change of one layer, by task."""
+"""The change to one layer as a full tensor, by task."""
 
 How = Literal["mean", "sum"]
 Per = Literal["model", "layer"]
@@ -20,12 +20,12 @@ Then = Literal["sum", "average", "ties"]
 
 
 def layer_of(vectors: Mapping[str, TaskVector], name: str) -> Layer:
-    """Return each task's change of one layer as a full tensor; zeros if a task lacks it."""
+    """Return each task's change to one layer as a full tensor, which is zero if there is none."""
     changes: Layer = {}
     for task, vector in vectors.items():
         if name in vector:
             changes[task] = vector.dense(name)
-    # Every task gets an entry, so that a mean divides by the same number in every layer.
+    # Include every task, so that a mean divides by the same number in every layer.
     zeros = torch.zeros_like(next(iter(changes.values())))
     return {task: changes.get(task, zeros) for task in vectors}
 
@@ -33,12 +33,13 @@ def layer_of(vectors: Mapping[str, TaskVector], name: str) -> Layer:
 def each_layer(
     vectors: Mapping[str, TaskVector], merge: Callable[[str, Layer], Tensor]
 ) -> TaskVector:
-    """Apply `merge(name, changes by task)` to each layer, lazily when its result is read.
+    """Apply `merge(name, changes)` to each layer lazily, when its result is read.
 
-    At most one full matrix per task is in memory at a time.
+    `changes` maps each task to a full tensor. At most one full matrix per task is in memory at a
+    time.
     """
 
-    # A function, not a lambda in the loop, so that each layer captures its own name.
+    # A function, not a lambda in the loop, because a lambda would capture the last layer's name.
     def deferred(name: str, shape: torch.Size) -> Deferred:
         def make() -> Tensor:
             layer = layer_of(vectors, name)
@@ -54,7 +55,7 @@ def each_layer(
 
 def generator(seed: int, *about: str) -> torch.Generator:
     """Return a random generator seeded with `seed` and the strings in `about`."""
-    # A separator, so that ("a", "b") and ("ab", "") get different numbers.
+    # Join with a separator, so that ("a", "b") and ("ab", "") get different seeds.
     key = "\0".join([str(seed), *about])
     digest = hashlib.sha256(key.encode()).digest()
     derived_seed = int.from_bytes(digest[:7])  # seven bytes fit into a signed 64-bit seed
@@ -69,11 +70,12 @@ def dropped(
     task: str,
     name: str,
 ) -> Float[Tensor, "*shape"]:
-    """Keep each entry with probability `keep`, and divide it by `keep`; zero the others.
+    """Set entries to zero at random and rescale the rest.
 
-    The expected result is the change itself.
+    Each entry is kept with probability `keep` and then divided by `keep`, so the expected value of
+    the result is the original change.
     """
-    # Drawn on the CPU, so that every device drops the same entries.
+    # Draw on the CPU, so that every device drops the same entries.
     draws = torch.rand(
         change.shape,
         generator=generator(seed, task, name),
@@ -83,7 +85,10 @@ def dropped(
 
 
 def standing(change: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Return each magnitude's rank in its row, scaled to [-1, 1]; 0 in a row of one."""
+    """Rank the entries of each row by magnitude, from -1 (smallest) to 1 (largest).
+
+    The ranks are evenly spaced. In a row with a single entry, the rank is 0.
+    """
     row_count = len(change) if change.dim() > 1 else 1  # a vector is a single row
     rows = change.abs().reshape(row_count, -1)
     # The argsort of an argsort gives ranks. Stable sorts make ties reproducible.
@@ -97,8 +102,11 @@ def standing(change: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 
 def patterns(values: Float[Tensor, "*shape"], width: torch.dtype) -> Tensor:
-    """Return the magnitudes' bit patterns as integers, which sort as the magnitudes do."""
-    # IEEE 754 puts the exponent above the mantissa. The sign bit is 0, so integers stay positive.
+    """Return the bit pattern of each magnitude as an integer.
+
+    The integers sort in the same order as the magnitudes.
+    """
+    # IEEE 754 puts the exponent above the mantissa. The sign bit is 0, so no integer is negative.
     magnitudes = values.abs().to(width).flatten()
     return magnitudes.view(_integers(width))
 
@@ -108,11 +116,12 @@ def _integers(width: torch.dtype) -> torch.dtype:
 
 
 def threshold(layers: Callable[[], Iterable[Tensor]], keep: int) -> float:
-    """Return exactly the `keep`-th largest magnitude of all entries; 0 if there are fewer.
+    """Return the exact `keep`-th largest magnitude, or 0 if there are fewer entries.
 
-    Its bit pattern is determined 16 bits at a time, from the top, by a histogram of these bits
-    over all entries that share the higher ones. This takes two passes over the layers in
-    single precision and four in double, with one layer in memory at a time.
+    The bit pattern of the result is determined 16 bits at a time, from the highest to the lowest,
+    with a histogram of these bits over all entries that share the higher bits. This takes two
+    passes over the layers in single precision and four in double precision, with one layer in
+    memory at a time.
 
     Examples
     --------
@@ -120,7 +129,7 @@ def threshold(layers: Callable[[], Iterable[Tensor]], keep: int) -> float:
     2.0
     """
     first = next(iter(layers()), torch.zeros(0))
-    # Half precision is widened, which is exact.
+    # Half precision is converted to single precision, which is exact.
     width = torch.float64 if first.dtype == torch.float64 else torch.float32
     prefix = 0  # the bits known so far
     highest_shift = 48 if width == torch.float64 else 16
@@ -141,11 +150,11 @@ def threshold(layers: Callable[[], Iterable[Tensor]], keep: int) -> float:
 
 
 def _histogram(layers: Iterable[Tensor], width: torch.dtype, prefix: int, shift: int) -> Tensor:
-    """Count the values of the 16 bits above `shift` in entries whose higher bits are `prefix`."""
+    """Return a histogram of the 16 bits above `shift` where the higher bits equal `prefix`."""
     counts = torch.zeros(2**16, dtype=torch.int64)
     for layer in layers:
         bits = patterns(layer, width)
-        # Shift in two steps: a shift by the integer's full width is undefined.
+        # Shift in two steps, because a shift by the full width of the integer is undefined.
         higher = bits >> 16 >> shift
         matching = bits[higher == prefix]
         digits = (matching >> shift) & 0xFFFF
@@ -156,10 +165,10 @@ def _histogram(layers: Iterable[Tensor], width: torch.dtype, prefix: int, shift:
 def elected(
     changes: Float[Tensor, "tasks *shape"], majority: Callable[[], Tensor] | None = None
 ) -> Float[Tensor, "*shape"]:
-    """Elect each entry's sign, which is the sign of its sum over tasks.
+    """Elect the sign of each entry, which is the sign of its sum over tasks.
 
-    If the tasks cancel exactly, use the sign of most entries: `majority()`, or by default the
-    majority of this layer.
+    If the sum is exactly zero, use the sign that most entries have, as returned by `majority()`.
+    By default, this is the majority in the layer.
     """
     signs = changes.sum(0).sign()
     # An entry that no task changes gets no sign.
@@ -172,7 +181,7 @@ def elected(
 
 
 def most(changes: Float[Tensor, "tasks *shape"]) -> Float[Tensor, ""]:
-    """Return how many more entries have a positive sum over tasks than a negative one."""
+    """Return the number of positive sums over tasks minus the number of negative ones."""
     signs = changes.sum(0).sign()
     return signs.sum(dtype=torch.float64)  # single precision stops counting at 2**24
 
@@ -180,11 +189,11 @@ def most(changes: Float[Tensor, "tasks *shape"]) -> Float[Tensor, ""]:
 def disjoint(
     changes: Float[Tensor, "tasks *shape"], signs: Float[Tensor, "*shape"], how: How
 ) -> Float[Tensor, "*shape"]:
-    """Return each entry's sum or mean over the tasks that agree with its elected sign.
+    """Return the sum or mean of each entry over the tasks that agree with its elected sign.
 
-    An entry whose sign is 0 becomes 0.
+    An entry whose elected sign is 0 becomes 0.
     """
-    # A trimmed entry has the sign 0, so it agrees only if its value does not matter.
+    # A trimmed entry has the sign 0. It agrees only with an elected 0, and then adds 0.
     agree = changes.sign() == signs
     sums = (changes * agree).sum(0)
     if how == "sum":
@@ -194,7 +203,7 @@ def disjoint(
 
 
 def together(changes: Float[Tensor, "tasks *shape"], then: Then) -> Float[Tensor, "*shape"]:
-    """Combine the tasks' changes by sum, average, or TIES' disjoint mean."""
+    """Combine the changes of all tasks by sum, by average, or by the disjoint mean of TIES."""
     if then == "ties":
         signs = elected(changes)
         return disjoint(changes, signs, "mean")
@@ -202,19 +211,19 @@ def together(changes: Float[Tensor, "tasks *shape"], then: Then) -> Float[Tensor
 
 
 def _entries_kept(density: float, entries: int) -> int:
-    # At least one entry; otherwise rounded down, as peft and mergekit do.
+    # Round down, as peft and mergekit do, but keep at least one entry.
     return max(1, int(density * entries))
 
 
 def _thresholds(vectors: Mapping[str, TaskVector], density: float) -> dict[str, float]:
-    """Return the smallest magnitude kept in each task, trimming over the whole model."""
-    # A layer that a task lacks counts as zeros, so the number of entries is the same for all.
+    """Return the smallest magnitude that each task keeps when trimming over the entire model."""
+    # Missing layers count as zeros, so all tasks have the same number of entries.
     layer_shapes = shapes(vectors).values()
     entries = sum(shape.numel() for shape in layer_shapes)
     kept = _entries_kept(density, entries)
     thresholds: dict[str, float] = {}
     for task, vector in vectors.items():
-        # Called anew for each pass of `threshold`; it computes one layer at a time.
+        # `threshold` calls this once per pass; it computes one layer at a time.
         layers = functools.partial(
             map,
             vector.dense,
@@ -244,12 +253,12 @@ def ties(
     def trimmed(layer: Layer) -> Tensor:
         changes: list[Tensor] = []
         for task, change in layer.items():
-            # Keep all ties with the smallest: choosing among them would be arbitrary.
+            # Keep all entries tied with the smallest, because any choice would be arbitrary.
             strong = change.abs() >= lowest(task, change)
             changes.append(torch.where(strong, change, 0.0))
         return torch.stack(changes)
 
-    # Needed only if signs cancel exactly. Cached, because it reads the whole model again.
+    # Needed only if signs cancel exactly. Cached, because it reads the entire model again.
     @functools.cache
     def majority() -> Tensor:
         votes: list[Tensor] = []
@@ -260,7 +269,7 @@ def ties(
 
     def merge(name: str, layer: Layer) -> Tensor:
         changes = trimmed(layer)
-        # If signs cancel, the majority is that of the layer or of the whole model.
+        # If signs cancel, use the majority sign in the layer or in the entire model.
         if per == "layer":
             signs = elected(changes)
         else:

@@ -1,6 +1,6 @@
-"""Tools for rules that work on singular vectors, in factors as long as that is exact.
+"""Tools for rules that work on singular vectors, using low-rank factors where that is exact.
 
-Throughout, U, S and Vh (Vᵀ) are a singular value decomposition U diag(S) Vᵀ.
+U, S and Vh (Vᵀ) denote a singular value decomposition U diag(S) Vᵀ throughout.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +24,7 @@ from perdure.vectors.task_vector import (
 
 Block = Literal["topleft", "both"]
 Changes = dict[str, Entry]
-"""The changes of one layer, by task; tasks that do not change it are missing."""
+"""The changes to one layer, by task, without the tasks that do not change it."""
 Triples = tuple[Tensor, Tensor, Tensor]
 """Singular triples: the columns of U, the values S, the rows of Vᵀ."""
 
@@ -32,20 +32,20 @@ Triples = tuple[Tensor, Tensor, Tensor]
 def each_matrix(
     vectors: Mapping[str, TaskVector], merge: Callable[[str, Changes], Entry]
 ) -> TaskVector:
-    """Apply `merge(name, changes by task)` to each matrix; average other layers, as in papers.
+    """Apply `merge(name, changes)` to each matrix and average all other layers, as papers do.
 
-    A layer whose changes are all low-rank is merged immediately, and stays in factors. Others
-    are merged when they are read, one layer at a time.
+    `changes` maps tasks to their changes to the layer. If all of them are low-rank, the layer is
+    merged immediately, in factors. Otherwise, it is merged when it is read.
     """
 
     def entry(name: str, shape: torch.Size) -> Entry:
         changes = _changes(vectors, name)
         if len(shape) != 2:
-            # Divided by the number of all tasks: one that lacks the layer adds zero.
+            # Divide by the number of all tasks: a task that lacks the layer adds zero.
             average = 1 / len(vectors)
             layer_sum = summed(list(changes.values()))
             return layer_sum * average
-        # Small factors are merged now; full matrices later, so that only one is in memory.
+        # Merge small factors now, and full matrices later, one layer at a time.
         in_factors = all(isinstance(change, LowRank) for change in changes.values())
         if in_factors:
             return merge(name, changes)
@@ -66,14 +66,14 @@ def _changes(vectors: Mapping[str, TaskVector], name: str) -> Changes:
 
 
 def summed(changes: Sequence[Entry]) -> Entry:
-    """Return the sum of several changes of one layer."""
+    """Return the sum of several changes to one layer."""
     # `total` sums task vectors, joining low-rank factors once, so the layer needs a name.
     vectors = [TaskVector({"": change}) for change in changes]
     return total(vectors)[""]
 
 
 def without(U: Float[Tensor, "out k"], change: Entry) -> Entry:
-    """Return (I - U Uᵀ) · change, in factors if `change` is."""
+    """Return (I - U Uᵀ) · change, as low-rank factors if `change` is low-rank."""
     if isinstance(change, LowRank):
         # (I - U Uᵀ) B A: the projection touches only B, and the rank does not grow.
         inside = U @ (U.T @ change.B)
@@ -98,10 +98,10 @@ def _times(left: Tensor, right: Tensor) -> Tensor:
 
 
 def orthonormal(columns: Float[Tensor, "size k"]) -> Float[Tensor, "size k"]:
-    """Return the closest matrix with orthonormal columns (Procrustes): U Vᵀ of the SVD.
+    """Return the closest matrix with orthonormal columns (Procrustes), which is U Vᵀ of the SVD.
 
-    If the columns are linearly dependent, the result is restricted to their span, because the
-    remaining singular vectors would be arbitrary.
+    If the columns are linearly dependent, only singular vectors in their span are used, because
+    the others would be arbitrary.
     """
     if columns.shape[1] == 0:
         return columns
@@ -110,15 +110,15 @@ def orthonormal(columns: Float[Tensor, "size k"]) -> Float[Tensor, "size k"]:
 
 
 def strongest(change: Entry, most: int, *, outside: Tensor | None = None) -> Triples:
-    """Return a change's `most` largest singular triples, or fewer if its rank is lower.
+    """Return the `most` largest singular triples of a change, or fewer if its rank is lower.
 
-    With `outside`, decompose only the part orthogonal to the columns of `outside`.
+    If `outside` is given, decompose only the part orthogonal to the columns of `outside`.
     """
     if outside is None:
         return _first(most, svd(change))
     remainder = without(outside, change)
     U, S, Vh = _first(most, svd(remainder))
-    # Relative to the change itself: if it is in the span, only rounding error remains.
+    # Compare with the change itself: if it is in the span, only rounding error remains.
     square = max(0.0, inner(change, change))
     significant = 1e-6 * square**0.5 < S
     rank = int(significant.sum())
@@ -135,7 +135,7 @@ def _first(count: int, triples: Triples) -> Triples:
 
 
 def joined(triples: Sequence[Triples]) -> Triples:
-    """Concatenate singular triples, and make the left and right vectors orthonormal."""
+    """Concatenate singular triples and make the left and right singular vectors orthonormal."""
     Us, Ss, Vhs = zip(*triples, strict=True)
     # The singular values are kept, although the vectors change slightly.
     U = orthonormal(torch.cat(Us, 1))
@@ -147,7 +147,7 @@ def joined(triples: Sequence[Triples]) -> Triples:
 def coordinates(
     changes: Sequence[Entry],
 ) -> tuple[Float[Tensor, "out k"], list[Float[Tensor, "k in"]]]:
-    """Decompose [ΔW_1 … ΔW_n], and return U and each (S Vᵀ)_t, so that ΔW_t = U (S Vᵀ)_t."""
+    """Decompose [ΔW_1 … ΔW_n]; return U and the blocks (S Vᵀ)_t, where ΔW_t = U (S Vᵀ)_t."""
     in_factors = [change for change in changes if isinstance(change, LowRank)]
     if len(in_factors) == len(changes):
         return _coordinates_of_factors(in_factors)
@@ -185,9 +185,9 @@ def _coordinates_of_factors(
 def aligned(
     vectors: Mapping[str, TaskVector],
 ) -> tuple[dict[str, Tensor], dict[str, TaskVector]]:
-    """Return a common basis U for each matrix, and each task's coordinates in these bases.
+    """Return a common basis U for each matrix and the coordinates of each task in these bases.
 
-    A layer that is not a matrix has no basis; its changes are returned unchanged.
+    Layers that are not matrices have no basis, and their changes are returned unchanged.
     """
     bases: dict[str, Tensor] = {}
     entries: dict[str, dict[str, Entry]] = {}
@@ -216,13 +216,14 @@ def added(
     alpha: float,
     block: Block,
 ) -> Entry:
-    """Return factor · merged + the part of `new` outside the directions of `merged`.
+    """Return factor · merged plus the part of `new` outside the directions of `merged`.
 
     This is one step of OPCM for one matrix. With merged = U diag(S) Vᵀ and P = Uᵀ new V, it
-    removes from `new` the diagonal of P, and either the top-left r × r block (`topleft`) or
-    all of the first r rows and columns (`both`). The first r singular values make up at most
-    the share alpha of the sum of S. U and V end at the numerical rank, because further
-    singular vectors would be arbitrary. In factors, the rank grows by that of `new`.
+    removes the diagonal of P from `new`, and also either the top-left r × r block (`topleft`) or
+    the first r rows and columns (`both`). The first r singular values make up at most a fraction
+    alpha of the sum of S. U and V are cut off at the numerical rank, because further singular
+    vectors would be arbitrary. If both changes are low-rank, the result is low-rank, too, and
+    its rank is the sum of their ranks.
     """
     U, S, Vh = svd(merged)
     values = S.double()  # so that rounding does not decide the comparison with alpha
@@ -263,7 +264,7 @@ def added(
 
 
 def _core(U: Tensor, change: Entry, Vh: Tensor) -> Tensor:
-    """Return Uᵀ · change · V, without a full matrix if the change is in factors."""
+    """Return Uᵀ · change · V without forming a full matrix if the change is low-rank."""
     V = Vh.T
     if isinstance(change, LowRank):
         thin = change.B @ (change.A @ V)

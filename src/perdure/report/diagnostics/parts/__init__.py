@@ -1,7 +1,7 @@
-"""Code that the files of single diagnostics share.
+"""Code that the files of the diagnostics share.
 
-declaration.py  The declaration that each of them makes
+declaration.py  The declaration in the file of a diagnostic
 figures.py      Lines, bars and the reliability diagram, as SVG
-numbers.py      Lists of numbers as arrays
-pictures.py     Figures with the numbers behind them
+numbers.py      Conversion of lists of numbers to arrays
+pictures.py     Figures with their numbers as tables
 """

@@ -1,4 +1,4 @@
-"""The declaration that each file of a diagnostic makes."""
+"""The declaration that the file of each diagnostic contains."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ from perdure.report.picture import Picture
 from perdure.report.plain import Record
 
 Part = Record
-"""The numbers of one diagnostic, as diagnostics.json contains them."""
+"""The numbers of one diagnostic, as stored in diagnostics.json."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table on the terminal; `texts` are the columns after the first that hold text."""
+    """A table for the terminal; `texts` names the columns, other than the first, with text."""
 
     title: str
     header: list[str]
@@ -22,26 +22,26 @@ class Table:
 
 @dataclass(frozen=True)
 class Diagnostic:
-    """The numbers of a diagnostic, and how they are shown.
+    """The declaration of a diagnostic, with its numbers and how they are shown.
 
     Attributes
     ----------
     position
         Diagnostics are computed and shown in the order of their positions.
     title
-        The heading of its section on the page.
+        The heading of the diagnostic's section on the page.
     reading
-        One or two sentences on how to read it.
+        One or two sentences on how to read the numbers.
     axes
-        Its numbers by key, with a letter for each axis: t tasks, p pairs of tasks (each once, in
-        their order), s steps (before the first task, and after each), l the part's `layers`,
-        z zones, b bins with c columns. No letter is a single number.
+        The keys of the numbers, with a letter for each axis: t tasks, p pairs of tasks (each once,
+        in order), s steps (before the first task, and after each), l the `layers` of the
+        diagnostic, z zones, b bins with c columns. A single number has no letter.
     table
-        Makes the table on the terminal from the numbers and the names of the tasks.
+        A function that returns the table for the terminal, from the numbers and the task names.
     pictures
-        Makes the figures on the page from the same.
+        A function that returns the figures for the page, from the numbers and the task names.
     reads_examples
-        Whether it is computed from examples, and needs those of at least one task.
+        True if the diagnostic is computed from examples, and needs those of at least one task.
     """
 
     position: int

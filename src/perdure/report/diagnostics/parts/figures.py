@@ -14,7 +14,7 @@ from perdure.report.series import LINES, MARKERS
 from perdure.report.svg import SOFT, svg
 
 GREYS = (1.0, 0.6, 0.3)
-"""The strengths of grey of each series. Colours stand for runs on the page; these share one run."""
+"""The opacity of the grey of each series; colours are not used, as they distinguish runs."""
 Values = Float[ndarray, " n"]
 
 
@@ -22,7 +22,7 @@ Values = Float[ndarray, " n"]
 def lines(
     series: Mapping[str, Values], names: Sequence[str], beside: str, *, percent: bool = False
 ) -> Figure:
-    """Draw a line for each series of shares, over named steps; `beside` labels the axis."""
+    """Draw a line for each series of shares over named steps; `beside` labels the y-axis."""
     figure, axes = _axes(names, beside, percent, len(series))
     for number, (name, values) in enumerate(series.items()):
         marker = MARKERS[number % len(MARKERS)]
@@ -35,9 +35,9 @@ def lines(
             label=shown(name),
         )
     low, high = axes.get_ylim()
-    # Shares end at 1; the rest keeps a line at the top whole.
+    # Shares end at 1; the margin keeps a line at the top fully visible.
     high = min(high, 1.02)
-    # At least a tenth of height, so that noise looks small.
+    # The axis spans at least 0.1, so that noise looks small.
     low = min(low, high - 0.1)
     axes.set(xlabel="after learning", ylim=(low, high))
     return with_legend(figure)
@@ -52,9 +52,9 @@ def bars(
     percent: bool = False,
     stacked: bool = False,
 ) -> Figure:
-    """Draw bars for each name: one for each series, side by side or stacked."""
+    """Draw bars for each name, with one bar for each series, side by side or stacked."""
     figure, axes = _axes(names, beside, percent, len(series))
-    # The bars of a name fill 0.8 of its place, from -0.4 to 0.4.
+    # The bars of a name take up 0.8 of its width, from -0.4 to 0.4.
     width = 0.8 if stacked else 0.8 / len(series)
     bottom = np.zeros(len(names))
     for number, (name, values) in enumerate(series.items()):
@@ -71,7 +71,7 @@ def bars(
             color=to_rgba(SOFT, strength),
             label=shown(name),
         )
-        # An undefined value has no height, and must not lift what stands on it to nan.
+        # An undefined value has no height, and must not make the position of the next one nan.
         bottom += np.nan_to_num(values)
     axes.axhline(0, color=SOFT, lw=0.8)
     return with_legend(figure)
@@ -79,7 +79,10 @@ def bars(
 
 @svg
 def reliability(bins: Float[ndarray, "bins 5"], label: str) -> Figure:
-    """Draw accuracy over confidence; the diagonal is perfect. Strong bars hold more examples."""
+    """Draw accuracy against confidence; perfect calibration is on the diagonal.
+
+    The stronger the colour of a bar, the more examples it represents.
+    """
     figure = Figure(figsize=(3.2, 3.2), layout="constrained")
     axes = figure.subplots()
     low, high, count, _, accuracy = bins.T

@@ -1,4 +1,4 @@
-"""The numbers of diagnostics.json as arrays: None is nan."""
+"""Conversion of the numbers in diagnostics.json to arrays, and back."""
 
 import numpy as np
 from jaxtyping import Float
@@ -7,12 +7,12 @@ from numpy.typing import ArrayLike
 
 
 def array(values: ArrayLike) -> Float[ndarray, "..."]:
-    """Return lists of numbers as an array; None becomes nan."""
+    """Convert nested lists of numbers to an array; None becomes nan."""
     return np.array(values, dtype=float)
 
 
 def mean(values: Float[ndarray, " n"]) -> float | None:
-    """Return the mean of the values that are defined."""
+    """Return the mean of the values that are finite, or None if there are none."""
     # NumPy's `nanmean` would warn where no value is defined.
     known = values[np.isfinite(values)]
     if not len(known):
@@ -21,13 +21,13 @@ def mean(values: Float[ndarray, " n"]) -> float | None:
 
 
 def none(value: float) -> float | None:
-    """Return None for nan, as JSON and tables have it."""
+    """Replace an infinite or undefined value by None, as in JSON and tables."""
     return float(value) if np.isfinite(value) else None
 
 
 def shares(confusion: ArrayLike) -> Float[ndarray, "true predicted"]:
-    """Divide each row of a confusion matrix by its sum; a row without examples is nan."""
+    """Divide each row of a confusion matrix by its sum; a row without examples becomes nan."""
     counts = array(confusion)
-    # A row without examples is 0 / 0, which is meant.
+    # A row without examples is 0 / 0, which is intended.
     with np.errstate(invalid="ignore", divide="ignore"):
         return counts / counts.sum(1, keepdims=True)

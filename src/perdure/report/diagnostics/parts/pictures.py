@@ -1,4 +1,4 @@
-"""The figures of diagnostics, each with the numbers behind it."""
+"""The figures of diagnostics, each with its numbers as a table."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,9 +13,9 @@ from perdure.report.heat_map import heat
 from perdure.report.picture import Cell, Picture
 
 TASKS = 40
-"""The largest number of tasks to draw: nobody can read 300 × 300 cells."""
+"""The maximum number of tasks to draw, because nobody can read 300 × 300 cells."""
 LAYERS = 60
-"""The most layers that are drawn."""
+"""The maximum number of layers to draw."""
 
 
 def heat_map(
@@ -27,7 +27,7 @@ def heat_map(
     limits: tuple[float, float],
     percent: bool = False,
 ) -> Picture:
-    """Make a heat map; without a figure if every value is undefined."""
+    """Return a heat map with its table; there is no figure if every value is undefined."""
     svg = ""
     if np.isfinite(values).any():
         svg = heat(
@@ -35,7 +35,7 @@ def heat_map(
             rows,
             columns,
             limits=limits,
-            # From blue over white to red, where values have a sign.
+            # From blue through white to red, if values can be negative.
             colours="RdBu_r" if limits[0] < 0 else "viridis",
             scale=100 if percent else 1,
             digits=0 if percent else 2,
@@ -59,7 +59,7 @@ def square(
     limits: tuple[float, float],
     percent: bool = False,
 ) -> Picture:
-    """Make a heat map of the first tasks against themselves."""
+    """Return a heat map of the values for pairs of tasks, at most the first `TASKS` of them."""
     names = tasks[:TASKS]
     return heat_map(
         caption,
@@ -80,8 +80,9 @@ def by_layer(
     limits: tuple[float, float],
     percent: bool = False,
 ) -> Picture:
-    """Make a heat map whose rows are layers; if there are too many, a selection evenly spread over
-    the depth.
+    """Return a heat map whose rows are layers.
+
+    If there are too many layers, a selection evenly spread over the depth of the model is shown.
     """
     kept = spread(len(layers), LAYERS)
     names = _endings(layers)
@@ -98,7 +99,7 @@ def by_layer(
 
 
 def spread(count: int, most: int) -> list[int]:
-    """Return at most `most` numbers below `count`, evenly spread, with the first and the last.
+    """Return at most `most` evenly spaced integers from 0 to `count` - 1, including both.
 
     Examples
     --------
@@ -106,20 +107,20 @@ def spread(count: int, most: int) -> list[int]:
     ([0, 3, 6], [0, 1])
     """
     numbers = np.linspace(0, count - 1, min(count, most))
-    # A set, for two of them may round to the same.
+    # A set, because two of them may round to the same integer.
     return sorted({round(number) for number in numbers})
 
 
 def up_to(values: Float[ndarray, "..."]) -> tuple[float, float]:
-    """Return limits of colours from 0 to the greatest value."""
-    # Above 0, so that a map of zeros has a scale, too.
+    """Return the limits of a colour scale, from 0 to the greatest value."""
+    # Above 0, so that a map of zeros also has a scale.
     return 0.0, float(np.nanmax(values, initial=1e-12))
 
 
 def series(
     svg: str, caption: str, names: Sequence[str], values: Mapping[str, figures.Values]
 ) -> Picture:
-    """Make a picture of series over names: they are the columns and rows of its table."""
+    """Return a picture of series over names, with a table whose columns are the series."""
     columns = np.stack(list(values.values()))
     rows = []
     for name, row in zip(names, cells(columns.T), strict=True):
@@ -133,7 +134,7 @@ def series(
 
 
 def cells(values: Float[ndarray, "rows columns"]) -> list[list[Cell]]:
-    """Return an array as the rows of a table; nan becomes None."""
+    """Convert an array to the rows of a table; nan becomes None."""
     rows = []
     for row in values:
         rows.append([none(value) for value in row])
@@ -141,14 +142,14 @@ def cells(values: Float[ndarray, "rows columns"]) -> list[list[Cell]]:
 
 
 def drawn(pictures: Sequence[Picture]) -> list[Picture]:
-    """Drop the pictures without a figure."""
+    """Return only those pictures that have a figure."""
     return [picture for picture in pictures if picture.svg]
 
 
 def _endings(names: Sequence[str]) -> list[str]:
-    """Return the names of layers without the beginning that all of them share."""
+    """Return the names of layers without the prefix that all of them share."""
     pieces = [name.split(".") for name in names]
-    # The last piece stays, even where all names are the same.
+    # The last component is kept, even if all names are the same.
     longest = min((len(name) - 1 for name in pieces), default=0)
     shared = 0
     while shared < longest and len({name[shared] for name in pieces}) == 1:

@@ -1,0 +1,123 @@
+"""TRACE: eight tasks for language models in three languages, code and numbers."""
+
+import json
+from pathlib import Path
+
+from datasets import Dataset
+
+from perdure.benchmarks.parts.orders import task_names
+from perdure.data.splits import bounded
+from perdure.data.task import Split, Task, TaskStream
+from perdure.errors import DataError, UnknownName
+
+# The measures of the authors' code, by the name of the task and of its folder.
+SCORES = {
+    "C-STANCE": "accuracy",
+    "FOMC": "accuracy",
+    "MeetingBank": "rouge_l_union",
+    "Py150": "code_similarity",
+    "ScienceQA": "first_character",
+    "NumGLUE-cm": "accuracy",
+    "NumGLUE-ds": "accuracy",
+    "20Minuten": "sari",
+}
+ORDERS = {
+    "order1": "C-STANCE FOMC MeetingBank Py150 ScienceQA NumGLUE-cm NumGLUE-ds 20Minuten",
+    "order2": "NumGLUE-cm NumGLUE-ds FOMC 20Minuten C-STANCE Py150 MeetingBank ScienceQA",
+}
+FILES: dict[Split, str] = {
+    "train": "train.json",
+    "validation": "eval.json",
+    "test": "test.json",
+}
+
+
+def trace(
+    *,
+    folder: str,
+    order: str | list[str] = "order1",
+    train: int | None = None,
+    validation: int | None = None,
+    test: int | None = None,
+    seed: int = 0,
+) -> TaskStream:
+    """Eight tasks: stances, summaries, code, science, numbers, and simpler German.
+
+    They are stances in Chinese posts (C-STANCE) and of the Federal Reserve (FOMC), summaries of
+    council meetings (MeetingBank), the next line of Python (Py150), school questions with their
+    reasons (ScienceQA), problems with numbers (NumGLUE-cm, NumGLUE-ds), and German news in plain
+    language (20Minuten). All are answered in free text, and the prompts are those of the files.
+
+    The scores are those of the authors' code: equal texts (C-STANCE, FOMC and NumGLUE; white space
+    around them does not count here), the first character (ScienceQA), `rouge_l_union`
+    (MeetingBank), `code_similarity` (Py150) and SARI with the whole prompt as the source
+    (20Minuten). Papers that measure TRACE in other ways have other numbers. The authors sample
+    their answers; perdure takes the likeliest token, one after the other.
+
+    They generate up to 512 tokens: set `backbone: {max_new_tokens: 512}`. A training answer that
+    is longer is refused, not cut. Each data set keeps its own terms.
+
+    Parameters
+    ----------
+    folder
+        A folder with a folder for each task that holds `train.json`, `eval.json` (the validation
+        split) and `test.json`, each a list of objects with a `prompt` and an `answer`, such as
+        `LLM-CL-Benchmark_5000` in the download that https://github.com/BeyonderXX/TRACE links to.
+    order
+        `order1`, that of the authors; `order2`, the second of SEEKR; or a list of the tasks' names.
+    train, validation, test
+        The number of examples per task; by default all.
+    seed
+        Seed for the choice of examples.
+
+    Raises
+    ------
+    UnknownName
+        There is no such order or task.
+    InputError
+        The order names a task twice.
+    DataError
+        A file is missing, is not a list of examples, or is empty, or an example lacks a prompt or
+        an answer.
+
+    References
+    ----------
+    Wang et al. (TRACE), arXiv 2310.06762; He et al. (SEEKR), arXiv 2411.06171.
+    """
+    names = task_names(order, ORDERS)
+    for name in names:
+        if name not in SCORES:
+            raise UnknownName("task", name, SCORES)
+    sizes: dict[Split, int | None] = {"train": train, "validation": validation, "test": test}
+    tasks = []
+    for name in names:
+        splits: dict[Split, Dataset] = {}
+        for split, file in FILES.items():
+            splits[split] = _examples(Path(folder) / name / file)
+        task = Task(name, (), **bounded(splits, sizes, seed), score=SCORES[name])
+        tasks.append(task)
+    return TaskStream("trace", tuple(tasks))
+
+
+def _examples(path: Path) -> Dataset:
+    """Return the prompts and answers in a file."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"`{path}` cannot be read: {error}. `folder` must hold a folder for each task with "
+            f"{', '.join(FILES.values())}, as `LLM-CL-Benchmark_5000` of TRACE does."
+        ) from error
+    if not isinstance(rows, list) or not rows:
+        raise DataError(f"`{path}` must hold a list of examples, at least one.")
+    columns: dict[str, list[str]] = {"text": [], "target": []}
+    for number, row in enumerate(rows, start=1):
+        for key, column in (("prompt", "text"), ("answer", "target")):
+            value = row.get(key) if isinstance(row, dict) else None
+            if not isinstance(value, str) or not value.strip():
+                raise DataError(
+                    f"`{path}`, example {number}: `{key}` must be a text that is not empty, "
+                    f"got {value!r}."
+                )
+            columns[column].append(value)
+    return Dataset.from_dict(columns)
