@@ -227,7 +227,7 @@ def test_a_recipe_is_counted_on_a_configuration_alone(
     text = str(counted)
     assert all(len(line) <= 80 for line in text.splitlines())
     assert f"{parameters:,} parameters" in text and text.endswith("Nothing was written.")
-    assert "has no tokenizer here" in text and "downloaded" not in text
+    assert "has no tokenizer on this machine" in text and "downloaded" not in text
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -247,7 +247,7 @@ def test_a_size_that_nothing_states_is_unknown(places, unreachable):
     settings = [f"backbone.model={model(places, 'smollm2')}", "stream.train=null"]
     counted = Recipe.read(RECIPES / "standard_order1.yaml", settings).dry_run()
     assert counted.steps is None and {task.steps for task in counted.tasks} == {None}
-    assert "– steps in all" in str(counted) and unreachable == []
+    assert "– steps in total" in str(counted) and unreachable == []
 
 
 def test_a_model_that_is_not_here(places, unreachable):
@@ -390,9 +390,9 @@ def test_a_run_that_goes_on(pico, tmp_path):
     whole = Recipe.parse(longer).dry_run()
     rest = Recipe.parse(longer).dry_run(tmp_path / "run")
     assert (rest.learned, rest.tasks, rest.measured) == (1, whole.tasks[1:], 1)
-    assert "1 task after 1 that are learned" in str(rest)
+    assert "1 task after 1 already learned" in str(rest)
     done = Recipe.read(tmp_path / "run").dry_run(tmp_path / "run")
-    assert "no task left after 1 that are learned" in str(done) and "Evaluation: none." in str(done)
+    assert "no tasks left after 1 already learned" in str(done) and "Evaluation: none." in str(done)
     with pytest.raises(RunError, match="holds a run with other settings"):
         Recipe.parse(longer, ["method.rank=3"]).dry_run(tmp_path / "run")
 
@@ -469,7 +469,7 @@ def test_a_method_that_computes_before_it_trains(pico, tmp_path):
         "        next(backbone.parameters()).sum().item()\n"
     )
     values = small_runs.recipe(tmp_path, ("fruit",), pico("bert"), method=str(tmp_path / "mine.py"))
-    with pytest.raises(InputError, match="computes with the values of the model before it trains"):
+    with pytest.raises(InputError, match="needs the model's weights before training"):
         Recipe.parse(values).dry_run()
 
 
@@ -486,6 +486,6 @@ def test_the_command(places, perdure, unreachable, tmp_path, monkeypatch):
     assert (status, err) == (0, "")
     table = [line.split() for line in out.splitlines() if line.startswith("  dbpedia")]
     assert table == [["dbpedia", "5,000", "500", "7,600", "79", "2,359,296", "0.32", "%"]]
-    assert "79 steps" not in out and "316 steps in all" in out
+    assert "79 steps" not in out and "316 steps in total" in out
     assert out.endswith("\nNothing was written.\n")
     assert contents(tmp_path) == [] and unreachable == []

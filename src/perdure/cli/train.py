@@ -80,7 +80,7 @@ def run(
     quiet: Quiet = False,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Only count sizes and steps; the weights may be missing."),
+        typer.Option("--dry-run", help="Only check the recipe, and count parameters and steps."),
     ] = False,
 ) -> None:
     """Run a recipe, or resume its run.

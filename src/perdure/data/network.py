@@ -1,4 +1,4 @@
-"""Whether anything may be downloaded now: a run that is only counted downloads nothing."""
+"""Forbid downloads for a while, as a dry run does."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,23 +8,23 @@ _closed: ContextVar[bool] = ContextVar("closed", default=False)
 
 
 def is_closed() -> bool:
-    """Return whether nothing may be downloaded."""
+    """Return True if downloads are forbidden."""
     return _closed.get()
 
 
 @contextlib.contextmanager
 def closed() -> Iterator[None]:
-    """Let nothing be downloaded while the block runs; what is in a cache is still read.
+    """Forbid downloads while the block runs. Files in a cache can still be read.
 
-    What is needed and missing raises `NotHere`.
+    A missing file then raises `NotHere`.
     """
-    # Imported here: they take a second, and most commands close nothing.
+    # Imported here because they take a second to import, and few commands need them.
     import datasets.config
     import huggingface_hub.constants
 
     before = huggingface_hub.constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
     token = _closed.set(True)
-    # Both libraries read the environment only once, when they are imported.
+    # Both libraries read the environment variable only once, when they are imported.
     huggingface_hub.constants.HF_HUB_OFFLINE = True
     datasets.config.HF_HUB_OFFLINE = True
     try:

@@ -310,7 +310,7 @@ def from_hub(name: str, config: str | None = None) -> Mapping[str, Dataset]:
     DataError
         The data set does not exist, cannot be reached, or cannot be read.
     NotHere
-        It is not in the cache, and nothing may be downloaded.
+        It is not in the cache, and downloads are forbidden.
     """
     try:
         if config:
@@ -319,7 +319,7 @@ def from_hub(name: str, config: str | None = None) -> Mapping[str, Dataset]:
     except DataError as error:
         if network.is_closed():
             raise NotHere(
-                f"The data set `{name}` is not on this machine, and nothing is downloaded now."
+                f"The data set `{name}` is not on this machine, and a dry run downloads nothing."
             ) from error
         raise
 

@@ -186,10 +186,11 @@ class Method:
         """
 
     def foresee(self, task: Task) -> None:
-        """Remember, in place of `end`, what decides how many examples later tasks train on.
+        """Update `state` after a task in a dry run, which calls this hook instead of `end`.
 
-        A run that is only counted (`perdure run --dry-run`) calls it, on a backbone that has shapes
-        and no values; `begin` is called there as well. Most methods remember nothing.
+        `perdure run --dry-run` calls `begin` and this hook for each task, on a backbone without
+        values. Only methods that train on old examples need this hook: it has to store as many
+        examples as `end` would. By default it does nothing.
         """
 
 

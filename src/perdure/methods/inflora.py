@@ -110,7 +110,7 @@ class InfLoRA(PeftMethod):
             target_modules=self.target_modules or adapter_targets.key_value(backbone.model),
             blocks=self.blocks,
         )
-        if backbone.device.type == "meta":  # the outline of a model, which has no inputs
+        if backbone.device.type == "meta":  # a dry run, in which nothing can be computed
             return
         factors = adapters.factors(backbone.model)
         # Torch's seed is the same for every task, but random rows must differ between tasks.

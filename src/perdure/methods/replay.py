@@ -88,7 +88,7 @@ class Replay(Wrapper):
         self._store(task, rows.labels, features)
 
     def foresee(self, task: Task) -> None:
-        """Store as many examples as `end` would; herding cannot choose the same ones."""
+        """Store as many examples as `end` would, without computing any features."""
         super().foresee(task)
         self._store(task, task.groups("train"), None)
 
@@ -98,7 +98,7 @@ class Replay(Wrapper):
         labels: Sequence[int],
         features: Float[Tensor, "examples features"] | None,
     ) -> None:
-        """Choose which examples of a task to store, by their features if there are any."""
+        """Choose examples of a task and store them; `features` are needed for herding only."""
         # Drop the examples of forgotten tasks, and those of this task if it is learned again.
         old = [earlier.name for earlier in self._seen if earlier.name != task.name]
         kept = Exemplars.of(self.remembered).of_tasks(old)

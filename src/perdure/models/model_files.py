@@ -150,12 +150,12 @@ class ModelFiles:
 
     @property
     def has_weights(self) -> bool:
-        """True if there are weights, complete or not."""
+        """True if the folder contains weight files, even if they are incomplete."""
         return any(os.path.lexists(self.folder / name) for name in WEIGHTS)
 
     @property
     def has_processor(self) -> bool:
-        """True if there is a file of a tokenizer or an image processor."""
+        """True if the folder contains a file of a tokenizer or an image processor."""
         return any(path.name not in (CONFIG, MODULES) for path in self.others)
 
     @functools.cached_property

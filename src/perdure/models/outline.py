@@ -1,8 +1,8 @@
-"""A backbone of shapes, without values: what a run would train is counted on it.
+"""Outlines: backbones without weights, on which a dry run counts what would be trained.
 
-It is built on torch's `meta` device from `config.json`, so a model of any size takes seconds and
-little memory, and its weights need not be here. Adapters are attached to it as to any model; it
-computes nothing.
+An outline is built from `config.json` on torch's `meta` device, where tensors have shapes but no
+values. A model of any size takes a few seconds and little memory, and its weights need not be
+downloaded. Adapters can be attached to an outline as usual, but it cannot compute anything.
 """
 
 from collections.abc import Mapping
@@ -17,9 +17,10 @@ from perdure.models.model_files import HUB_ID, ModelFiles
 
 
 def outline(source: str, settings: Mapping[str, Any]) -> Backbone:
-    """Make the outline of a backbone, from files that are on this machine.
+    """Create the outline of a backbone from files on this machine.
 
-    A folder needs `config.json`, and an encoder its tokenizer or image processor as well.
+    The model's folder must contain `config.json`; that of an encoder also needs the tokenizer or
+    image processor.
 
     Parameters
     ----------
@@ -31,20 +32,20 @@ def outline(source: str, settings: Mapping[str, Any]) -> Backbone:
     Raises
     ------
     BackboneError
-        The files are not on this machine, or `Backbone.load` would refuse them.
+        The files are not on this machine, or `Backbone.load` would reject them.
     """
     others = dict(settings)
     files = _files(source, others.pop("revision", None))
     pooling = others.get("pooling", "auto")
     is_encoder = pooling != "auto" or not pretrained.answers_with_text(files)
     if is_encoder and files.has_weights:
-        # The weights say which of its layers are trained. Encoders are small enough to be loaded.
+        # Which layers are trained depends on the weights, and encoders are small enough to load.
         return load_with(files, others).to("meta")
     return load_with(files, others, outline=True)
 
 
 def frozen_bytes(backbone: Backbone) -> int:
-    """Return the size in memory of a backbone's values; those that layers share count once."""
+    """Return the memory that a backbone's parameters take, in bytes; shared ones count once."""
     if quantised.is_quantised(backbone.model):
         return quantised.bytes_in_4_bits(backbone.model)
     return sum(parameter.nbytes for parameter in backbone.model.parameters())
@@ -58,6 +59,6 @@ def _files(source: str, revision: str | None) -> ModelFiles:
             raise
         raise BackboneError(
             f"`{source}` is not on this machine, and a dry run downloads nothing. Put its "
-            "`config.json`, and its tokenizer's files if you have them, into a folder, and say "
-            "`--set backbone.model=FOLDER`."
+            "`config.json` (and the files of its tokenizer, if you have them) into a folder, and "
+            "add `--set backbone.model=FOLDER`."
         ) from error

@@ -330,10 +330,10 @@ class _Weights:
 
 @dataclass(frozen=True)
 class _Shapes(_Weights):
-    """The same for a model of shapes alone, whose files may have no weights."""
+    """The same for a model without values, whose folder need not contain weights."""
 
     def read_by(self, auto: Any) -> tuple[PreTrainedModel, list[str]]:
-        """Make a model on the `meta` device, where a tensor has a shape and takes no memory."""
+        """Create a model on the `meta` device, where tensors have shapes but take no memory."""
         with torch.device("meta"):
             model = auto.from_config(self.config, dtype=self.dtype, trust_remote_code=False)
             self._untie(model)
@@ -342,11 +342,8 @@ class _Shapes(_Weights):
         return model.eval(), []
 
     def _untie(self, model: PreTrainedModel) -> None:
-        """Give the output layer a weight of its own, if the checkpoint has one.
-
-        transformers ties T5's output layer to the embedding, whatever the configuration says, until
-        it sees a weight of that layer's own among the weights.
-        """
+        """Separate the output layer from the embedding if the checkpoint has weights for both."""
+        # transformers ties these layers of a T5 until it finds two weights in the checkpoint.
         output: Any = model.get_output_embeddings()
         if output is None or output.weight is not model.get_input_embeddings().weight:
             return
@@ -366,7 +363,7 @@ def _weights(
     *,
     outline: bool,
 ) -> _Weights:
-    """Check the weight files, if there must be any, and return what makes the model."""
+    """Check the weight files, which only an outline may lack; return what creates the model."""
     tensors: Mapping[str, Stored] = {}
     if files.has_weights or not outline:
         files.check_weights()

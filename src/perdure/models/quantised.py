@@ -60,15 +60,15 @@ def prepare(model: nn.Module) -> None:
 
 
 def mark(model: nn.Module) -> None:
-    """Mark a model without values as one whose linear layers are in 4 bits."""
+    """Mark a model on the `meta` device as one that is quantised to 4 bits."""
     model.is_loaded_in_4bit = True  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
 
 
 def bytes_in_4_bits(model: nn.Module) -> int:
-    """Return about how many bytes a model without values takes once it is in 4 bits.
+    """Estimate the memory that a model on the `meta` device would take in 4 bits, in bytes.
 
-    Its linear layers are packed, but for the output layer and those that share its weight. The
-    scales of 64 values take a byte, and those of 256 scales four.
+    All linear layers are quantised except the output layer and layers that share its weight. Each
+    block of 64 values has a scale of one byte, and each 256 scales have another one of four bytes.
     """
     output = getattr(model, "get_output_embeddings", lambda: None)()
     kept = id(output.weight) if output is not None else 0

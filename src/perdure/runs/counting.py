@@ -1,4 +1,4 @@
-"""Count what a run would do, on a backbone of shapes: nothing is trained and nothing written."""
+"""Dry runs: count what a run would do, without training or writing anything."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,14 +25,14 @@ from perdure.runs.resume import check_alignment, check_data, check_same, compare
 from perdure.runs.state import RunState
 
 NO_VALUES = (NotImplementedError, RuntimeError)
-"""The errors of torch where something is computed from values that are not there."""
+"""The errors that torch raises when a computation needs the values of a `meta` tensor."""
 
 States = dict[tuple[torch.Size, ...], int | None]
-"""The size of an optimizer's state, by the shapes of what it trains; None if unknown."""
+"""The size of an optimizer's state in bytes (None if unknown), by the parameters' shapes."""
 
 
 class CountedCourse(Course):
-    """The training of a task in numbers alone: its examples are counted, and not read."""
+    """The training of a task whose examples are counted, but neither tokenized nor read."""
 
     def encoded(self, rows: Rows) -> Examples:
         tasks: list[str] = []
@@ -43,27 +43,28 @@ class CountedCourse(Course):
 
 
 def _no_batch(inputs: list[object]) -> dict[str, torch.Tensor]:
-    raise AssertionError(f"{len(inputs)} examples that are only counted make no batch")
+    raise AssertionError(f"A dry run cannot make a batch of {len(inputs)} examples.")
 
 
 def count(plan: Plan, state: RunState | None, name: str | None = None) -> DryRun:
-    """Count what a plan would do, after everything has been checked that a run checks.
+    """Make the checks that a run makes before training, and count what it would do.
 
     Parameters
     ----------
     plan
-        Its backbone is an outline (`perdure.models.outline`), in which the adapters are left.
+        The plan of the run. Its backbone is an outline (see `perdure.models.outline`), and still
+        has the last task's adapter afterwards.
     state
-        The run that goes on, if there is one.
+        The run to continue, if there is one.
     name
-        The recipe's name.
+        The name of the recipe.
 
     Raises
     ------
     InputError
-        The run would be refused, or the method computes with the model's values before it trains.
+        The run would fail before training, or the method needs the model's weights before training.
     RunError
-        The run in `state` cannot go on by this plan.
+        The run in `state` cannot continue with this plan.
     """
     learned = 0
     if state:
@@ -73,7 +74,7 @@ def count(plan: Plan, state: RunState | None, name: str | None = None) -> DryRun
         learned = len(state.learned)
     due = due_steps(state, plan)
     check_data(state, plan, due)
-    # before an adapter is attached, which is no part of it
+    # counted before an adapter is attached, which would count as well
     model = _model(plan)
     sizes = _tasks(plan, state)
     answers = _answers(plan, due)
@@ -117,7 +118,7 @@ def _model(plan: Plan) -> ModelSize:
 
 
 def _tasks(plan: Plan, state: RunState | None) -> list[TaskSize]:
-    """Return what each task takes that is left; the method begins all of them, in order."""
+    """Return the sizes of the tasks that are left. The method's `begin` is called for all tasks."""
     past = state.learned if state else ()
     earlier = [task.adapter for task in past]
     sizes: list[TaskSize] = []
@@ -135,39 +136,39 @@ def _tasks(plan: Plan, state: RunState | None) -> list[TaskSize]:
 
 
 def _begin(plan: Plan, task: Task, earlier: Sequence[Adapter]) -> None:
-    """Put into the backbone what a task is learned in, as the training loop does."""
+    """Prepare the backbone for a task: add a head and an adapter, as the training loop does."""
     backbone, method = plan.backbone, plan.method
     give_head(backbone, task, plan.training)
-    # Which earlier adapters lie beneath changes no size, so those of this stream are left out.
+    # Earlier adapters do not change any size, so those that this run would train are left out.
     method.beneath(earlier)
     try:
-        # What the method adds to the model is made without values, too.
+        # The modules that the method adds to the model are created without values, too.
         with torch.device("meta"):
             method.begin(backbone, task)
     except NO_VALUES as error:
         why = " ".join(str(error).split())[:200]
         raise InputError(
-            f"The method `{method_name(method)}` computes with the values of the model before it "
-            f"trains, so its run cannot be counted without them ({why}). Its `begin` may return "
-            'early where `backbone.device.type == "meta"`.'
+            f"The method `{method_name(method)}` needs the model's weights before training, so a "
+            f"dry run is not possible ({why}). Its `begin` could return early if "
+            '`backbone.device.type == "meta"`.'
         ) from error
     if plan.training.gradient_checkpointing:
-        # only to raise the errors of an architecture that cannot
+        # raises an error if the architecture does not support it
         with recomputed(backbone):
             set_dropout(backbone, plan.training)
 
 
 def _size(plan: Plan, seen: Sequence[Task], states: States) -> TaskSize:
-    """Return what the last of the tasks `seen` takes, whose adapter is in the backbone.
+    """Return the sizes of the last of the tasks `seen`, whose adapter is attached to the backbone.
 
-    `states` is filled with what is known of the optimizer's state.
+    The size of the optimizer's state is looked up in `states`, and added if it is missing.
     """
     task = seen[-1]
     backbone, training = plan.backbone, plan.training
     course = CountedCourse(backbone, seen, plan.method, training, seed=plan.seed)
     steps = len(course.plan(0))
     batches = sum(map(len, course.plan(0)))
-    # Most tasks train the same shapes, and an empty step on many of them takes a while.
+    # An empty step takes a while, and the shapes are usually the same for all tasks.
     shapes = tuple(parameter.shape for parameter in course.parameters)
     if shapes not in states:
         states[shapes] = _state_bytes(course)
@@ -195,10 +196,10 @@ def _size(plan: Plan, seen: Sequence[Task], states: States) -> TaskSize:
 
 
 def _state_bytes(course: Course) -> int | None:
-    """Return the size of the optimizer's state; None if it is made of the parameters' values."""
+    """Return the size of the optimizer's state in bytes, or None if a step needs real values."""
     try:
         course.take_empty_step()
-    except NO_VALUES:  # an optimizer of the method's own
+    except NO_VALUES:  # some custom optimizers read the parameters' values
         return None
     total = 0
     for of_parameter in course.optimizer.state.values():
@@ -209,7 +210,7 @@ def _state_bytes(course: Course) -> int | None:
 
 
 def _steps_are_known(course: Course, seen: Sequence[Task]) -> bool:
-    """Return False if the number of examples of a task in training is not known."""
+    """Return False if the number of training examples of any task in this training is unknown."""
     trained = course.rows.task_names() if course.rows else []
     return all(_examples(task, "train") is not None for task in seen if task.name in trained)
 
@@ -225,7 +226,7 @@ def _examples(task: Task, split: Split) -> int | None:
 
 
 def _answers(plan: Plan, due: Sequence[int]) -> int | None:
-    """Return the number of test examples that are answered in all measurements."""
+    """Return the total number of test examples in all measurements, or None if unknown."""
     total = 0
     for step in due:
         for name in measurable(plan.stream, step, plan.evaluation):
@@ -236,28 +237,28 @@ def _answers(plan: Plan, due: Sequence[int]) -> int | None:
     return total
 
 
-# -- what else is to be said
+# -- notes
 
 
 def _notes(plan: Plan) -> list[str]:
-    """Return sentences on what is particular to a run, and on what is not known of it."""
+    """Return sentences about unusual settings of a run, and about what is unknown."""
     backbone, training = plan.backbone, plan.training
     notes: list[str] = []
     if plan.rule.searches:
-        notes.append("Each measurement searches the rule's scale on validation examples first.")
+        notes.append("Before each measurement, the rule's scale is searched on validation data.")
     if general.source(plan.evaluation.general):
-        notes.append("Each measurement also asks what the model can do besides its tasks.")
+        notes.append("Each measurement also covers what `evaluation.general` asks for.")
     if training.patience is not None:
-        notes.append(f"Steps are the most: `patience: {training.patience}` may stop earlier.")
+        notes.append(f"With `patience: {training.patience}` training may stop after fewer steps.")
     if training.packing:
         notes.append(
-            "With `packing` a step has the same examples, in fewer rows. Whether the model takes "
-            "it is tried when the run begins."
+            "With `packing` the number of steps stays the same: the examples of a step are packed "
+            "into fewer rows."
         )
     if backbone.processor is None:
         notes.append(
-            f"`{Path(backbone.source).name}` has no tokenizer here: whether answers fit into "
-            "`max_new_tokens`, and how many prompts are cut at `max_length`, is not known."
+            f"`{Path(backbone.source).name}` has no tokenizer on this machine, so the lengths of "
+            "prompts and answers were not checked."
         )
     return [*notes, *_about_data(plan)]
 
@@ -278,9 +279,11 @@ def _about_data(plan: Plan) -> list[str]:
         return []
     first, *others = reasons
     more = f" ({len(others)} more are missing.)" if others else ""
-    notes = [f"{first}{more} Sizes are those that the recipe states; the data may have fewer."]
+    notes = [f"{first}{more} The sizes are taken from the recipe; the data may be smaller."]
     if unnumbered:
-        notes.append(f"{', '.join(unnumbered)} may be several tasks: they are not counted.")
+        notes.append(
+            f"{', '.join(unnumbered)} may consist of several tasks, whose number is unknown."
+        )
     if guessed:
-        notes.append(f"The classes of {', '.join(guessed)} are not known: heads are for two.")
+        notes.append(f"The classes of {', '.join(guessed)} are unknown; two were assumed.")
     return notes

@@ -1,4 +1,4 @@
-"""What a run would do, counted before it begins, and the text that says it."""
+"""The result of a dry run: what a run would do, as numbers and as text."""
 
 import textwrap
 from collections.abc import Sequence
@@ -7,30 +7,30 @@ from dataclasses import dataclass
 from perdure.errors import printable
 
 WIDTH = 80
-LONGEST = 20  # characters of a task's name in the table, which leaves room for the numbers
+LONGEST = 20  # the maximum length of a task name in the table, in characters
 UNKNOWN = "–"
-ENDINGS = 8  # names of layers that a sentence lists
+ENDINGS = 8  # the maximum number of layer names to list
 WAYS = {
     "given": "given",
     "posterior": "inferred by the posterior",
-    "none": "not known",
+    "none": "unknown",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSize:
-    """The frozen model of a run.
+    """The size of the frozen model of a run.
 
     Attributes
     ----------
     source, architecture
-        The folder or hub id, and the class of transformers.
+        The folder or hub id of the model, and its class in transformers.
     parameters
-        The number of its values, without adapters and heads; shared ones count once.
+        The number of parameters, without adapters and heads. Shared parameters count once.
     dtype, bytes
-        Their type in memory, and their size.
+        The data type of the parameters, and the memory that they take.
     has_weights, is_tokenized
-        False if there are no weights here, or no tokenizer for a model that needs one.
+        False if the weights, or the tokenizer, are not on this machine.
     """
 
     source: str
@@ -44,25 +44,24 @@ class ModelSize:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSize:
-    """What learning one task takes.
+    """The size of one task, and of what is trained on it.
 
     Attributes
     ----------
     train, validation, test
-        The number of examples; None if unknown.
+        The number of examples in each split; None if unknown.
     batches, steps
         The number of batches in an epoch, and of optimizer steps in all epochs; None if unknown.
-        With `patience` it is the largest.
     trained
-        The number of trained values, as `events.jsonl` has it.
+        The number of trained parameters, as recorded in `events.jsonl`.
     layers, kinds
-        The number of layers with an adapter, and the last part of their names.
+        The number of layers with an adapter, and the last components of their names.
     adapter_bytes, gradient_bytes, optimizer_bytes
-        The size of the adapter, of the gradients, and of the optimizer's state (None if unknown).
+        The size of the adapter, the gradients and the optimizer's state (None if unknown).
     head_bytes
-        The size of the heads that are trained.
+        The size of the heads that are trained on this task.
     optimizer
-        The class of the optimizer.
+        The class name of the optimizer.
     """
 
     name: str
@@ -82,35 +81,39 @@ class TaskSize:
 
     @property
     def memory(self) -> int:
-        """The size of adapter, heads, gradients and optimizer state, as far as it is known."""
+        """The total size of adapter, heads, gradients and optimizer state, as far as known."""
         trained = self.adapter_bytes + self.head_bytes
         return trained + self.gradient_bytes + (self.optimizer_bytes or 0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DryRun:
-    """What a run would do: its sizes and steps, and where they end.
+    """The result of a dry run: what the run would train and measure.
+
+    `str` returns a summary for a terminal of 80 columns.
 
     Attributes
     ----------
     name, method, rule
-        The recipe's name, and the labels of method and rule.
+        The name of the recipe, of the method and of the rule (with its settings).
     learned
-        The number of tasks that the run has learned already.
+        The number of tasks that the run has already learned.
     tasks
-        The tasks that are left, in order.
+        The remaining tasks, in order.
     epochs, batch_size, accumulation
-        Passes over a task, examples in a batch, and batches in a step.
+        The number of passes over a task, of examples in a batch, and of batches in a step.
     measured
-        The number of measurements: steps of the stream after which something is measured.
+        The number of tasks after which the run is measured, including a measurement before the
+        first task if there is one.
     scores
-        The number of scores of a task in all of them, for each way to know the task.
+        The number of task scores in all measurements, for each entry of `task_ids`.
     answers
-        The number of test examples to answer in all of them, likewise; None if unknown.
+        The number of test examples in all measurements, for each entry of `task_ids`; None if
+        unknown.
     task_ids
-        The ways to know the task.
+        The assumptions about the task of a test example (`evaluation.task_ids`).
     notes
-        Sentences on what is particular to this run, and on what is not known.
+        Sentences about unusual settings, and about what is unknown.
     """
 
     name: str
@@ -136,7 +139,7 @@ class DryRun:
 
     @property
     def share(self) -> float:
-        """The largest share of trained values in the frozen ones."""
+        """The largest number of trained parameters, as a share of the model's parameters."""
         most = max((task.trained for task in self.tasks), default=0)
         return most / max(1, self.model.parameters)
 
@@ -149,7 +152,7 @@ class DryRun:
         lines: list[str] = []
         for block in blocks:
             for text in block:
-                # The lines of the table are short already, and keep their spaces.
+                # Lines of the table start with a space; they are short, and must not be folded.
                 lines += [text] if text.startswith(" ") or len(text) <= WIDTH else _folded(text)
             lines.append("")
         return "\n".join(lines[:-1])
@@ -157,15 +160,15 @@ class DryRun:
     def _title(self) -> str:
         tasks = _count(len(self.tasks), "task")
         if self.learned and self.tasks:
-            tasks = f"{tasks} after {self.learned} that are learned"
+            tasks = f"{tasks} after {self.learned} already learned"
         elif self.learned:
-            tasks = f"no task left after {self.learned} that are learned"
+            tasks = f"no tasks left after {self.learned} already learned"
         named = f"{self.name}: " if self.name else ""
         return f"{named}{tasks}, method {self.method}, rule {self.rule}, seed {self.seed}."
 
     def _model(self) -> str:
         model = self.model
-        here = "" if model.has_weights else " Its weights are not here, and were not needed."
+        here = "" if model.has_weights else " The weights are not on this machine."
         return (
             f"Model: {model.source} ({model.architecture}), {model.parameters:,} parameters, "
             f"frozen, in {model.dtype}: {size(model.bytes)}.{here}"
@@ -182,8 +185,8 @@ class DryRun:
         if first.adapter_bytes != last.adapter_bytes:
             bytes_each = f"from {bytes_each} (first) to {size(last.adapter_bytes)} (last)"
         return (
-            f"Adapter of a task: on {first.layers} layers ({', '.join(kinds)}), {bytes_each}; "
-            f"at most {100 * self.share:.2g} % of the model's parameters are trained."
+            f"Adapter of each task: {first.layers} layers ({', '.join(kinds)}), {bytes_each}; "
+            f"{100 * self.share:.2g} % as many parameters as the model."
         )
 
     def _training(self) -> str:
@@ -193,8 +196,8 @@ class DryRun:
             step += f"{self.accumulation * self.batch_size}"
         total = UNKNOWN if self.steps is None else f"{self.steps:,}"
         return (
-            f"Training: {_count(self.epochs, 'epoch')} a task, {step} examples a step, "
-            f"{total} steps in all."
+            f"Training: {_count(self.epochs, 'epoch')} per task, {step} examples per step, "
+            f"{total} steps in total."
         )
 
     def _memory(self) -> str:
@@ -203,24 +206,25 @@ class DryRun:
         state = "unknown" if largest.optimizer_bytes is None else size(largest.optimizer_bytes)
         total = size(self.model.bytes + largest.memory)
         return (
-            f"Memory in training, without activations: {total}, of which {trained} are trained, "
-            f"{size(largest.gradient_bytes)} gradients and {state} the state of "
-            f"{largest.optimizer}."
+            f"Memory for training, without activations: {total}, including {trained} of trained "
+            f"parameters, {size(largest.gradient_bytes)} of gradients and {state} of "
+            f"{largest.optimizer} state."
         )
 
     def _evaluation(self) -> str:
         if not self.measured:
             return "Evaluation: none."
         ways = [WAYS.get(way, way) for way in self.task_ids]
+        last = f" and {ways.pop()}" if len(ways) > 1 else ""
         answers = "an unknown number of" if self.answers is None else f"{self.answers:,}"
         return (
-            f"Evaluation: {_count(self.measured, 'measurement')} by the rule {self.rule}, "
-            f"{_count(self.scores, 'score')} of tasks on {answers} test examples; each with the "
-            f"task {', '.join(ways)}."
+            f"Evaluation: {_count(self.measured, 'measurement')} with the rule {self.rule}, "
+            f"{_count(self.scores, 'task score')} on {answers} test examples, each with the task "
+            f"{', '.join(ways)}{last}."
         )
 
     def _table(self) -> list[str]:
-        """Return the lines of the table of tasks: one for each, and one for the whole stream."""
+        """Return the lines of the table of tasks: a header, one line per task, and the total."""
         rows = [["task", "train", "validation", "test", "steps", "trained", "share"]]
         for task in self.tasks:
             numbers = (task.train, task.validation, task.test, task.steps, task.trained)
@@ -229,7 +233,7 @@ class DryRun:
         if len(self.tasks) > 1:
             splits = ("train", "validation", "test", "steps")
             sums = [_sum([getattr(task, split) for task in self.tasks]) for split in splits]
-            rows.append(["in all", *map(_number, sums), "", ""])
+            rows.append(["total", *map(_number, sums), "", ""])
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         lines = []
         for name, *cells in rows:
@@ -241,7 +245,7 @@ class DryRun:
 
 
 def size(number: int) -> str:
-    """Return a number of bytes in words.
+    """Format a number of bytes with a unit.
 
     Examples
     --------
@@ -278,7 +282,7 @@ def _cut(name: str) -> str:
 
 
 def _sum(values: Sequence[int | None]) -> int | None:
-    """Return a sum; None if a part of it is unknown."""
+    """Return the sum, or None if any of the values is unknown."""
     total = 0
     for value in values:
         if value is None:

@@ -1,6 +1,6 @@
-"""Tasks whose data would have to be downloaded, for a run that is only counted.
+"""Placeholders for tasks whose data would have to be downloaded, for dry runs.
 
-Their names and sizes are those that the recipe states.
+The names and sizes of these tasks are taken from the recipe.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,21 +17,21 @@ from perdure.runs.past import only_task
 from perdure.settings import named
 
 UNKNOWN = ("one class", "another class")
-"""Stands for the classes of a task, where the recipe does not say what they are."""
+"""Placeholders for the classes of a task, if they are unknown."""
 
 
 @dataclass(frozen=True)
 class ExpectedTask(Task):
-    """A task with as many placeholders as the recipe says that it has examples, at the most.
+    """A task with placeholders as examples, as many as the recipe asks for.
 
     Attributes
     ----------
     sizes
-        The number of examples of each split; None if the recipe does not say.
+        The number of examples in each split; None if the recipe does not state it.
     reason
-        A sentence that says what is not here.
+        A sentence that says which data is missing.
     alone
-        False if it stands for a number of tasks that is not known.
+        False if this task represents an unknown number of tasks.
     """
 
     sizes: Mapping[Split, int | None] = field(default_factory=dict)
@@ -40,19 +40,19 @@ class ExpectedTask(Task):
 
     @property
     def classes_are_known(self) -> bool:
-        """True if the classes are those of the data."""
+        """True if the names of the classes are known."""
         return self.classes != UNKNOWN
 
 
 def expected(entry: Mapping[str, object], error: NotHere) -> list[Task]:
-    """Return what is known of an entry's tasks without its data.
+    """Return placeholders for the tasks of an entry whose data is not on this machine.
 
     Parameters
     ----------
     entry
-        An entry of a recipe's stream: a benchmark, or a data set of the hub.
+        An entry of a recipe's stream: a benchmark or a data set of the hub.
     error
-        The error of reading it.
+        The error that was raised when the entry was read.
     """
     left_out = entry.get("without") or []
     assert isinstance(left_out, Sequence)

@@ -145,7 +145,7 @@ class Recipe(BaseModel):
         Parameters
         ----------
         outline
-            Put placeholders in the place of data that would have to be downloaded.
+            Use placeholders for data that would have to be downloaded.
         run
             The run that continues with these tasks, if any. If the examples of a task that it has
             learned are gone or have changed, the stream contains the task without its examples
@@ -181,7 +181,7 @@ class Recipe(BaseModel):
     def make_backbone(self, *, outline: bool = False) -> Backbone:
         """Load the pre-trained model, on the accelerator if this machine has one.
 
-        With `outline` it has shapes and no values: its weights need not be here.
+        With `outline`, create it without weights (see `perdure.models.outline`).
         """
         name, options = named(self.backbone, "backbone", key="model")
         settings = checked(Backbone.load, options, "backbone")
@@ -277,21 +277,21 @@ class Recipe(BaseModel):
         return Run(output)
 
     def dry_run(self, output: str | Path | None = None) -> DryRun:
-        """Resolve everything that a run needs, check it, and count its sizes and steps.
+        """Check a recipe, and count the parameters, examples, steps and measurements of its run.
 
-        Nothing is downloaded, trained or written. Of the model only `config.json` is needed, and
-        its tokenizer to check prompts and answers. Data that would have to be downloaded are
-        counted as the recipe states their sizes.
+        Nothing is downloaded, trained or written. The model's weights are not needed, only its
+        `config.json`; with its tokenizer, prompts and answers are checked as well. The sizes of
+        data sets that would have to be downloaded are taken from the recipe.
 
         Parameters
         ----------
         output
-            The run that would go on, if there is one.
+            The folder of the run. If it contains a run, only the remaining tasks are counted.
 
         Raises
         ------
         PerdureError
-            The same as `run` raises before it trains; or the model is not on this machine.
+            `run` would fail before training starts, or the model is not on this machine.
         """
         folder = Path(output) if output is not None and is_run(Path(output)) else None
         with network.closed():
@@ -385,7 +385,7 @@ def own_stream(
     Parameters
     ----------
     outline
-        Put placeholders in the place of data that would have to be downloaded.
+        Use placeholders for data that would have to be downloaded.
     past
         The tasks that the run has already learned; entries with these tasks need not be readable.
     """

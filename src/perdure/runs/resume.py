@@ -58,9 +58,9 @@ def opened(output: Path, plan: Plan, *, change: bool = False) -> Plan:
 
 
 def compared(state: RunState, plan: Plan, *, change: bool = False) -> Plan:
-    """Check that a run can go on by a plan; return the plan with the recipe that it then has.
+    """Check that a run can continue with a plan, and return the plan with its new recipe.
 
-    See `opened`, of which this is the part that writes nothing.
+    This is the part of `opened` that does not write anything.
     """
     recipe = dict(plan.recipe or {})
     if replace(state, recipe=recipe).made_in_python:
@@ -162,7 +162,7 @@ def check_data(state: RunState | None, plan: Plan, due: Sequence[int]) -> None:
     splits: list[Split] = ["train", "validation"]
     if due:
         splits.append("test")
-    readable = plan.backbone.processor is not None  # the outline of a model may have no tokenizer
+    readable = plan.backbone.processor is not None  # an outline may have no tokenizer
     if readable:
         _check_texts(plan, learned, splits)
     elsewhere = general.source(plan.evaluation.general)
@@ -410,7 +410,7 @@ def _check_texts(plan: Plan, learned: int, splits: Sequence[Split]) -> None:
     if plan.backbone.kind != "text":
         return
     for task in plan.stream.tasks[learned:]:
-        if isinstance(task, ExpectedTask):  # only counted: its texts are placeholders
+        if isinstance(task, ExpectedTask):  # its texts are only placeholders
             continue
         for split in splits:
             examples = plan.backbone.encode(task.rows(split))

@@ -11,14 +11,14 @@ F = TypeVar("F", bound=Callable[..., object])
 
 @dataclass(frozen=True)
 class Orders:
-    """What is known of a benchmark's tasks before its data are read.
+    """The tasks of a benchmark, as far as they are known without its data.
 
     Attributes
     ----------
     named
-        The tasks of each order, separated by spaces.
+        The names of the tasks in each order, separated by spaces.
     classes
-        The classes of each task; empty if the answers are free text.
+        The class names of each task; empty if the tasks are answered with free text.
     """
 
     named: Mapping[str, str]
@@ -28,10 +28,10 @@ class Orders:
 def ordered(
     orders: Mapping[str, str], classes: Mapping[str, tuple[str, ...]] | None = None
 ) -> Callable[[F], F]:
-    """Declare the orders of a benchmark, so that a run is counted without its data."""
+    """Declare the task orders of a benchmark, so that a dry run does not need its data."""
 
     def declare(benchmark: F) -> F:
-        # pyright knows no attributes of functions
+        # pyright does not know attributes of functions
         benchmark.orders = Orders(orders, classes or {})  # pyright: ignore[reportFunctionMemberAccess, reportAttributeAccessIssue]
         return benchmark
 

@@ -82,8 +82,8 @@ def fetch(package: Package) -> Path:
         return kept
     if network.is_closed():
         raise NotHere(
-            f"The package `{package.name}` is not in the cache `{cache()}`, and nothing is "
-            "downloaded now."
+            f"The package `{package.name}` is not in the cache `{cache()}`, and a dry run "
+            "downloads nothing."
         )
     cache().mkdir(parents=True, exist_ok=True)
     with hidden_folder(cache()) as folder:
