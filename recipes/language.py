@@ -69,6 +69,7 @@ def main() -> None:
     parser.add_argument("--folder", help="The data's folder; by default they come from the hub.")
     parser.add_argument("--orders", nargs="+", default=["order1", "order2", "order3"])
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--rules", nargs="+", help="Only these rules, beside the recipe's own.")
     parser.add_argument("--runs", type=Path, default=Path("runs/language"))
     parser.add_argument("--table-only", action="store_true", help="Run nothing.")
     arguments = parser.parse_args()
@@ -95,7 +96,8 @@ def learn(arguments: argparse.Namespace, folder: Path, name: str, order: str) ->
     Recipe.read(arguments.recipe, settings).run(folder)
     print(f"{order} {name}: {time.process_time() - started:.0f} s of CPU time", flush=True)
     if name in RULES:
-        measure_all(Run(folder), RULES[name])
+        rules = arguments.rules or [rule for rule, _ in RULES[name]]
+        measure_all(Run(folder), [rule for rule in RULES[name] if rule[0] in rules])
 
 
 def table(folder: Path, name: str, order: str) -> list[Row]:
@@ -151,13 +153,14 @@ def show(rows: Sequence[Row]) -> None:
         for column in columns:
             values = [float(row[column]) for row in own if row.get(column)]
             if values:
-                cells.append(f"{column} {spread(values)}")
+                digits = 2 if column == "cross_entropy" else 1
+                cells.append(f"{column} {spread(values, digits)}")
         print(*key, *cells, f"({len(own)} orders)", sep="  ")
 
 
-def spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float], digits: int = 1) -> str:
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.1f} ± {deviation:.1f}"
+    return f"{statistics.mean(values):.{digits}f} ± {deviation:.{digits}f}"
 
 
 def show_gaps(rows: Sequence[Row]) -> None:

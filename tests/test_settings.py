@@ -88,12 +88,12 @@ def test_every_setting_takes_a_wrong_value_or_says_what_is_right(name):
             {"start": 5},
             "`it`: `start` is 5, but must be `fresh`, `previous` or `orthogonal`.",
         ),
-        ("isolated", {"target_modules": 5}, "must be a list of texts or a text, or nothing."),
-        ("isolated", {"target_modules": ["a", 5]}, "`target_modules.1` is 5, but must be a text."),
+        ("isolated", {"target_modules": 5}, "must be a list of strings or a string, or nothing."),
+        ("isolated", {"target_modules": ["a", 5]}, "`target_modules.1` is 5, but must be a string"),
         (
             "task_arithmetic",
             {"scale": None},
-            "`scale` is None, but must be a number, a text or a mapping.",
+            "`scale` is None, but must be a number, a string or a mapping.",
         ),
         (
             "task_arithmetic",
@@ -164,7 +164,7 @@ def test_what_is_right_is_converted():
         ),
         (Literal["a", "b", "c"], "`a`, `b` or `c`"),
         (tuple[Literal["a"], ...], "a list of `a`"),
-        (dict[str, Any] | str, "a mapping or a text"),
+        (dict[str, Any] | str, "a mapping or a string"),
         (Annotated[int, Ge(2)], "a whole number of at least 2"),
         (Alignment | None, "a mapping, or nothing"),
         (None, "nothing"),
@@ -223,7 +223,7 @@ def test_a_rule_is_given_in_three_ways():
         (5, "`rule` must be a name, or a mapping with `name` and settings, got 5"),
         (["ties"], "`rule` must be a name"),
         ({}, "`rule` needs `name`"),
-        ({"name": 5}, "`rule`: `name` must be a text, got 5"),
+        ({"name": 5}, "`rule`: `name` must be a string, got 5"),
         ("tie", "Did you mean `ties`?"),
         (
             {"name": "ties", "densty": 0.3},

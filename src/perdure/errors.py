@@ -127,7 +127,7 @@ class NotFinite(RunError):
 
 
 class Stopped(BaseException):
-    """A request to stop the run, by the signal with the number `signal`; its progress is saved.
+    """The run was asked to stop by the signal with the number `signal`; its progress is saved.
 
     Like `KeyboardInterrupt`, it is not an `Exception`, so that `except Exception` does not catch
     it as if something had gone wrong.
@@ -139,7 +139,7 @@ class Stopped(BaseException):
 
 
 class CheckpointError(PerdureError):
-    """The files of a model or an adapter are damaged, have an unknown format, or do not merge."""
+    """The files of a model or an adapter are damaged, in an unknown format, or not mergeable."""
 
 
 class OutputError(PerdureError):

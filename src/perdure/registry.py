@@ -1,4 +1,4 @@
-"""Look-up of methods, rules, benchmarks, scores and models by name, without a central list.
+"""Lookup of methods, rules, benchmarks, scores and models by name, without a central list.
 
 A name refers to a file in `perdure/methods`, `perdure/rules`, `perdure/benchmarks`,
 `perdure/evaluation/scores` or `perdure/bundled`, to an entry point that another package declares
@@ -72,7 +72,7 @@ def _files(package: ModuleType) -> set[str]:
 # Cached: reading the metadata of all installed packages takes as long as some training steps.
 @functools.cache
 def _of_others(kind: Kind) -> tuple[EntryPoint, ...]:
-    """Return the entry points that other packages declare for a kind."""
+    """Return the entry points of other packages for one kind, such as methods or rules."""
     points = entry_points(group=PACKAGES[kind])
     if kind == "rule":
         points = (*points, *entry_points(group=RULES_BEFORE))
@@ -210,7 +210,7 @@ def about(name: str) -> About:
 
 
 def _first(kinds: list[Kind], name: str) -> tuple[Thing, Kind]:
-    """Return what `name` refers to, with the first of the kinds that fits.
+    """Return the object that `name` refers to, and its kind: the first of the kinds that fits.
 
     If no kind fits, the error of the last one is raised.
     """
@@ -223,7 +223,7 @@ def _first(kinds: list[Kind], name: str) -> tuple[Thing, Kind]:
 # -- the user's own Python files
 
 _named_by_runs: dict[str, Path] = {}
-"""The Python files named by run folders, as written there, each with the first of the folders."""
+"""The Python files named by run folders: each name as written there, with the first folder."""
 _trusted: set[str] = set()
 """The absolute paths of the Python files that the user named, or trusted with `trust`."""
 _loaded: dict[str, str] = {}
@@ -303,7 +303,7 @@ def _run_file(path: str, name: str, *version: int) -> ModuleType:
 def fault(error: BaseException) -> str | None:
     """Describe where in a user's Python file an error was raised; return None if it was elsewhere.
 
-    If the file called code outside it, which failed, the line is that of the call.
+    If code that the file called raised the error, the line is that of the call.
     """
     frames = traceback.extract_tb(error.__traceback__)
     users = [frame for frame in frames if frame.filename in _loaded]

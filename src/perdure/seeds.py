@@ -12,7 +12,9 @@ import torch
 
 
 def derived(seed: int, *purpose: str | int) -> int:
-    """Return a seed for a purpose: always the same one, but a different one for each purpose.
+    """Derive a seed from a base seed and a purpose.
+
+    The result is always the same for the same purpose, and differs between purposes.
 
     Examples
     --------

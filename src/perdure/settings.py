@@ -60,11 +60,11 @@ def named(section: object, where: str, key: str = "name") -> tuple[str, dict[str
     options = dict(section)
     if key not in options:
         raise InputError(
-            f"`{where}` needs `{key}`: write a name, or a mapping with `{key}` and settings."
+            f"`{where}` needs `{key}`: give a name, or a mapping with `{key}` and settings."
         )
     name = options.pop(key)
     if not isinstance(name, str):
-        raise InputError(f"`{where}`: `{key}` must be a text, got {_short(name)}.")
+        raise InputError(f"`{where}`: `{key}` must be a string, got {_short(name)}.")
     return name, options
 
 
@@ -220,7 +220,7 @@ def sentence(
         return _unknown(path, where, kinds, around)
     given = _short(complaint["input"])
     if not path:  # a key that is not a string: pydantic cannot say where it is
-        return InputError(f"{where} has {given} as a name, which is not a text.")
+        return InputError(f"{where} has {given} as a name, which is not valid text.")
     name = ".".join(path)
     if reason == "value_error":  # raised by one of our validators, whose message is better
         words = str(complaint.get("ctx", {}).get("error"))
@@ -257,7 +257,7 @@ def _unknown(
 def _path(
     keys: Sequence[int | str], kinds: Mapping[str, object], values: Mapping[str, object]
 ) -> tuple[list[str], object]:
-    """Return where a pydantic error is, as a path of the user's keys, and the type expected there.
+    """Return the location of a pydantic error as a path of the user's keys, and the expected type.
 
     pydantic's path also names the members of a union that it tried, which users do not know.
     """
@@ -317,14 +317,14 @@ WORDS: dict[object, str] = {
     bool: "true or false",
     int: "a whole number",
     float: "a number",
-    str: "a text",
+    str: "a string",
     type(None): "nothing",
     None: "nothing",
 }
 PLURALS = {
     "a whole number": "whole numbers",
     "a number": "numbers",
-    "a text": "texts",
+    "a string": "strings",
     "a mapping": "mappings",
 }
 BOUNDS: dict[type, tuple[str, str]] = {
@@ -333,7 +333,7 @@ BOUNDS: dict[type, tuple[str, str]] = {
     Le: ("le", "at most"),
     Lt: ("lt", "less than"),
 }
-"""For each kind of bound, the attribute with the number, and the words for it in a message."""
+"""For each kind of bound, the attribute that contains its value, and the words for a message."""
 UNIONS = (typing.Union, types.UnionType)  # `Optional[X]` and `X | None` are two different types
 LISTS = (list, tuple, Sequence)
 MAPPINGS = (dict, Mapping)
@@ -345,7 +345,7 @@ def allowed(kind: object) -> str:
     Examples
     --------
     >>> allowed(typing.Annotated[int, Ge(1)] | None), allowed(list[str] | str)
-    ('a whole number of at least 1, or nothing', 'a list of texts or a text')
+    ('a whole number of at least 1, or nothing', 'a list of strings or a string')
     """
     origin = typing.get_origin(kind)
     arguments = typing.get_args(kind)
@@ -390,7 +390,7 @@ def _choice(words: list[str]) -> str:
 
 
 def inside(kind: object, key: int | str) -> object:
-    """Return the type of the entry `key` in a value of type `kind`; None if there is none."""
+    """Return the type of the entry `key` in a value of type `kind`; None if not found."""
     origin = typing.get_origin(kind)
     arguments = typing.get_args(kind)
     if origin is typing.Annotated:

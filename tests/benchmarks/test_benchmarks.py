@@ -181,7 +181,7 @@ def test_standard_cl_refuses(texts, tmp_path):
         standard_cl(folder=str(texts), order="order7")
     with pytest.raises(UnknownName, match="No task named `d`. Available: a, b, c"):
         standard_cl(folder=str(texts), order=["a", "d"])
-    with pytest.raises(InputError, match="two tasks named `a`"):
+    with pytest.raises(InputError, match="names task `a` twice"):
         standard_cl(folder=str(texts), order=["a", "a"])
     with pytest.raises(InputError, match="same classes"):
         standard_cl(folder=str(texts), order=["a", "c"], scenario="domain")

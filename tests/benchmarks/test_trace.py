@@ -123,7 +123,7 @@ def test_two_tasks_are_learned(folder, tmp_path):
     ("order", "message"),
     [
         ("order3", "No order named `order3`. Did you mean `order"),
-        (["FOMC", "C-Stance"], "No task named `C-Stance`. There are: 20Minuten, C-STANCE"),
+        (["FOMC", "C-Stance"], "No task named `C-Stance`. Available: 20Minuten, C-STANCE"),
         (["Lima"], "No task named `Lima`"),
     ],
 )

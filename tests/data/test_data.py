@@ -191,7 +191,7 @@ def rows(labels=(0, 1), **columns):
 
 def test_tasks_and_streams_check_themselves(toy, pictures):
     good = rows()
-    with pytest.raises(DataError, match="cannot name a task"):
+    with pytest.raises(DataError, match="cannot be the name of a task"):
         Task("a.b", ("x", "y"), good, good, good)
     with pytest.raises(DataError, match="split `test`, is empty"):
         Task("a", ("x", "y"), good, good, good.select([]))

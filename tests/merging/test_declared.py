@@ -38,7 +38,7 @@ def test_what_is_not_declared_has_a_default(mine):
     [
         (
             "def mine(vectors, inputs):\n    ...\n",
-            r"takes \['inputs'\] besides .* needs \[\]: write",
+            r"takes \['inputs'\] in addition .* needs \[\]: write",
         ),
         (
             "@nature('routed', state='', needs=['x'])\ndef mine(vectors, x):\n    ...\n",
@@ -46,7 +46,7 @@ def test_what_is_not_declared_has_a_default(mine):
         ),
         (
             "@nature('routed', state='', needs=['inputs'])\ndef mine(vectors):\n    ...\n",
-            r"takes \[\] besides",
+            r"takes \[\] in addition",
         ),
     ],
 )

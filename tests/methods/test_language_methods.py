@@ -322,7 +322,7 @@ def test_packed_batches_train_to_the_same_loss(kind, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("kind", "why"), [("t5", "an encoder and a decoder"), ("bloom", "see each other")]
+    ("kind", "why"), [("t5", "an encoder and a decoder"), ("bloom", "attend to each other")]
 )
 def test_what_cannot_be_packed_is_refused(kind, why):
     with pytest.raises(InputError, match=why):

@@ -68,7 +68,7 @@ def test_the_command(tmp_path, perdure):
     status, out, err = perdure("gate", run, "--forgetting", "4", "--drift", "0.3")
     assert (status, err) == (0, "") and "Yes: no task has lost more than 4 points" in out
     status, out, err = perdure("gate", run, "--drift", "0.1")
-    assert (status, err) == (1, "") and "No: more than 2 points lost of `a`" in out
+    assert (status, err) == (1, "") and "No: more than 2 points lost on `a`" in out
     assert "+0.250 nats per token, more than 0.1" in " ".join(out.split())
     status, out, err = perdure("gate", run, "--json")
     verdict = json.loads(out)

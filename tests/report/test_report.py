@@ -139,7 +139,7 @@ def test_one_task(tmp_path):
 def test_no_task_was_finished(tmp_path):
     run = make_run(tmp_path / "run", [], tasks=())
     (run / "combined.json").unlink()
-    assert "No task was finished and measured yet." in to_html(summarise([run]))
+    assert "No task has been finished and measured yet." in to_html(summarise([run]))
 
 
 def test_what_was_not_learned_is_left_out(tmp_path):

@@ -14,7 +14,7 @@ from perdure.report.markdown import to_markdown
 from perdure.report.summary import summarise
 from perdure.report.terminal import show
 
-DIFFER = "Scores differ: accuracy (a), rouge_l (b). An average over them mixes them."
+DIFFER = "Scores differ: accuracy (a), rouge_l (b). Averages over tasks mix them."
 
 
 def two_scores():

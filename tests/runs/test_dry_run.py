@@ -255,7 +255,7 @@ def test_a_size_that_nothing_states_is_unknown(places, unreachable):
     settings = [f"backbone.model={model(places, 'smollm2')}", "stream.train=null"]
     counted = Recipe.read(RECIPES / "standard_order1.yaml", settings).dry_run()
     assert counted.steps is None and {task.steps for task in counted.tasks} == {None}
-    assert "– steps in total" in str(counted) and unreachable == []
+    assert "– steps in total" in " ".join(str(counted).split()) and unreachable == []
 
 
 def test_a_model_that_is_not_here(places, unreachable):
@@ -280,7 +280,9 @@ def test_other_data_that_are_not_here(setting, places, unreachable):
     counted = Recipe.parse(yaml.safe_load(text)).dry_run()
     assert [task.name for task in counted.tasks] == ["questions", "split_mnist"]
     assert counted.steps is None and counted.answers is None
-    assert "`split_mnist` may be several tasks" in str(counted) and unreachable == []
+    assert (
+        "`split_mnist` may be several tasks" in " ".join(str(counted).split()) and unreachable == []
+    )
 
 
 def test_an_encoder_without_weights(places, pico, tmp_path):
@@ -400,7 +402,7 @@ def test_a_run_that_goes_on(pico, tmp_path):
     assert "1 task after 1 already learned" in str(rest)
     done = Recipe.read(tmp_path / "run").dry_run(tmp_path / "run")
     assert "no tasks left after 1 already learned" in str(done) and "Evaluation: none." in str(done)
-    with pytest.raises(RunError, match="holds a run with other settings"):
+    with pytest.raises(RunError, match="contains a run with other settings"):
         Recipe.parse(longer, ["method.rank=3"]).dry_run(tmp_path / "run")
 
 
@@ -493,6 +495,6 @@ def test_the_command(places, perdure, unreachable, tmp_path, monkeypatch):
     assert (status, err) == (0, "")
     table = [line.split() for line in out.splitlines() if line.startswith("  dbpedia")]
     assert table == [["dbpedia", "5,000", "500", "7,600", "79", "2,359,296", "0.32", "%"]]
-    assert "316 steps in total" in out
+    assert "316 steps in total" in " ".join(out.split())
     assert out.endswith("\nNothing was written.\n")
     assert contents(tmp_path) == [] and unreachable == []

@@ -42,17 +42,17 @@ def in_json(folder, name, change):
             layout.environment,
             "environment.json",
             {"versions": {"a": 1}},
-            "`versions.a` is 1, but must be a text",
+            "`versions.a` is 1, but must be a string",
         ),
         (layout.backbone, "backbone.json", {}, "has no `files`"),
         (
             layout.backbone,
             "backbone.json",
             {"files": {"a": 3}},
-            "`files.a` is 3, but must be a text",
+            "`files.a` is 3, but must be a string",
         ),
         (layout.combined, "combined.json", {"options": 1}, "`options` is 1, but must be a mapping"),
-        (layout.combined, "combined.json", {"name": None}, "`name` is None, but must be a text"),
+        (layout.combined, "combined.json", {"name": None}, "`name` is None, but must be a string"),
         (
             layout.combined,
             "combined.json",
@@ -71,7 +71,7 @@ def in_json(folder, name, change):
             {"candidates": [{"scale": 1}]},
             "has no `candidates.0.score`",
         ),
-        (layout.combined, "combined.json", {"\ud800": 1}, "as a name, which is not a text"),
+        (layout.combined, "combined.json", {"\ud800": 1}, "as a name, which is not valid text"),
         (
             layout.answers,
             "answers.json",
@@ -108,7 +108,7 @@ def test_a_class_that_was_never_asked_for(folder):
 @pytest.mark.parametrize(
     ("read", "name", "change", "message"),
     [
-        (layout.task, "task.json", {"classes": ["a", 1]}, "`classes.1` is 1, but must be a text"),
+        (layout.task, "task.json", {"classes": ["a", 1]}, "`classes.1` is 1, but must be a string"),
         (layout.task, "task.json", {"digests": []}, "`digests` is \\[\\], but must be a mapping"),
         (
             layout.task,
@@ -144,7 +144,7 @@ def test_a_file_of_a_task(read, name, change, message, folder):
         ({"epoch": 10**400}, "`epoch` is 1000.*, but must be a whole number"),
         ({"loss": "0.1"}, "`loss` is '0.1', but must be a number, or nothing"),
         ({"loss": 10**400}, "`loss` is 1000"),
-        ({"event": 1}, "`event` is 1, but must be a text, or nothing"),
+        ({"event": 1}, "`event` is 1, but must be a string, or nothing"),
     ],
 )
 def test_a_line_of_the_log(change, message, folder):
@@ -175,7 +175,7 @@ def test_a_row_of_scores(row, message, folder):
         ({"belongs_to": {"tasks": {}}}, "`belongs_to.tasks` is {}, but must be a mapping"),
         (
             {"belongs_to": {"tasks": {"fruit": {"train": 1}}}},
-            "`belongs_to.tasks.fruit.train` is 1, but must be a text",
+            "`belongs_to.tasks.fruit.train` is 1, but must be a string",
         ),
     ],
 )

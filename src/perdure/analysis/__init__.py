@@ -7,7 +7,7 @@ interference.py   pairs of task vectors: cosines, shared subspaces and sign conf
 zones.py          the energy of weight changes along the pre-trained weights' singular vectors
 cka.py            the similarity of the features of two models
 probe.py          linear classifiers trained on frozen features
-posterior.py      confusion between tasks, and the calibration of tasks and classes
+posterior.py      confusion between tasks, and the calibration of task and class probabilities
 
 The other files:
 

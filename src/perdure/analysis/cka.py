@@ -90,7 +90,7 @@ def cka(
 ) -> float:
     """Return the CKA of two sets of features of the same examples.
 
-    It is computed over mini-batches, which are drawn with `seed`.
+    The features are compared in mini-batches, which are drawn with `seed`.
 
     Raises
     ------
@@ -124,7 +124,7 @@ def batches(examples: int, *, batch: int = BATCH, seed: int = 0) -> Sequence[Ten
 
 
 def _flat(layers: Sequence[Float[Tensor, "batch _"]]) -> Float[Tensor, "layers square"]:
-    """Return the flattened Gram matrix of each layer as a row, so that one product compares all."""
+    """Return the flattened Gram matrices of all layers as rows, to compare them in one product."""
     rows = []
     for features in layers:
         gram = _centred(features)
@@ -149,7 +149,7 @@ def _centred(features: Float[Tensor, "batch _"]) -> Float[Tensor, "batch batch"]
 
 
 def compute(subject: Subject) -> dict[str, object]:
-    """Return the CKA of a run's features between steps, and between the layers of two models."""
+    """Return the CKA of a run's features between steps, and of layers before and after the run."""
     if subject.frozen:
         raise LeftOut("The method does not train the backbone, so its features stay the same.")
     examples = subject.encoded("test")
@@ -180,7 +180,11 @@ def compute(subject: Subject) -> dict[str, object]:
 
 
 def _over_steps(subject: Subject) -> tuple[list[float], list[float]]:
-    """Return the CKA of the features after each task with those before all tasks, and before it."""
+    """Return the CKA of the features after each task, in two lists.
+
+    The first list compares them with the features of the pre-trained model, the second with those
+    after the previous task.
+    """
     pretrained = torch.cat(subject.tested(0))
     previous = pretrained
     to_pretrained = []

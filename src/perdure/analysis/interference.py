@@ -181,7 +181,7 @@ def _overlap(a: Float[Tensor, "d _"], b: Float[Tensor, "d _"]) -> float:
 
 
 def _by_layer(vectors: Vectors) -> Iterator[tuple[str, list[Entry]]]:
-    """Yield the name of each layer with its entries in all task vectors; a missing one is zero."""
+    """Yield the name of each layer with its entry in each task vector; missing ones are zero."""
     for name, shape in shapes(vectors).items():
         zero = _zero(shape)
         yield name, [vector.entries.get(name, zero) for vector in vectors.values()]

@@ -1,4 +1,4 @@
-"""The confusion between tasks by the task posterior, and the calibration of tasks and classes."""
+"""The confusion between tasks, and the calibration of task and class probabilities."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,10 @@ from perdure.evaluation.score import probabilities, settled, task_logits
 
 
 def compute(subject: Subject) -> dict[str, object]:
-    """Return a run's confusion between tasks, and the calibration of tasks and classes."""
+    """Return a run's confusion between tasks, and the calibration of task and class probabilities.
+
+    The numbers are plain lists and numbers, as in diagnostics.json.
+    """
     posterior = subject.system.posterior
     backbone = subject.backbone
     tasks = subject.tasks

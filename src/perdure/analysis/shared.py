@@ -1,4 +1,4 @@
-"""Code that several diagnostics share: task vectors, plain numbers, and the exception to skip."""
+"""Code that several diagnostics share: task vectors, plain numbers, and the exception `LeftOut`."""
 
 import math
 
@@ -19,12 +19,12 @@ class LeftOut(Exception):
 
 
 def vectors_of(subject: Subject) -> tuple[dict[str, TaskVector], list[str]]:
-    """Return the ΔW of each task, and the names of the linear layers that the tasks change.
+    """Return the task vectors of a run, and the names of the linear layers that they change.
 
     Raises
     ------
     LeftOut
-        The run has no ΔW.
+        The run has no task vectors.
     """
     if subject.frozen:
         raise LeftOut("The method does not train the backbone, so there are no task vectors.")
@@ -54,7 +54,7 @@ def plain(values: Tensor) -> object:
 
 
 def number(value: float | None) -> float | int | None:
-    """Round a value to six significant digits, more than the examples justify.
+    """Round a value to six significant digits, more than the number of examples justifies.
 
     Return None for a value that is missing, infinite or undefined.
     """

@@ -54,7 +54,7 @@ class Subject:
 
     @property
     def rule(self) -> Rule:
-        """The rule as it was given; its scale may have yet to be searched for."""
+        """The rule as it was given; its scale may not have been searched for yet."""
         return self.system.rule
 
     @property
@@ -131,7 +131,7 @@ class Subject:
         return by_task
 
     def tested(self, step: int) -> list[Float[Tensor, "examples width"]]:
-        """Return the features of each task's test examples after `step` tasks, from a cache."""
+        """Return the features of each task's test examples after `step` tasks, and cache them."""
         if step not in self._tested:
             if self.frozen and step:
                 # The backbone never changed, so every step has the features of step 0.
@@ -144,7 +144,7 @@ class Subject:
     def hidden(
         self, combined: Combined, examples: Sequence[Examples]
     ) -> list[Float[Tensor, "examples _"]]:
-        """Return the hidden states of each layer, as one tensor with the examples of all tasks."""
+        """Return the hidden states of each layer, concatenated over the examples of all tasks."""
         by_task = []
         for name, rows in zip(self.present, examples, strict=True):
             # A routed model has different weights for each task; they are removed afterwards.

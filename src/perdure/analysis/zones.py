@@ -1,4 +1,4 @@
-"""Zones of the pre-trained weights: the energy of a change along their singular vectors."""
+"""Zones of the pre-trained weights, and the share of a weight change that is in each of them."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class Zones:
 
 
 def compute(subject: Subject) -> dict[str, object]:
-    """Return the share of each zone in the task vectors of a run, and the share by chance."""
+    """Return the share of each zone in a run's task vectors, and in a random change."""
     vectors, linear = vectors_of(subject)
     count = len(vectors)
     energies = torch.zeros(

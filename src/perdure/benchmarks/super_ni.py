@@ -51,24 +51,24 @@ def super_ni(
 ) -> TaskStream:
     """Fifteen instructions: summaries, dialogue, extraction, questions, sentiment and emotion.
 
-    Each answer is scored by ROUGE-L with the best of its right answers; SAPT and GainLoRA draw one
-    of them at random, also for testing. The prompt is theirs: the definition of the task, then the
-    input; it names neither task nor data set. Rows whose answer is empty are left out.
+    The score is ROUGE-L with the closest of an example's correct answers; SAPT and GainLoRA draw
+    one of them at random, even for testing. The prompt is the same as theirs: the definition of the
+    task, then the input. It does not name the task or the data set. Rows with an empty answer are
+    left out.
 
     The instructions are Apache-2.0; the data sets keep their own terms.
 
     Parameters
     ----------
     folder
-        A folder with `manifest.json` (the `definition` of each task, a list of one text) and a
-        file `<task>.parquet` for each, with the columns `input`, `output` (a list of right
-        answers) and `split`. Without it, the tasks come from Muennighoff/natural-instructions on
-        the Hugging Face hub; that way follows its card and has not been run against the hub.
+        A folder with `manifest.json` (the `definition` of each task, a list of one text) and a file
+        `<task>.parquet` for each, with the columns `input`, `output` (a list of correct answers)
+        and `split`. If it is not given, the tasks are loaded from Muennighoff/natural-instructions
+        on the Hugging Face hub. That code follows its card and has not been run against the hub.
     order
-        `order1` or `order2`, the two of SAPT, or a list of the tasks' names.
+        `order1` or `order2`, the two orders of SAPT, or a list of task names.
     train, test
-        The number of examples per task; by default all (1,000 and 100 in SAPT, or fewer if there
-        are no more).
+        The number of examples per task; by default all. SAPT uses up to 1,000 and 100.
     validation
         The number of training examples per task that become its validation split, at most a fifth;
         by default a tenth.
@@ -127,7 +127,7 @@ def _from_folder(folder: Path, name: str) -> dict[Split, Dataset]:
 def _from_hub(names: list[str]) -> dict[str, dict[Split, Dataset]]:
     """Return the rows of the tasks, by name and split.
 
-    The data set has one row for each right answer; those of one input are put together.
+    The data set has one row for each correct answer; the rows of an input are combined.
     """
     data = from_hub(HUB)
     known = {TASKS[name]: name for name in names}
@@ -151,7 +151,7 @@ def _from_hub(names: list[str]) -> dict[str, dict[Split, Dataset]]:
 
 
 def _example(definition: str, text: str, answers: list[str]) -> dict[str, object]:
-    """Return a prompt and its right answers; a few rows of the data have none but an empty one."""
+    """Return a prompt with its correct answers, without empty ones."""
     right = [answer.strip() for answer in answers if answer.strip()]
     target = right[0] if right else ""
     return {"text": PROMPT.format(definition, text.strip()), "target": target, "answers": right}

@@ -1,4 +1,4 @@
-"""TRACE: eight tasks for language models in three languages, code and numbers."""
+"""TRACE: eight tasks for language models, in three languages, with code and arithmetic."""
 
 import json
 from pathlib import Path
@@ -41,30 +41,33 @@ def trace(
     test: int | None = None,
     seed: int = 0,
 ) -> TaskStream:
-    """Eight tasks: stances, summaries, code, science, numbers, and simpler German.
+    """Eight tasks: stances, summaries, code, science, arithmetic, and simplified German.
 
-    They are stances in Chinese posts (C-STANCE) and of the Federal Reserve (FOMC), summaries of
-    council meetings (MeetingBank), the next line of Python (Py150), school questions with their
-    reasons (ScienceQA), problems with numbers (NumGLUE-cm, NumGLUE-ds), and German news in plain
-    language (20Minuten). All are answered in free text, and the prompts are those of the files.
+    They are the stance of Chinese posts (C-STANCE) and of the Federal Reserve (FOMC), summaries of
+    council meetings (MeetingBank), the next line of Python code (Py150), school questions with
+    explanations (ScienceQA), arithmetic problems (NumGLUE-cm, NumGLUE-ds), and German news in plain
+    language (20Minuten). All are answered with free text, and the prompts are taken from the files
+    unchanged.
 
-    The scores are those of the authors' code: equal texts (C-STANCE, FOMC and NumGLUE; white space
-    around them does not count here), the first character (ScienceQA), `rouge_l_union`
-    (MeetingBank), `code_similarity` (Py150) and SARI with the whole prompt as the source
-    (20Minuten). Papers that measure TRACE in other ways have other numbers. The authors sample
-    their answers; perdure takes the likeliest token, one after the other.
+    The scores are those of the authors' code: accuracy (C-STANCE, FOMC and NumGLUE; perdure ignores
+    surrounding white space), the first character (ScienceQA), `rouge_l_union` (MeetingBank),
+    `code_similarity` (Py150), and SARI with the entire prompt as the source (20Minuten). Papers
+    that score TRACE differently report other numbers. The authors sample answers; perdure decodes
+    greedily.
 
-    They generate up to 512 tokens: set `backbone: {max_new_tokens: 512}`. A training answer that
-    is longer is refused, not cut. Each data set keeps its own terms.
+    They generate up to 512 tokens: set `backbone: {max_new_tokens: 512}`. A longer training answer
+    is an error; it is never truncated. Each data set keeps its own terms.
 
     Parameters
     ----------
     folder
-        A folder with a folder for each task that holds `train.json`, `eval.json` (the validation
-        split) and `test.json`, each a list of objects with a `prompt` and an `answer`, such as
-        `LLM-CL-Benchmark_5000` in the download that https://github.com/BeyonderXX/TRACE links to.
+        A folder with a subfolder for each task, which contains `train.json`, `eval.json` (the
+        validation split) and `test.json`. Each file is a list of objects with a `prompt` and an
+        `answer`. An example is `LLM-CL-Benchmark_5000`, in the download linked from
+        https://github.com/BeyonderXX/TRACE.
     order
-        `order1`, that of the authors; `order2`, the second of SEEKR; or a list of the tasks' names.
+        `order1`, which is the authors' order; `order2`, the second order of SEEKR; or a list of
+        task names.
     train, validation, test
         The number of examples per task; by default all.
     seed

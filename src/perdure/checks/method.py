@@ -1,4 +1,4 @@
-"""The checks that every method must pass, as functions that raise `CheckFailed` if they fail.
+"""The checks that every method must pass; a check raises `CheckFailed` if the method fails it.
 
 A check takes a `MethodUnderTest`; the docstring of the check is the promise that it checks, in one
 sentence. The checks train a pico BERT on a toy stream of three tasks, as `perdure.run` and
@@ -25,7 +25,7 @@ from perdure.models.adapters import Adapter
 from perdure.models.backbone import Backbone, pooled
 
 MORE = Training(epochs=6, batch_size=8, learning_rate=0.02)
-"""The settings to check that the loss falls, which takes more steps than the other checks."""
+"""The training settings to check that the loss falls, which takes more steps than other checks."""
 LOWER = 0.7
 """The upper bound of the mean loss of the last steps of `MORE`, relative to the first steps."""
 ABOVE_CHANCE = 1.3
@@ -37,7 +37,7 @@ Check = Callable[[MethodUnderTest], None]
 
 
 def checks_of(method: MethodUnderTest) -> tuple[Check, ...]:
-    """Return the checks that apply to a method; without training there is no loss to check."""
+    """Return the checks that apply to a method; one that trains nothing has no loss to check."""
     if method.family != "encoder":
         # `classes` too, because one task of the stream has none.
         has_needs = method.make().needs & {"heads", "classes"}
@@ -51,7 +51,7 @@ def checks_of(method: MethodUnderTest) -> tuple[Check, ...]:
 
 
 def hooks_take_what_the_loop_gives(method: MethodUnderTest) -> None:
-    """Its hooks accept the arguments that the training loop passes."""
+    """The method's hooks accept the arguments that the training loop passes."""
     instance = method.make()
     for name, hook in vars(Method).items():
         # Properties and private functions are not hooks.
@@ -91,7 +91,7 @@ def _accepts_the_same(override: Hook, hook: Hook) -> bool:
 
 
 def loss_is_one_number(method: MethodUnderTest) -> None:
-    """Its loss on a batch is a single number with a gradient."""
+    """The loss on a batch is a single number with a gradient."""
 
     def inspect_loss(loss: object) -> None:
         if not isinstance(loss, Tensor):
@@ -119,7 +119,7 @@ def loss_is_one_number(method: MethodUnderTest) -> None:
 
 
 def only_its_parameters_change(method: MethodUnderTest) -> None:
-    """Training changes only its `parameters` and the heads of the tasks that it trains on."""
+    """Training changes only the method's `parameters` and the heads of the tasks it trains on."""
     instance = method.make()
     backbone = method.backbone()
     seen: list[Task] = []
@@ -205,7 +205,7 @@ def _heads_of(backbone: Backbone, method: Method, seen: Sequence[Task]) -> set[s
 
 
 def training_lowers_the_loss(method: MethodUnderTest) -> None:
-    """Training changes its PEFT module and lowers the loss."""
+    """Training changes the PEFT module and lowers the loss."""
     losses: list[float] = []
 
     def log(event: dict[str, object]) -> None:
@@ -232,7 +232,7 @@ def training_lowers_the_loss(method: MethodUnderTest) -> None:
 
 
 def computed_heads_know_the_classes(method: MethodUnderTest) -> None:
-    """It trains nothing, and computes heads that recognise the classes of all tasks."""
+    """The method trains nothing, and computes heads that recognise the classes of all tasks."""
     instance = method.make()
     backbone = method.backbone()
     steps: list[object] = []
@@ -273,7 +273,7 @@ def _accuracy(backbone: Backbone, task: Task) -> float:
 
 
 def what_it_isolates_is_learned_alone(method: MethodUnderTest) -> None:
-    """If it declares `isolates`, a task is learned as if there were no others."""
+    """If the method declares `isolates`, a task is learned as if there were no others."""
     if not method.make().isolates:
         return
     first, second, *_ = method.stream
@@ -297,7 +297,7 @@ def what_it_isolates_is_learned_alone(method: MethodUnderTest) -> None:
 
 
 def it_does_without_old_examples(method: MethodUnderTest) -> None:
-    """Unless it declares `keeps_all`, it learns without the examples of earlier tasks."""
+    """Unless the method declares `keeps_all`, it learns without the examples of earlier tasks."""
     instance = method.make()
     if instance.keeps_all:
         return
@@ -321,7 +321,7 @@ def it_does_without_old_examples(method: MethodUnderTest) -> None:
 
 
 def it_says_what_it_needs(method: MethodUnderTest) -> None:
-    """It is rejected before anything is learned, by an error that suggests an alternative."""
+    """The method is rejected before anything is learned, with an error that says what to use."""
     try:
         folder = method.run("refused")
     except InputError as error:

@@ -71,7 +71,7 @@ def tokenizer() -> transformers.PreTrainedTokenizerFast:
 
 
 def save(folder: Path, config: transformers.PreTrainedConfig | None = None) -> Path:
-    """Save a text model (default: a pico BERT) with random weights that are the same each time."""
+    """Save a text model, by default a pico BERT, with random but reproducible weights."""
     config = config or transformers.BertConfig(**SIZES, **IN_COMMON)
     # Forked, so that a check does not change the random numbers of its caller.
     with pretrained.quietly(), torch.random.fork_rng(devices=[]):
@@ -83,7 +83,7 @@ def save(folder: Path, config: transformers.PreTrainedConfig | None = None) -> P
 
 
 def save_language_model(folder: Path, family: Family) -> Path:
-    """Save a pico Llama, or a pico T5 for `seq2seq`, with random weights, the same each time."""
+    """Save a pico Llama, or a pico T5 for `seq2seq`, with random but reproducible weights."""
     if family == "causal":
         config = transformers.LlamaConfig(**SIZES, **OF_TEXT, max_position_embeddings=40)
         auto = transformers.AutoModelForCausalLM

@@ -1,4 +1,4 @@
-"""The checks that every rule must pass, as functions that raise `CheckFailed` if they fail.
+"""The checks that every rule must pass; a check raises `CheckFailed` if the rule fails it.
 
 A check takes a `RuleUnderTest`; the docstring of the check is the promise that it checks, in one
 sentence. The checks combine small random task vectors. The second and the third lack a layer,
@@ -102,7 +102,7 @@ class RuleUnderTest:
         return made
 
     def combine(self, vectors: Vectors) -> list[TaskVector]:
-        """Apply the rule; return one task vector, or one for each task if the rule is routed."""
+        """Apply the rule; return a list of one task vector, or of one per task if it is routed."""
         options = dict(self.options)
         if "inputs" in self.nature.needs:
             options["inputs"] = {task: covariances(task, vectors) for task in vectors}
@@ -208,7 +208,7 @@ def _close(left: Tensor, right: Tensor, dtype: torch.dtype) -> bool:
 
 
 def it_takes_vectors_and_settings(rule: RuleUnderTest) -> None:
-    """It takes the task vectors as its first argument, and its settings by keyword."""
+    """The rule takes the task vectors as its first argument, and its settings by keyword."""
     parameters = list(inspect.signature(rule.function).parameters.values())
     if not parameters or parameters[0].kind is parameters[0].KEYWORD_ONLY:
         raise rule.failed("takes no task vectors: make `vectors` its first parameter.")
@@ -222,7 +222,7 @@ def it_takes_vectors_and_settings(rule: RuleUnderTest) -> None:
 
 
 def it_declares_what_it_is(rule: RuleUnderTest) -> None:
-    """It declares with `@nature` whether order matters, and what to store for the next task."""
+    """The rule declares in `@nature` whether order matters and what to store for the next task."""
     order = rule.nature.order
     if order not in get_args(Order):
         known = ", ".join(get_args(Order))
@@ -292,7 +292,7 @@ def _check_entries(
 
 
 def task_vectors_are_left_alone(rule: RuleUnderTest) -> None:
-    """It does not change the task vectors that it is given."""
+    """The rule does not change the task vectors that it is given."""
     for case in rule.cases:
         for vectors in _kinds(rule, case):
             before = _copies(vectors)
@@ -309,7 +309,7 @@ def task_vectors_are_left_alone(rule: RuleUnderTest) -> None:
 
 
 def _copies(vectors: Vectors) -> dict[tuple[str, str], Tensor]:
-    """Return a copy of each layer of each task, by the names of both."""
+    """Return a copy of each layer of each task, by the names of the task and the layer."""
     copies: dict[tuple[str, str], Tensor] = {}
     for task, vector in vectors.items():
         for name in vector.entries:
@@ -334,7 +334,7 @@ def the_same_again(rule: RuleUnderTest) -> None:
 
 
 def factors_and_full_tensors_give_the_same(rule: RuleUnderTest) -> None:
-    """The result is the same for layers given as factors, as full tensors or deferred."""
+    """The result is the same for layers given as factors, full tensors or deferred tensors."""
     if rule.nature.low_rank:
         return
     for case in rule.cases:
@@ -354,7 +354,7 @@ def factors_and_full_tensors_give_the_same(rule: RuleUnderTest) -> None:
 
 
 def different_shapes_are_refused(rule: RuleUnderTest) -> None:
-    """A layer whose shapes differ raises an `InputError` that names it, or is not combined."""
+    """A layer of different shapes raises an `InputError` that names it, or is not combined."""
     vectors = rule.vectors(Case())
     if len(vectors) < 2:
         return
@@ -392,7 +392,7 @@ def _identical(left: Tensor, right: Tensor) -> bool:
 
 
 def order_does_not_matter_if_it_says_so(rule: RuleUnderTest) -> None:
-    """If it declares that it is order-free, the result does not depend on the order of tasks."""
+    """If the rule declares that it is order-free, the order of the tasks does not matter."""
     if rule.nature.order != "order-free":
         return
     for case in rule.cases:
@@ -411,7 +411,7 @@ def order_does_not_matter_if_it_says_so(rule: RuleUnderTest) -> None:
 
 
 def a_layer_depends_on_itself_if_it_says_so(rule: RuleUnderTest) -> None:
-    """If it declares that it is layerwise, each layer is combined independently of the others."""
+    """If the rule declares that it is layerwise, it combines each layer independently."""
     if not rule.nature.layerwise:
         return
     for case in rule.cases:

@@ -66,7 +66,7 @@ class MethodUnderTest:
 
     @cached_property
     def whole(self) -> Path:
-        """The folder of a run over all tasks, which is performed on first use."""
+        """The folder of a run over all tasks; the run takes place on first use."""
         instance = self.make()
         # The count is filled while the run goes on.
         self.losses = Losses(instance).of_tasks
@@ -74,7 +74,7 @@ class MethodUnderTest:
 
     @cached_property
     def alone(self) -> Path:
-        """The folder of a run over the first task only, which is performed on first use."""
+        """The folder of a run over the first task only; the run takes place on first use."""
         return self.run("alone", tasks=1)
 
     def backbone(self) -> Backbone:

@@ -26,7 +26,7 @@ FAMILIES: dict[models.Family, str] = {
     "seq2seq": "Encoder-decoder model: ",
 }
 """The prefix of a promise, for each kind of model."""
-LOADED = "It can be loaded with these settings."
+LOADED = "The method or rule can be loaded with these settings."
 Subject = TypeVar("Subject", MethodUnderTest, RuleUnderTest)
 
 
@@ -61,7 +61,7 @@ class Outcome:
         return self.error is None
 
     def lines(self) -> list[str]:
-        """Return lines with the verdict and the promise and, for a failure, with the reason."""
+        """Return the verdict with the promise and, if the check failed, a line with the reason."""
         if self.passed:
             return [f"passed  {self.promise}"]
         return [

@@ -23,7 +23,7 @@ def names_of(*kinds: Kind) -> Callable[[str], list[str]]:
 
 
 def template(text: str | None) -> str | None:
-    r"""Replace `\n`, which a shell passes on as two characters, by line breaks in a template."""
+    r"""Replace `\n`, which a shell passes as two characters, with line breaks in a template."""
     return text.replace("\\n", "\n") if text else text
 
 

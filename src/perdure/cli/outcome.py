@@ -66,7 +66,7 @@ def _time(path: Path) -> float:
 
 
 def show(summary: Mapping[str, object], folder: Path | None = None) -> None:
-    """Show the scores of runs, and the path of their report if it is in `folder`."""
+    """Show the scores of runs and, if `folder` is given, the path of the report in it."""
     from perdure.report import terminal
 
     terminal.show(summary)

@@ -209,7 +209,7 @@ def report(
     ] = "html",
     as_json: AsJson = False,
 ) -> None:
-    """Report on a run, or compare several runs; they may be unfinished."""
+    """Report on a run, or compare several runs, including unfinished ones."""
     from perdure.report import FORMATS, report, summary
 
     format = "json" if as_json else format
@@ -236,7 +236,7 @@ def gate(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Decide, task by task, whether the model may be shipped. The exit status is 0 or 1."""
+    """Decide, task by task, whether the model may be shipped. If not, the exit status is 1."""
     from perdure.report import gate
 
     verdict = gate.gate(run, forgetting=forgetting, drift=drift, task_id=task_id)
@@ -260,7 +260,7 @@ def check(
     settings: Settings = [],
     as_json: AsJson = False,
 ) -> None:
-    """Check on a tiny model that a method or rule keeps the promises common to all of them."""
+    """Check that a method or rule keeps the promises that all of them make, on a tiny model."""
     from perdure.checks import suite
 
     outcomes = []

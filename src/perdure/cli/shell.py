@@ -29,7 +29,7 @@ IN_ASCII = {
     "‖": "|",
     "Δ": "d",
 }
-"""Replacements for symbols that the output cannot represent; a number needs its minus sign."""
+"""Replacements for symbols that the output encoding lacks, such as the minus sign of a number."""
 INTERRUPTED = 130  # the exit status that click uses for Ctrl-C
 
 
@@ -152,7 +152,7 @@ def _sentence(
     lineno: int,
     line: str | None = None,
 ) -> str:
-    """Format a warning from perdure as a sentence, and others with their file and line."""
+    """Format a warning: one from perdure as a sentence, any other with its file and line."""
     text = printable(str(message))
     if category.__module__.startswith("perdure."):
         return f"Warning: {text}\n"

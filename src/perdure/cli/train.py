@@ -206,8 +206,8 @@ def forget(
 ) -> None:
     """Remove a task from a run: its adapter, head and statistics, and all of its scores.
 
-    Tasks that were learned on top of it retain traces of it (but not with the method `isolated`).
-    The command says which.
+    Tasks that were learned on top of it retain traces of it (except with the method `isolated`);
+    the command says which tasks.
     """
     from perdure.runs.extend import forget
 

@@ -1,11 +1,11 @@
-"""Class names from a label column: sorting them, and spotting labels that are not classes."""
+"""Functions to sort the class names in a label column and to detect labels that are not classes."""
 
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
 MAX_FRACTIONS = 10
-"""The maximum number of distinct fractional labels, such as the ten ratings from 0.5 to 5 stars."""
+"""The maximum number of distinct fractions that count as classes; 0.5 to 5 stars are ten."""
 WORDS_OF_A_TEXT = 5
 LENGTH_OF_A_TEXT = 50  # characters: some languages write no spaces
 MAX_SHOWN = 60  # characters of a label that a message shows
@@ -26,7 +26,7 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 
 def complaint(labels: Sequence[str], column: str) -> str | None:
-    """Return an error message if a label column does not look like classes, otherwise None.
+    """Return an error message if the labels in a column do not look like classes, otherwise None.
 
     The labels may look like free text, or like numbers to be estimated, as in regression.
 

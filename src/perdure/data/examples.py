@@ -1,9 +1,10 @@
 """Examples built from table rows, with standard column names and with classes as text.
 
-Tables and Hugging Face data sets are both converted to the same columns: `text`, or `text` and
-`text_pair`, or `image`, or `messages` for the input; `label` with the class name, or `target` with
-the answer and, if a row has several right answers, `answers`; `task`, if a column names the task of
-each row; and `row`, the number of the row in its file, for error messages.
+Tables and Hugging Face data sets are both converted to the same columns. The input is in `text`, in
+`text` and `text_pair`, in `image`, or in `messages`. The answer is in `label` as a class name, or
+in `target` as free text; if a row has several right answers, they are in `answers`. If a column
+names the task of each row, it becomes `task`. The number of the row in its file is in `row`, for
+error messages.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -149,7 +150,7 @@ def _examples(tables: Sequence[Table], columns: Columns) -> Iterator[dict[str, o
 
 
 def _dataset(examples: Iterable[Mapping[str, object]]) -> Dataset:
-    """Collect examples in a data set."""
+    """Convert examples to a data set."""
     # The order of the columns affects the fingerprint of the data set.
     values: dict[str, list[object]] = {}
     for example in examples:
@@ -167,9 +168,9 @@ def _dataset(examples: Iterable[Mapping[str, object]]) -> Dataset:
 def from_dataset(data: Dataset, source: str, columns: Columns) -> Dataset:
     """Select the columns of a data set that `datasets` has loaded, without copying the inputs.
 
-    Only prompts, which combine columns, are built as new text. An empty text is accepted, because
-    users cannot correct a data set on the hub; it is rejected later if the tokenizer produces no
-    tokens for it. In prompts, empty cells are errors.
+    Prompts are the exception: they combine columns and are built as new text. An empty cell in a
+    prompt is an error. An empty cell in a plain text column is accepted, because users cannot
+    correct a data set on the hub; it is rejected later if the tokenizer produces no tokens for it.
 
     Raises
     ------
@@ -210,7 +211,7 @@ def _prompts(data: Dataset, source: str, columns: Columns) -> Iterator[dict[str,
 
 
 def declared_classes(data: Dataset, column: str) -> list[str] | None:
-    """Return the class names that a data set declares for a column of integers, or None."""
+    """Return the class names that a data set declares for an integer column, or None."""
     feature = data.features[column]
     return feature.names if isinstance(feature, ClassLabel) else None
 
@@ -234,6 +235,6 @@ def _image(row: Row, column: str) -> object:
     value = row.cells.get(column)
     if value is None or value == "":
         raise DataError(
-            f"{row.where}, has nothing in column `{column}`. Complete it or leave it out."
+            f"{row.where}, has nothing in column `{column}`. Fill it in, or leave the row out."
         )
     return value

@@ -1,4 +1,4 @@
-"""Examples stored for replay: choosing them, and saving them in a method's state."""
+"""Examples stored for replay, and functions to choose them and save them in a method's state."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -24,8 +24,8 @@ COLUMNS = ("text", "text_pair", "messages", "target")
 class Exemplars:
     """The stored examples of each task: inputs as bytes (UTF-8 text or encoded images), and labels.
 
-    If the examples of a task are more than a single text, such as text pairs, conversations, or
-    prompts with free-text answers, each input is a JSON list with a value for each of the task's
+    If the examples of a task consist of more than a single text, such as text pairs, conversations,
+    or prompts with free-text answers, each input is a JSON list with a value for each of the task's
     `columns`. The label of an example with a free-text answer is -1.
 
     Examples
@@ -45,7 +45,7 @@ class Exemplars:
     seen: dict[str, int] = field(default_factory=dict)
     """The number of training examples that each task had."""
     columns: dict[str, list[str]] = field(default_factory=dict)
-    """The text columns of each task whose examples are more than a single text."""
+    """The text columns of each task, except for tasks whose only text column is `text`."""
 
     def __len__(self) -> int:
         return sum(map(len, self.labels.values()))
@@ -61,7 +61,7 @@ class Exemplars:
         return {task: len(labels) for task, labels in self.labels.items()}
 
     def add(self, task: Task, chosen: Sequence[int]) -> None:
-        """Store the training examples of a task that have the indices `chosen`."""
+        """Store the training examples of a task at the indices `chosen`."""
         data = task.train.select(list(chosen))
         self.kind = task.kind
         if task.kind == "text":
@@ -152,7 +152,7 @@ class Exemplars:
     # -- saving in a method's state
 
     def state(self) -> dict[str, Any]:
-        """Return the examples in a form for a method's state: tensors and JSON values."""
+        """Return the examples as tensors and JSON values, to be stored in a method's state."""
         inputs = self._all_inputs()
         lengths = [len(value) for value in inputs]
         labels: list[int] = []
@@ -265,7 +265,7 @@ def _read(texts: Sequence[str], columns: Sequence[str]) -> dict[str, list[object
 
 
 def _checked(column: str, value: object) -> object:
-    """Return a decoded value in the type of its column: a list of turns, or a string."""
+    """Check a decoded value, and return it in the type of its column: turns, or a string."""
     if column != "messages":
         return str(value)
     if not isinstance(value, list):
@@ -291,7 +291,7 @@ def balanced(labels: Sequence[int], per_class: int, random: np.random.Generator)
 def herded(
     features: Float[Tensor, "examples d"], labels: Sequence[int], per_class: int
 ) -> list[int]:
-    """Choose at most `per_class` examples of each class whose mean is close to the class mean.
+    """Choose at most `per_class` examples of each class so that their mean is near the class mean.
 
     Examples are chosen one at a time. Each choice brings the mean of the examples chosen so far as
     close as possible to the class mean. Features are first scaled to unit length.
@@ -321,7 +321,7 @@ def herded(
 def shares(
     capacity: int, seen: Mapping[str, int], kept: Mapping[str, int], random: np.random.Generator
 ) -> dict[str, int]:
-    """Draw the number of examples to store for each task, at most `capacity` in total.
+    """Choose randomly how many examples to store for each task, with at most `capacity` in total.
 
     Every example seen so far is equally likely to be stored. The last task in `seen` is the new
     one. An old task can contribute only examples that are still stored; if there are too few of

@@ -6,7 +6,7 @@ The format of a table is recognised by its column names:
     prompt, completion           a prompt and its answer
     instruction, input, output   the Alpaca format; `input` may be empty or missing
     text, label                  a text or prompt and its class
-    any other                    with templates, such as "Review: {body}\\nStars:"
+    any others                   used in templates, such as "Review: {body}\\nStars:"
 """
 
 import difflib
@@ -32,7 +32,7 @@ LABEL = "label"
 
 @dataclass(frozen=True)
 class Request:
-    """The columns that the caller names; `prompt` and `answer` may also be templates."""
+    """The columns specified by the caller; `prompt` and `answer` may also be templates."""
 
     text: Sequence[str] = field(default_factory=list)
     image: str | None = None
@@ -42,7 +42,7 @@ class Request:
 
     @property
     def label_column(self) -> str:
-        """The label column, if the answer is a class."""
+        """The name of the label column, which exists only if the answer is a class."""
         # An empty name is not replaced: it is an error, for instance an unset variable in a script.
         return LABEL if self.label is None else self.label
 
@@ -89,12 +89,12 @@ class Reading:
 
 
 def reading_of(columns: Sequence[str], source: str, request: Request) -> Reading | None:
-    """Return the prompt and the answers to read, or None for plain text or images with a class.
+    """Return the prompt and the answers to read, or None if texts or images are to be classified.
 
     Parameters
     ----------
     columns, source
-        The columns of the table, and its name for messages.
+        The columns of the table, and its name for error messages.
 
     Raises
     ------
@@ -164,7 +164,7 @@ def given_prompt(
 
 
 def _prompt_before(answers: Answers, columns: Sequence[str]) -> Prompt | None:
-    """Return the prompt that usually accompanies an answer column, or None if one is missing."""
+    """Return the prompt that usually accompanies an answer column, or None if either is missing."""
     (column,) = answers.columns
     if column not in columns:
         return None
@@ -176,7 +176,7 @@ def _prompt_before(answers: Answers, columns: Sequence[str]) -> Prompt | None:
 
 
 def _with_prompt(columns: Sequence[str], source: str, request: Request, prompt: str) -> Reading:
-    """Return the prompt that the caller named, together with its answers if they are free text."""
+    """Return the prompt that the caller named, and its answers unless they are classes."""
     if request.answer is not None:
         answers = _answers(columns, source, request.answer)
         return Reading(given_prompt(prompt, columns, source), answers)
@@ -206,7 +206,7 @@ def _answers(columns: Sequence[str], source: str, answer: str) -> Answers:
 
 
 def _check_differs(option: str, given: str, template: Template, columns: Sequence[str]) -> None:
-    """Check that a template uses a column, because otherwise it is the same for all rows."""
+    """Check that a template contains a column name; otherwise, it is the same for all rows."""
     if not template.columns:
         raise DataError(
             f"`{option}` is {given!r}, which is the same for all rows. Name a column in it, such "

@@ -34,13 +34,13 @@ Images = Sequence[tuple[str, ...]]
 def has_metadata(folder: str | Path) -> bool:
     """Return whether a folder contains a metadata file for its images.
 
-    If so, the classes are in a column of that file, and folder names are not classes.
+    If so, the classes are read from a column of that file instead of from folder names.
     """
     return any(parts[-1] in METADATA for parts in _walk(Path(folder)))
 
 
 def read_image_folder(folder: str | Path) -> dict[str, Dataset]:
-    """Read a folder of images into a data set per split, with the columns `image` and `label`.
+    """Read a folder of images into one data set per split, with the columns `image` and `label`.
 
     The class of an image is the name of its folder. If all folders at a level above the class
     folders are named like splits, such as `train` and `test`, they become the splits; otherwise all
@@ -87,7 +87,7 @@ def _tables(folder: str | Path, splits: Mapping[str, Images]) -> dict[str, Datas
 
 
 def _images(folder: str | Path) -> Images:
-    """Return the images in a folder, which must all be at the same depth."""
+    """Return the paths of the images in a folder, which must all be at the same depth."""
     images: list[tuple[str, ...]] = []
     others: list[tuple[str, ...]] = []
     for parts in _walk(Path(folder).expanduser()):
@@ -125,7 +125,7 @@ def _images(folder: str | Path) -> Images:
 
 
 def _level_of_splits(folder: str | Path, images: Images) -> int | None:
-    """Return the level of the folders that are splits, counted from 0, or None."""
+    """Return the level, counted from 0, at which folders are splits, or None if there is none."""
     levels = len(images[0]) - 1
     classes = {parts[-2] for parts in images}
     if all(map(_split_of, classes)):

@@ -322,7 +322,7 @@ def image_column(data: Dataset, column: str, source: str) -> Dataset:
 def _with_paths(
     chunk: pa.StructArray, rows_before: int, column: str, source: str
 ) -> pa.StructArray:
-    """Give a name to each image in a chunk that does not come from a file."""
+    """Assign a path, for error messages, to those images in a chunk that are not in files."""
     contents, paths = chunk.flatten()
     names = paths.to_pylist()
     for index, is_file in enumerate(contents.is_null().to_pylist()):
@@ -391,7 +391,7 @@ def unreadable(data: Dataset, where: str) -> Iterator[str]:
 
 
 def content(image: EncodedImage) -> bytes:
-    """Return the bytes of an encoded image, which are in the data set or in a file.
+    """Return the bytes of an encoded image, reading its file if necessary.
 
     Raises
     ------

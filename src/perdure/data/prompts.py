@@ -16,7 +16,7 @@ from perdure.data.rows import Row, check_characters, class_name, described, text
 from perdure.errors import DataError
 
 Declared = Mapping[str, Sequence[str]]
-"""The class names that a table declares for its columns of integers, by column."""
+"""The class names that a table declares for its integer columns, by column name."""
 Turn = dict[str, str]
 """A turn of a conversation, with the keys `role` and `content`."""
 
@@ -44,7 +44,7 @@ class Prompt(ABC):
 
     @abstractmethod
     def of(self, row: Row, declared: Declared) -> str | list[Turn]:
-        """Return the prompt of a row.
+        """Return the prompt for a row.
 
         Raises
         ------
@@ -77,7 +77,7 @@ class Template(Prompt):
     Attributes
     ----------
     pieces
-        The template as pairs of a literal text and the column whose cell follows it, or None.
+        Pairs of a literal text and the column whose cell follows it, or None if none follows.
 
     Examples
     --------
@@ -103,9 +103,9 @@ class Template(Prompt):
         Parameters
         ----------
         columns, source
-            The columns of the table, and its name for messages.
+            The columns of the table, and its name for error messages.
         option
-            The name of the setting that contains the template, for messages.
+            The name of the setting that contains the template, for error messages.
         closed
             True if the answer is a class. Then `{choices}` is replaced by a list of the classes,
             unless a column has that name.
@@ -265,7 +265,7 @@ class AnswerTemplate(Answers):
 
 @dataclass(frozen=True)
 class LastTurn(Answers):
-    """The last turn of a conversation as the answer; it must be by the assistant."""
+    """The answer in the last turn of a conversation, which must be by the assistant."""
 
     column: str = "messages"
 
@@ -283,7 +283,7 @@ def _turns(row: Row, column: str) -> list[Turn]:
     """Check and return the turns of a conversation."""
     value = row.cells.get(column)
     if value is None or value == []:
-        raise DataError(f"{row.where}, has nothing in column `{column}`. Leave it out.")
+        raise DataError(f"{row.where}, has nothing in column `{column}`. Leave the row out.")
     if not isinstance(value, list):
         given = "a text" if isinstance(value, str) else described(value)
         raise DataError(
@@ -322,7 +322,7 @@ def _check_last(turns: Sequence[Turn], row: Row, column: str) -> None:
     if not last["content"].strip():
         raise DataError(
             f"{row.where}, has an empty answer in column `{column}`: its last turn has no text. "
-            "Complete it or leave it out."
+            "Fill it in, or leave the row out."
         )
     if len(turns) == 1:
         raise DataError(
@@ -337,7 +337,7 @@ def _unknown(name: str, columns: Sequence[str], source: str, option: str, closed
         return (
             f"`{option}` has the placeholder `{{{CHOICES}}}`, which lists the classes, but the "
             f"answer is free text, and {source} has no such column. Name the column of the class "
-            "with `label`, or leave it out."
+            "with `label`, or leave the placeholder out."
         )
     similar = difflib.get_close_matches(name, columns, n=1, cutoff=0.5)
     hint = f" Did you mean `{{{similar[0]}}}`?" if similar else ""

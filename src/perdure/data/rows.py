@@ -34,7 +34,7 @@ class Row:
         The cells by column: strings in CSV, typed values in JSON and Parquet. A JSON row has only
         the keys of its object, which may differ from those of other rows.
     where
-        The name of the row in messages.
+        A description of the row for error messages.
     """
 
     number: int
@@ -50,7 +50,7 @@ class Table:
     columns
         The names in the header, or the keys of the first JSON object.
     class_names
-        The class names that a Parquet file declares for its columns of integers, by column.
+        The class names that a Parquet file declares for its integer columns, by column name.
 
     Examples
     --------
@@ -151,7 +151,7 @@ def text(row: Row, column: str, *, empty: bool = False) -> str:
     # A missing cell is rejected even if empty texts are accepted, as its key may be misspelled.
     if value is None or (value == "" and not empty):
         raise DataError(
-            f"{row.where}, has nothing in column `{column}`. Complete it or leave it out."
+            f"{row.where}, has nothing in column `{column}`. Fill it in, or leave the row out."
         )
     if not isinstance(value, str):
         raise DataError(
@@ -160,14 +160,14 @@ def text(row: Row, column: str, *, empty: bool = False) -> str:
         )
     if not empty and not value.strip():
         raise DataError(
-            f"{row.where}, has nothing but whitespace in column `{column}`. Leave it out."
+            f"{row.where}, has nothing but whitespace in column `{column}`. Leave the row out."
         )
     check_characters(value, row, column)
     return value
 
 
 def texts(row: Row, columns: Sequence[str], *, empty: bool = False) -> str | tuple[str, str]:
-    """Return the input of a text model: the text in one column, or a pair of texts from two.
+    """Return the input of a text model: one text, or a pair of texts from two columns.
 
     Raises
     ------
@@ -195,7 +195,7 @@ def class_name(
     names
         The class names, if the cell may be an index into them.
     expected
-        The purpose of the cell, for messages.
+        The purpose of the cell, for error messages.
 
     Raises
     ------
@@ -251,7 +251,7 @@ def check_characters(value: str, row: Row, column: str) -> None:
 
 
 def half_of_a_pair(text: str) -> str | None:
-    """Return the first unpaired surrogate in a text, as an escape sequence, if there is one.
+    """Return the first unpaired surrogate in a text as an escape sequence, or None.
 
     Examples
     --------

@@ -21,7 +21,9 @@ MAX_DEFAULT_VALIDATION = 500
 
 
 def split_rows(labels: Sequence[int], *, shares: Sequence[float], seed: int) -> list[np.ndarray]:
-    """Split row indices into parts that each have the given share, and at least one row, per class.
+    """Split row indices into parts with the given shares, stratified by class.
+
+    Every part has at least one row of each class, as long as there are enough rows.
 
     Return one array of row indices per share, and a last one with the remaining rows.
 
@@ -57,7 +59,7 @@ def split_rows(labels: Sequence[int], *, shares: Sequence[float], seed: int) -> 
 
 
 def divided(data: Dataset, size: int, seed: int) -> tuple[Dataset, Dataset]:
-    """Draw about `size` examples, stratified by class, and return them and the remaining ones.
+    """Draw about `size` examples, stratified by class, and return them and the rest.
 
     If the answers are free text, there are no classes, and examples are drawn from all rows.
 

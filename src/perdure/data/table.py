@@ -27,7 +27,7 @@ from perdure.data.task import SPLITS, Split, Task
 from perdure.errors import DataError, NotHere
 
 SHARES: dict[Split, float] = {"test": 0.2, "validation": 0.1}
-"""The share of the training examples that is used for each missing split, in this order."""
+"""The share of the training examples used for each missing split, in order of creation."""
 
 
 def read_tasks(
@@ -147,7 +147,7 @@ def _check_files(files: Mapping[str, str]) -> None:
 
 
 def _columns(names: Sequence[str], source: str, request: Request, task: str | None) -> Columns:
-    """Return the columns to read; if no input column is given, it is `text` or `image`."""
+    """Return the columns to read; the input column defaults to `text` or `image`."""
     label = request.label_column
     reading = reading_of(names, source, request)
     if reading:
@@ -205,7 +205,10 @@ def _has_tables(folder: Path) -> bool:
 
 
 def _table_paths(folder: Path) -> list[Path]:
-    """Return the table files in a folder, or else in its subfolder `data`, as `datasets` uses."""
+    """Return the table files in a folder or, if there are none, in its subfolder `data`.
+
+    This is the subfolder in which `datasets` stores tables.
+    """
     for directory in (folder, folder / "data"):
         paths = sorted(directory.iterdir()) if directory.is_dir() else []
         tables = []
@@ -408,7 +411,7 @@ def _task(
     """Create a task with numbered classes, taking missing splits from its training examples.
 
     `declared` contains the class names, if the table declares them; `column` is the name of the
-    label column, for messages.
+    label column, for error messages.
     """
     labels = splits["train"]["label"][:]
     present = set(labels)
@@ -449,7 +452,7 @@ def _free_task(title: str, splits: Mapping[Split, Dataset], score: str, seed: in
 
 
 def _cut(splits: dict[Split, Dataset], split: Split, share: float, seed: int) -> None:
-    """Move a share of the training examples to a missing split."""
+    """Create a missing split from a share of the training examples."""
     train = splits["train"]
     splits[split], splits["train"] = divided(train, round(share * len(train)), seed)
 
@@ -478,7 +481,7 @@ def _numbered(title: str, split: str, data: Dataset, names: Sequence[str]) -> Da
 
 
 def _check_counts(title: str, train: Dataset, names: Sequence[str], split: Split) -> None:
-    """Check that each class has one example for a missing split, and another one for training."""
+    """Check that each class has at least two examples, for a missing split and for training."""
     counts = np.bincount(train["label"][:], minlength=len(names))
     if counts.min() < 2:
         rare = shown(names[int(counts.argmin())])

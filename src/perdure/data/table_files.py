@@ -53,7 +53,7 @@ def check_file(path: Path) -> None:
 
 
 def check_text_file(path: Path) -> None:
-    """Check that a file named like a text file does not have a binary format.
+    """Check that a file with the extension of a text format is not in a binary format.
 
     Raises
     ------
@@ -127,7 +127,8 @@ class Delimited:
     """A reader for tables with a header line: CSV with any delimiter, or TSV.
 
     If no `delimiter` is given, it is detected: the header is split by each common delimiter, and
-    the one that produces the most columns is used. If there is only one column, it is a comma.
+    the one that produces the most columns is used. If the header has only one column, it is a
+    comma.
     """
 
     def __init__(self, path: Path, encoding: str, delimiter: str | None):
@@ -187,7 +188,7 @@ class Delimited:
         raise DataError(f"`{self.path}` is empty. Its first line must name the columns.")
 
     def _records(self, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-        """Yield the number of the first line and the cells of each record."""
+        """Yield pairs of the number of a record's first line and its cells."""
         csv.field_size_limit(MAX_LINE)  # by default, at most 131,072 characters are accepted
         line = 1
         try:

@@ -36,7 +36,7 @@ Cells = Mapping[str, object]
 
 
 def check_output(path: Path) -> None:
-    """Check that a table can be written to a new file with a known extension.
+    """Check that a path has a known extension, and that a new table can be written there.
 
     Raises
     ------
@@ -113,7 +113,7 @@ class DelimitedOutput:
 
 
 class _Utf8:
-    """A text file for `csv` to write to, on top of a binary file.
+    """A text wrapper around a binary file, for `csv` to write to.
 
     Unlike a `TextIOWrapper`, it never closes the binary file, and does not buffer.
     """
@@ -184,7 +184,7 @@ TableOutput = DelimitedOutput | JsonOutput | ParquetOutput
 def table_output(
     file: BinaryIO, path: Path, table: Table, types: "Types", made: Mapping[str, pa.DataType]
 ) -> Iterator[TableOutput]:
-    """Yield a writer for a table in an open file, in the format that the extension of `path` names.
+    """Yield a table writer for an open file, in the format that the extension of `path` indicates.
 
     Parameters
     ----------
@@ -192,7 +192,7 @@ def table_output(
         The table that the rows come from. CSV output uses its delimiter, and Parquet output its
         column types.
     types
-        The types of all rows of the table.
+        The types of the columns, inferred from all rows of the table.
     made
         The columns that are added, with their types.
     """

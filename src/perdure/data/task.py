@@ -48,7 +48,7 @@ class Task:
 
     Each split has a column `text` (strings) or `image` (PIL images), and a column `label` with
     indices into `classes`. If there is a column `text_pair`, the two texts of a row are read as a
-    pair. An optional column `row` contains the row number of each example in its table, for
+    pair. An optional column `row` contains the row number of each example in its table, for error
     messages.
 
     A task without classes has free-text answers. Instead of `label`, its rows have `target`, the
@@ -86,9 +86,9 @@ class Task:
         # The name is also used for a folder in the run folder.
         if not isinstance(self.name, str) or not TASK_NAME.fullmatch(self.name):
             raise DataError(
-                f"`{self.name}` cannot name a task. Use letters, digits, `-` and `_`, starting "
-                "with a letter or digit. If it is the name of a file, give the task another `name` "
-                "(`--task`)."
+                f"`{self.name}` cannot be the name of a task. Use letters, digits, `-` and `_`, "
+                "starting with a letter or digit. If it is the name of a file, give the task "
+                "another `name` (`--task`)."
             )
         different = len(set(self.classes))
         if self.classes and (different < 2 or different < len(self.classes)):
@@ -166,7 +166,7 @@ class Task:
         return max(1, len(self.classes))
 
     def references(self, split: Split) -> list[list[str]]:
-        """Return the right answers to each example as texts, at least one per example."""
+        """Return a list of right answers, with at least one text, for each example."""
         data: Dataset = getattr(self, split)
         if self.classes:
             return [[self.classes[label]] for label in data["label"]]
@@ -182,7 +182,7 @@ class Task:
         return data["text"][:]
 
     def digests(self) -> dict[str, str]:
-        """Return the SHA-256 of each split, computed from its inputs and labels or answers."""
+        """Return the SHA-256 digest of the inputs and the labels or answers in each split."""
         return dict(self._digests)
 
     def has_digests(self, digests: Mapping[str, str]) -> bool:
@@ -203,7 +203,7 @@ class Task:
 
     @cached_property
     def unreadable(self) -> tuple[str, ...]:
-        """An error message for each image of any split that cannot be read."""
+        """Error messages for the images that cannot be read, in all splits."""
         if self.kind == "text":
             return ()
         # Cached, because all images are decoded, and every run on the task checks them.
@@ -258,7 +258,7 @@ def check_images(tasks: Iterable[Task]) -> None:
 
 
 class TaskWithoutData(Task):
-    """A task that a run has learned, but whose examples are no longer available.
+    """A task that a run has learned, but whose examples are unavailable.
 
     It replaces the task in a stream, so that the run can continue with new tasks. It has the name,
     classes and digests that are stored in the run folder. Accessing its examples is an error.
@@ -360,7 +360,7 @@ def _answers(data: Dataset) -> Iterable[str]:
 
 
 def _check_targets(data: Dataset, where: str) -> None:
-    """Check that every example has a text as its answer."""
+    """Check that every example has a text answer."""
     for number, target in enumerate(data["target"], start=1):
         if not isinstance(target, str) or not target.strip():
             raise DataError(
@@ -472,7 +472,7 @@ class TaskStream:
     ):
         """Return the stream with at most the given number of examples per task and split.
 
-        The examples are drawn with `seed`. A split without a number keeps all of its examples.
+        The examples are drawn with `seed`. If the number is None, the split keeps all examples.
         """
         sizes = {"train": train, "validation": validation, "test": test}
         tasks = tuple(task.limited(sizes, seed) for task in self.tasks)

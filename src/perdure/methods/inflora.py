@@ -148,12 +148,7 @@ class InfLoRA(PeftMethod):
         for layers, C in covariances.items():
             layer = layers[0]  # one space for all layers with this input
             space = self._space(layer, len(C))
-            space = space.grown(
-                C,
-                epsilon,
-                energy=self.energy,
-                balance=self.balance,
-            )
+            space = space.grown(C, epsilon, energy=self.energy, balance=self.balance)
             self.state[f"basis/{layer}"] = space.basis
             self.state[f"complement/{layer}"] = space.complement
 

@@ -131,7 +131,7 @@ def config_of(model: nn.Module) -> peft.PeftConfig | None:
 
 @contextlib.contextmanager
 def disabled(model: nn.Module) -> Iterator[None]:
-    """Turn the adapter off while the block runs, which leaves the pre-trained model."""
+    """Disable the adapter while the block runs, leaving only the pre-trained model."""
     tuners = layers(model)
     for layer in tuners:
         # Not `enable_adapters(False)`, which would also change which parameters are trained.

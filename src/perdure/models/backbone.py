@@ -198,7 +198,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def share(self, task: str) -> None:
-        """Make a task use the head that was added last, so that both tasks train one module."""
+        """Make a task use the head that was added last; both tasks then train the same module."""
 
     @abstractmethod
     def own(self, task: str) -> nn.Module:

@@ -75,7 +75,7 @@ class FullLayer(nn.Module, BaseTunerLayer):
                 change = changes[adapter_name]
                 if name == "weight":
                     change = oriented(self.base_layer, change)
-                # In the weight's data type, which may be half precision; the change's is not.
+                # In the weight's data type, which may be half precision, unlike the change's.
                 values[name] = (values[name] + change).to(values[name].dtype)
         # This works for any kind of layer, and does not modify its parameters.
         return torch.func.functional_call(self.base_layer, values, args, kwargs)

@@ -228,7 +228,7 @@ class LanguageModel(Backbone):
             self._packs = self._packs_exactly(examples, rows)
         if not self._packs:
             raise InputError(
-                f"`{self.source}` lets examples that share a row attend to each other, or ignores "
+                f"`{self.source}` lets examples in the same row attend to each other, or ignores "
                 "their positions, so `packing` would change the loss. Leave it out."
             )
         return self._packed(examples, rows)

@@ -83,8 +83,7 @@ def load_files(
             dtype=opened.dtype,
             stock_head_has_bias=has_bias,
         )
-        # The width is measured, for which the backbone must be complete. An outline cannot compute
-        # anything.
+        # The width is measured, which requires a complete backbone with weights.
         if not outline:
             backbone.width = _width(backbone)
     return backbone

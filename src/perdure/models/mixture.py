@@ -242,7 +242,7 @@ class Mixture:
     # -- in a model
 
     def insert(self, model: nn.Module) -> Choice:
-        """Replace linear layers of a model with layers with experts, until `remove` is called.
+        """Replace linear layers of a model with expert layers, until `remove` is called.
 
         If there is no gate, the experts are selected through the `Choice` that is returned.
         """

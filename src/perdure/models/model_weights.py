@@ -165,7 +165,7 @@ def _counted(source: str, most_tensors: int, most_numbers: int) -> Iterator[None
 
 
 def check_finite(source: str, model: nn.Module) -> None:
-    """Check that all parameters of a model are finite; otherwise its output would not be.
+    """Check that all parameters of a model are finite.
 
     Parameters on the `meta` device have no values and are not checked.
 

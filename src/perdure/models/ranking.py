@@ -28,7 +28,7 @@ Tails = Sequence[Sequence[int]]
 """The tokens of each choice, including its end token."""
 Way = Callable[[PreTrainedModel, Prompt, Tails], Tensor]
 
-# The maximum number of choice tokens to read together, over a batch. Their logits take most memory.
+# The maximum number of choice tokens to read together in a batch. Logits take most of the memory.
 MOST_PLACES = 4096
 # The number of choices on which the fast way is tested: enough for one to attend to another.
 TRIED = 3
@@ -65,8 +65,8 @@ class Ranking:
 
 def _agree(fast: Way, model: PreTrainedModel, prompt: Prompt, tails: Tails) -> bool:
     """Return whether the fast way gives the same scores as reading each choice in full."""
-    # The shortest prompt and the longest: reading all of a batch whole takes as long as several
-    # batches read the fast way, and padding is what a way may get wrong.
+    # Only the shortest and the longest prompt: padding is what the fast way may get wrong, and
+    # reading the full batch the slow way takes as long as reading several batches the fast way.
     lengths = prompt["attention_mask"].sum(1)
     rows = torch.stack([lengths.argmin(), lengths.argmax()]).unique()
     prompt = {name: values[rows] for name, values in prompt.items()}
@@ -91,7 +91,7 @@ def tolerance(model: PreTrainedModel, values: Tensor) -> float:
 
 
 def _packed(model: PreTrainedModel, prompt: Prompt, tails: Tails) -> Float[Tensor, "batch choices"]:
-    """Score all choices in one row after the prompt's cache."""
+    """Score the choices packed into one row, continuing from the cache of the prompt."""
     mask = prompt["attention_mask"]
     lengths = mask.sum(1)
     rows = torch.arange(len(mask), device=mask.device)
@@ -110,7 +110,7 @@ def _packed(model: PreTrainedModel, prompt: Prompt, tails: Tails) -> Float[Tenso
 def _behind(
     model: PreTrainedModel, cache: Cache, prompt_mask: Int[Tensor, "batch prompt"], tails: Tails
 ) -> Float[Tensor, "batch choices"]:
-    """Return log p of each choice without its first token, packed after the prompt's cache."""
+    """Return log p of each choice without its first token, continuing from a cache."""
     device = prompt_mask.device
     batch = len(prompt_mask)
     row = _row(tails, device)
@@ -178,7 +178,7 @@ def _row(tails: Tails, device: torch.device) -> _Row:
 def _side_by_side(
     model: PreTrainedModel, prompt: Prompt, tails: Tails
 ) -> Float[Tensor, "batch choices"]:
-    """Score the choices as a batch, after the cache of the encoder and of the start token."""
+    """Score the choices as a batch, continuing from the cache of an encoder–decoder model."""
     mask = prompt["attention_mask"]
     batch = len(mask)
     states = model.get_encoder()(**prompt).last_hidden_state

@@ -94,7 +94,7 @@ def _indices(values: Sequence[int], device: torch.device | str) -> Int[Tensor, "
 
 
 def padded(examples: Sequence[Tokens], layout: Layout) -> dict[str, Tensor]:
-    """Combine examples into tensors, padded on the right to the longest."""
+    """Combine examples into tensors, padded on the right to the length of the longest."""
     if layout.start is None:
         whole = [[*example.prompt, *example.answer] for example in examples]
         return _rectangle(whole, layout.pad, "input_ids", "attention_mask")

@@ -1,4 +1,4 @@
-"""Reports on runs, made from their files without torch: folders → a dict → figures → an HTML page.
+"""Reports on runs, without using torch: run folders → one dict → figures → one HTML page.
 
 folder.py                  the files of a run folder, as far as they can be read
 summary.py, seeds.py       folders → dict
@@ -11,7 +11,7 @@ classes.py, heat_map.py    dict → figures of single classes, and of matrices
 calibration.py             dict → figures of the calibration of answers
 general.py                 dict → figures of the loss on plain text and of tasks never trained
 gate.py                    dict → yes or no, for a pipeline
-series.py, axes.py, svg.py the style of all figures: a colour has the same meaning on a whole page
+series.py, axes.py, svg.py the style of all figures: a colour has one meaning across the page
 diagnostics/               how diagnostics are shown, one per file
 diagnostics_page.py        results of `perdure diagnose` → sections of the page
 diagnostics_terminal.py    results of `perdure diagnose` → terminal

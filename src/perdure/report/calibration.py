@@ -14,7 +14,7 @@ NOTE = (
     "15 bins of confidence. Row: after learning this task. Column: the answers to this task."
 )
 WORST = 0.5
-"""The error with the lightest colour, as for fully confident answers, half of which are wrong."""
+"""The error with the lightest colour, that of fully confident answers half of which are wrong."""
 
 
 def section(summary: Summary) -> Section:
@@ -47,7 +47,7 @@ def _picture(result: Record, title: str) -> Picture:
 
 
 def sentences(summary: Summary) -> list[str]:
-    """Return a sentence for each run with the calibration error on each task after the last one.
+    """Return a sentence for each run with its calibration error on each task after the last task.
 
     The errors are for the run's own rule and the main `task_id`.
     """

@@ -11,9 +11,9 @@ from perdure.report.plain import Record
 from perdure.runs.layout import Answers
 
 ALL = 50
-"""The largest number of classes at which all of them are shown."""
+"""Up to this number of classes, all of them are shown."""
 WORST = 10
-"""The number of classes that are shown if there are more: those with the lowest recall."""
+"""If there are more than `ALL` classes, only this number is shown: those with the lowest recall."""
 
 
 def examples(answers: Answers) -> dict[str, int]:

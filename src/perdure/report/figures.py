@@ -30,7 +30,7 @@ COLUMNS = 4
 RUNS_WITH_TASKS = 12
 """The maximum number of runs that are compared task by task."""
 MARKED = 40
-"""The maximum number of points at which a line still has markers."""
+"""Lines with more points than this are drawn without markers."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def tasks(summary: Summary, known: Sequence[Way]) -> Picture | None:
 
 
 def _panels(summary: Summary, known: Sequence[Way]) -> dict[str, list[Line]]:
-    """Return the lines of each task: one for each run and `task_id`, with the run's own rule."""
+    """Return the lines of each task: one for each run and `task_id`, for the run's own rule."""
     looks = Looks(summary)
     panels: dict[str, list[Line]] = {}
     for task_id, words in known:
@@ -227,7 +227,7 @@ def plane(summary: Summary, known: Sequence[Way]) -> Picture | None:
     numbered = len(points) > DRAWN
     title = f"Stability and plasticity{_in(known)}"
     if numbered:
-        title += " (numbers are those of the table)"
+        title += " (numbered as in the table)"
     rows: list[list[Cell]] = []
     for number, point in enumerate(points, start=1):
         name = point.series.title
@@ -467,7 +467,7 @@ def _in(known: Sequence[Way]) -> str:
 
 
 def _steps(summary: Summary) -> list[str]:
-    """Return the tasks as names of the steps if all runs have the same order, otherwise numbers."""
+    """Return a name for each step: its task if all runs have the same order, else its number."""
     orders = []
     for run in summary["runs"]:
         orders.append([task["name"] for task in run["tasks"]])

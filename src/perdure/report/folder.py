@@ -33,7 +33,7 @@ class Files:
         The rule as it was last applied; empty if no task is finished.
     tasks
         The name, the number of classes, the bytes on disk and the SHA-256 of the manifest of each
-        task, in the order in which the tasks were learned. What is not known is None.
+        task, in the order in which the tasks were learned. Unknown values are None.
     problems
         A sentence for each file that is missing or cannot be read.
     running

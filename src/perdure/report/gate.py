@@ -29,7 +29,7 @@ class Kept:
     learned, now
         The score right after the task was learned, and after the last task; None if not measured.
     drop
-        The loss of score since the task was learned, in points: 100 · (learned - now).
+        The drop of the score since the task was learned, in points: 100 · (learned - now).
     """
 
     task: str
@@ -72,7 +72,7 @@ def gate(
     drift: float | None = None,
     task_id: str | None = None,
 ) -> Verdict:
-    """Decide whether a run's model has forgotten too much of its tasks or of plain text.
+    """Decide whether the current model of a run is good enough on its tasks and on plain text.
 
     Tasks that were not measured do not pass.
 
@@ -82,7 +82,7 @@ def gate(
         The maximum number of points that the score of a task may drop after it was learned.
     drift
         The maximum rise of the cross-entropy on plain text since before the first task, in nats per
-        token, which `evaluation.general` measures. None skips this test.
+        token. It is measured by runs with `evaluation.general`. None skips this test.
     task_id
         The `task_id` of the scores to compare; by default, the first of `posterior`, `none` and
         `given` that was measured.
@@ -179,7 +179,7 @@ def sentences(verdict: Verdict) -> Sequence[str]:
     unknown = [f"`{task.task}`" for task in verdict.tasks if task.drop is None]
     reasons = []
     if lost:
-        reasons.append(f"more than {points} lost of {', '.join(lost)}")
+        reasons.append(f"more than {points} lost on {', '.join(lost)}")
     if unknown:
         reasons.append(f"not measured both when learned and now: {', '.join(unknown)}")
     if verdict.drift is not None and verdict.rise is not None:

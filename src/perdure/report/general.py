@@ -15,7 +15,7 @@ from perdure.report.plain import Record, Summary
 from perdure.report.series import DRAWN, LINES, MARKERS, Look, Looks
 from perdure.report.svg import SOFT, svg
 
-TITLE = "What the stream costs the model elsewhere"
+TITLE = "Side effects on plain text and other tasks"
 NOTE = (
     "Rise: the cross-entropy on plain text that no task teaches, minus its value before the first "
     "task, in nats per token; above 0, something was lost. KL: how far the model has moved on the "
@@ -87,7 +87,7 @@ def sentences(summary: Summary) -> list[str]:
             first, last = values["cross_entropy"][0], values["cross_entropy"][-1]
             if values["rule"] != run["rule"] or last is None:
                 continue
-            text = f"Elsewhere: cross-entropy on plain text {number(last)} nats per token"
+            text = f"Side effects: cross-entropy on plain text {number(last)} nats per token"
             if first is not None:
                 rise = number(values["rise"][-1], signed=True)
                 text += f", {rise} since before the first task"
@@ -120,7 +120,7 @@ class Curve:
 
 
 def section(summary: Summary) -> Section:
-    """Draw the loss on plain text, the KL from the pre-trained model, and tasks never trained."""
+    """Draw the loss on plain text, the KL divergence, and the scores of tasks never trained."""
     pictures = []
     for key, (caption, label) in CAPTIONS.items():
         curves = _curves(summary, key)

@@ -249,7 +249,7 @@ def _label_width(names: Sequence[str]) -> float:
 
 
 def _letters(character: str) -> float:
-    """Return the width of a character relative to a letter; East Asian ones are twice as wide."""
+    """Return the width of a character in letters; wide East Asian characters take up two."""
     return 2.0 if unicodedata.east_asian_width(character) in "WF" else 1.0
 
 

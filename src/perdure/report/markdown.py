@@ -142,7 +142,7 @@ def scores(summary: Summary) -> str:
     --------
     >>> result = {"tasks": ["signs", "news"], "scores": ["accuracy", "rouge_l"]}
     >>> scores({"groups": [{"results": [result]}]})
-    'Scores differ: accuracy (signs), rouge_l (news). An average over them mixes them.'
+    'Scores differ: accuracy (signs), rouge_l (news). Averages over tasks mix them.'
     """
     tasks: dict[str, dict[str, None]] = {}
     for group in summary["groups"]:
@@ -153,7 +153,7 @@ def scores(summary: Summary) -> str:
     if len(tasks) < 2:
         return "".join(f"The score is {score}." for score in tasks if score != "accuracy")
     listed = ", ".join(f"{score} ({few(list(names))})" for score, names in tasks.items())
-    return f"Scores differ: {listed}. An average over them mixes them."
+    return f"Scores differ: {listed}. Averages over tasks mix them."
 
 
 def few(names: Sequence[str], most: int = 8) -> str:

@@ -29,7 +29,7 @@ def groups(runs: Sequence[Record]) -> list[Record]:
 
 
 def _grouped(runs: Sequence[Record]) -> list[list[int]]:
-    """Return the indices of the runs, with a list for each set that differs only in the seed."""
+    """Return lists with the indices of runs that differ only in their seed."""
     members: dict[tuple[str, int], list[int]] = {}
     seen = []
     for number, run in enumerate(runs):
@@ -88,7 +88,7 @@ def _differing(settings: Sequence[Record]) -> list[str]:
 
 
 def _said(flat: Record, names: Sequence[str]) -> str:
-    """Return the values of the first three of the named settings as text."""
+    """Return the first three of the named settings, with their values, as text."""
     words = []
     for name in names[:3]:
         if name in flat:

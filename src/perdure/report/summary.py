@@ -35,7 +35,7 @@ NOTHING = "Nothing has been measured yet for the current tasks. `perdure evaluat
 POINTS = 100
 """The maximum number of points of a loss curve."""
 ALL_POINTS = 8000
-"""The approximate number of points of all loss curves of a page together."""
+"""The approximate total number of points of all loss curves on a page."""
 
 
 def summarise(folders: Sequence[str | Path]) -> Record:
@@ -285,7 +285,7 @@ def _scores(
 
 
 def _not_measured(files: Files, results: Sequence[Record]) -> list[str]:
-    """Return sentences on tasks that were not measured after the last one, as averages require."""
+    """Return sentences on scores that are missing after the last task, so there is no average."""
     rule = files.combined.get("label")
     # A run in progress may still measure them; without its rule, it is not known what is missing.
     if files.running or (results and rule is None):
@@ -315,7 +315,7 @@ def _not_measured(files: Files, results: Sequence[Record]) -> list[str]:
 
 
 def _not_answered(rule: str, measured: set[str], without_task: set[str]) -> list[str]:
-    """Return a sentence on the free-text tasks that a routed rule cannot answer without a task."""
+    """Return a sentence on free-text tasks that a routed rule cannot answer if none is given."""
     missing = [f"`{name}`" for name in sorted(measured - without_task)]
     if not missing:
         return []
@@ -382,7 +382,7 @@ def _search(combined: Record) -> Record | None:
 
 
 def _losses(files: Files, points: int) -> list[Record]:
-    """Return a loss curve of at most `points` means for each task, even an unfinished one."""
+    """Return the loss curve of each task, finished or not, averaged to at most `points` points."""
     curves: dict[str, dict[int, float]] = {task["name"]: {} for task in files.tasks}
     for event in files.events:
         if event.get("event") != "step":

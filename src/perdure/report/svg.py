@@ -21,7 +21,7 @@ INK = "#1d2127"
 SOFT = "#5b6470"
 LINE = "#dfe3e8"
 THEME = {INK: f"var(--ink, {INK})", SOFT: f"var(--soft, {SOFT})", LINE: f"var(--line, {LINE})"}
-"""CSS variables with the colours of the page in light or dark mode.
+"""For each colour, the CSS variable with the colour of the page in light or dark mode.
 
 The value after the comma is used if the figure is not on a page.
 """

@@ -61,7 +61,7 @@ def _print_results(summary: Summary, symbols: dict[str, str], console: Console) 
 
 
 def _print_last(run: Record, console: Console) -> None:
-    """Print the scores after the last task if only some are known, so there is no average."""
+    """Print the scores after the last task if only some are known, and the average is missing."""
     results = []
     for result in run["results"]:
         if result["rule"] == run["rule"] and result["matrix"]:

@@ -13,7 +13,7 @@ from perdure.errors import printable
 GAP = 2
 """The number of spaces between two columns."""
 WORD = 12
-"""The length up to which a word is never broken."""
+"""Words of up to this many characters are never broken."""
 
 
 def print_table(

@@ -34,8 +34,8 @@ def breadcrumbs(
     Parameters
     ----------
     beta
-        The fraction of entries to set to zero because their magnitudes are smallest, in each layer
-        of each task vector.
+        The fraction of entries to set to zero in each layer of each task vector, starting with
+        the smallest magnitudes.
     gamma
         The quantile, in (beta, 1], above which entries are outliers and also set to zero.
     scale

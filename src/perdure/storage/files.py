@@ -65,7 +65,7 @@ def open_regular(path: Path) -> Any:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[io.FileIO]:
-    """Open a file for reading; a system error, even during a later read, names the file."""
+    """Open a file for reading; system errors, even from later reads, become `CheckpointError`."""
     with open_regular(path) as file:
         try:
             yield file
@@ -104,7 +104,7 @@ def read_start(path: Path, size: int) -> bytes:
 
 
 def check_fetched(path: Path, content: bytes) -> None:
-    """Check that a file is not a pointer that Git LFS leaves in place of an unfetched file.
+    """Check that a file is not a Git LFS pointer, which takes the place of an unfetched file.
 
     Parameters
     ----------
@@ -276,7 +276,7 @@ _Reader.add_implicit_resolver("tag:yaml.org,2002:float", NUMBER, list("-+.012345
 
 
 def plain(value: object) -> Any:
-    """Return a value as restored from JSON, which has lists for tuples and strings for dates."""
+    """Convert a value to plain JSON types: tuples become lists, and dates become strings."""
     return json.loads(json.dumps(value, default=str))
 
 
@@ -297,8 +297,8 @@ def writing(
     replace
         True to replace an existing file; if false, an existing file is an error.
     check
-        Called before the file is moved into place, and again afterwards; if it raises, the
-        file is not kept. Use it to verify that no other process has changed the source files
+        A function called before the file is moved into place, and again afterwards; if it raises,
+        the file is not kept. Use it to verify that no other process has changed the source files
         in the meantime.
 
     Raises

@@ -29,7 +29,7 @@ NAME = "lock.json"
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 """Error numbers that a file system without locks returns."""
 PATIENCE = 0.12
-"""Seconds to wait for the lock, which `holder` takes for a moment in another process."""
+"""Seconds to wait for the lock, which another process may hold briefly in `holder`."""
 
 Holder = dict[str, Any]
 """The content of `lock.json`: `pid`, `host`, `since` and `began`; empty if unreadable."""
@@ -42,7 +42,7 @@ def held(folder: Path) -> Iterator[None]:
     Raises
     ------
     RunError
-        Another process (or thread) is writing the run; the message says which.
+        Another process (or thread) is writing to the run; the message says which one.
     OutputError
         The folder is not writable.
     """

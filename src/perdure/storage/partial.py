@@ -169,7 +169,7 @@ def _lock(descriptor: int) -> bool:
 
 
 def _origin() -> str:
-    """Return a short hash of the machine or container where our process ids are valid."""
+    """Return a short hash of the machine or container in which our process ids are valid."""
     try:
         processes = os.readlink("/proc/self/ns/pid")
     except OSError:  # not Linux

@@ -39,8 +39,8 @@ def new_folder(
         The number of bytes to be written. If there is less free space, an error is raised before
         anything is written.
     check
-        Called before the folder is renamed to `output`, and again afterwards; if it raises,
-        the folder is not kept.
+        A function called before the folder is renamed to `output`, and again afterwards; if it
+        raises, the folder is not kept.
 
     Raises
     ------

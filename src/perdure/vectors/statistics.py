@@ -1,4 +1,4 @@
-"""Sums over features that suffice to fit Gaussian groups and ridge regression.
+"""Sums over features that suffice to fit Gaussian groups or a ridge regression.
 
 Examples and tasks can be added in any order, and can also be removed. No example is stored.
 """

@@ -75,7 +75,7 @@ class LowRank:
     def truncate(self, rank: int) -> LowRank:
         """Return the closest matrix whose rank is at most `rank` (Eckart & Young).
 
-        If the factors already have such a rank, the matrix is returned unchanged.
+        If the factors have no more than `rank` columns, the matrix is returned unchanged.
         """
         if self.rank <= rank:
             return self
@@ -286,7 +286,7 @@ class TaskVector:
         return self.inner(other) / norms
 
     def truncate(self, rank: int) -> TaskVector:
-        """Return the closest vector whose low-rank entries have at most the rank `rank`.
+        """Return the closest vector whose low-rank entries have a rank of at most `rank`.
 
         Other entries are unchanged.
         """

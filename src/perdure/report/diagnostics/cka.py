@@ -12,8 +12,8 @@ from perdure.report.markdown import number
 from perdure.report.picture import Picture
 
 READING = (
-    "1: the same features but for rotation and scale; near 0: nothing in common. Low values "
-    "against the pre-trained model mean that learning moved the features far."
+    "With a CKA of 1, features are the same up to rotation and scale; near 0, they have nothing in "
+    "common. Low values with the pre-trained model mean that learning changed the features a lot."
 )
 
 
@@ -25,7 +25,7 @@ def table(numbers: Part, tasks: Sequence[str]) -> Table:
         rows.append([task, number(pretrained), number(previous)])
     return Table(
         title="CKA of the features after each task",
-        header=["after", "with pre-trained", "with the step before"],
+        header=["after", "with pre-trained", "with the previous step"],
         rows=rows,
     )
 
@@ -35,7 +35,7 @@ def pictures(numbers: Part, tasks: Sequence[str]) -> list[Picture]:
     names = tasks[:TASKS]
     steps = {
         "with the pre-trained model": array(numbers["to_pretrained"])[:TASKS],
-        "with the step before": array(numbers["to_previous"])[:TASKS],
+        "with the previous step": array(numbers["to_previous"])[:TASKS],
     }
     over_steps = series(
         figures.lines(steps, names, "CKA"),

@@ -23,10 +23,10 @@ from perdure.report.markdown import number, percent
 from perdure.report.picture import Picture
 
 READING = (
-    "Cosine 0: two tasks change the weights independently; above 0 they agree, below they oppose "
-    "each other. Overlap is the mean squared cosine between their leading singular subspaces (0 "
-    "orthogonal, 1 equal). Sign conflict is the share of weights that they change in opposite "
-    "directions (50 % is chance)."
+    "With a cosine of 0, two tasks change the weights independently; above 0 they agree, below 0 "
+    "they oppose each other. The overlap is the mean squared cosine between their leading singular "
+    "subspaces (0 is orthogonal, 1 is equal). The sign conflict is the share of weights that they "
+    "change in opposite directions (50 % is chance)."
 )
 
 

@@ -14,8 +14,8 @@ from perdure.report.markdown import percent
 from perdure.report.picture import Picture
 
 READING = (
-    "Row: the true task, column: the task that was found. A calibration error of 0 means that of "
-    "the answers given with confidence p, a share p is right."
+    "Row: the true task; column: the task that was found. With a calibration error of 0, a share p "
+    "of the answers given with confidence p is right."
 )
 TAKEN_FOR = "most often taken for"
 

@@ -1,4 +1,4 @@
-"""The table and the figures of the diagnostic `probe`, on linear classifiers of features."""
+"""The table and the figures of the diagnostic `probe`, on classifiers trained on features."""
 
 from collections.abc import Sequence
 
@@ -10,9 +10,9 @@ from perdure.report.markdown import percent
 from perdure.report.picture import Picture
 
 READING = (
-    "An analysis with the training data of all tasks, no method: a fresh linear classifier on each "
-    "step's frozen features. Rising: the features gained; flat: stable, not plastic; falling: "
-    "something was lost."
+    "An analysis with the training data of all tasks, not a method: at each step, a new linear "
+    "classifier is trained on the frozen features. If its accuracy rises, the features have "
+    "improved; if it is flat, they are stable but not plastic; if it falls, something was lost."
 )
 CHANGES = ("plasticity", "stability")
 

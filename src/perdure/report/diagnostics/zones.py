@@ -12,9 +12,9 @@ from perdure.report.markdown import percent
 from perdure.report.picture import Picture
 
 READING = (
-    "Shares of ‖ΔW‖²: zone I among the leading singular vectors of the pre-trained weights (half "
-    "of the singular values' sum), II among the others, III outside of them; more than by chance "
-    "in I means that what the pre-trained model does most is changed."
+    "Shares of ‖ΔW‖²: zone I is among the leading singular vectors of the pre-trained weights "
+    "(half of the sum of singular values), II among the others, III outside of them. A larger "
+    "share in I than by chance means that the tasks change what the pre-trained model does most."
 )
 
 

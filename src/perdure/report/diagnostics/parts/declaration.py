@@ -12,7 +12,7 @@ Part = Record
 
 @dataclass(frozen=True)
 class Table:
-    """A table for the terminal; `texts` names the columns, other than the first, with text."""
+    """A table for the terminal; `texts` names the columns after the first that contain text."""
 
     title: str
     header: list[str]

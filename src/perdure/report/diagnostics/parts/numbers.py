@@ -21,7 +21,7 @@ def mean(values: Float[ndarray, " n"]) -> float | None:
 
 
 def none(value: float) -> float | None:
-    """Replace an infinite or undefined value by None, as in JSON and tables."""
+    """Return the value, or None if it is infinite or undefined, as for JSON and tables."""
     return float(value) if np.isfinite(value) else None
 
 

@@ -59,7 +59,7 @@ def square(
     limits: tuple[float, float],
     percent: bool = False,
 ) -> Picture:
-    """Return a heat map of the values for pairs of tasks, at most the first `TASKS` of them."""
+    """Return a heat map of the values for all pairs of the first `TASKS` tasks."""
     names = tasks[:TASKS]
     return heat_map(
         caption,
@@ -120,7 +120,7 @@ def up_to(values: Float[ndarray, "..."]) -> tuple[float, float]:
 def series(
     svg: str, caption: str, names: Sequence[str], values: Mapping[str, figures.Values]
 ) -> Picture:
-    """Return a picture of series over names, with a table whose columns are the series."""
+    """Combine the figure of several series with a table that has a column for each of them."""
     columns = np.stack(list(values.values()))
     rows = []
     for name, row in zip(names, cells(columns.T), strict=True):
