@@ -281,9 +281,7 @@ def _about_data(plan: Plan) -> list[str]:
     more = f" ({len(others)} more are missing.)" if others else ""
     notes = [f"{first}{more} The sizes are taken from the recipe; the data may be smaller."]
     if unnumbered:
-        notes.append(
-            f"{', '.join(unnumbered)} may consist of several tasks, whose number is unknown."
-        )
+        notes.append(f"{', '.join(unnumbered)} may be several tasks; their number is unknown.")
     if guessed:
         notes.append(f"The classes of {', '.join(guessed)} are unknown; two were assumed.")
     return notes
