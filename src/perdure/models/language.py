@@ -84,6 +84,7 @@ class LanguageModel(Backbone):
         dtype: torch.dtype = torch.float32,
     ):
         super().__init__(model, tokenizer, source=source, files=files)
+        self.kind = "text"  # an outline may have no tokenizer to tell the kind by
         self.prompts = prompts
         self.chat_template = chat_template
         self.normalized = normalized

@@ -167,13 +167,15 @@ def _counted(source: str, most_tensors: int, most_numbers: int) -> Iterator[None
 def check_finite(source: str, model: nn.Module) -> None:
     """Check that all parameters of a model are finite.
 
+    Parameters on the `meta` device have no values and are not checked.
+
     Raises
     ------
     BackboneError
         A parameter contains NaN or infinity.
     """
     for name, value in model.named_parameters():
-        if not is_finite(value):
+        if not value.is_meta and not is_finite(value):
             raise BackboneError(
                 f"`{name}` of `{source}` holds values that are not finite (NaN or infinite)."
             )
