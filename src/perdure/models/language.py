@@ -189,10 +189,10 @@ class LanguageModel(Backbone):
     def pieces(
         self, texts: Sequence[str], *, length: int, most: int, batch_size: int = BATCH_SIZE
     ) -> Examples:
-        """Split plain texts into pieces on which the model's loss can be measured.
+        """Split texts into pieces on which the model's loss can be measured.
 
-        A causal model predicts all tokens of a piece except the first, which is preceded by the
-        tokenizer's start token, if there is one. An encoder–decoder model reads the first half of a
+        A causal model predicts every token of a piece except the first. If the tokenizer has a
+        start token, it precedes the piece. An encoder–decoder model reads the first half of a
         piece and predicts the second.
         """
         tokens: list[Tokens] = []

@@ -53,7 +53,7 @@ def stored(files: ModelFiles) -> dict[str, Stored]:
     Raises
     ------
     BackboneError
-        A file is damaged or contains quantised values, or there are no values at all.
+        A file is damaged or contains quantised values, or the files contain no tensors.
     """
     tensors: dict[str, Stored] = {}
     for path in files.weights:
