@@ -10,7 +10,6 @@ run folder must therefore register them with `named_by_run`: a file that is name
 folder is not run until the user trusts it.
 """
 
-import ast
 import contextlib
 import functools
 import importlib
@@ -18,6 +17,7 @@ import importlib.util
 import inspect
 import os
 import pkgutil
+import re
 import sys
 import traceback
 import warnings
@@ -203,14 +203,18 @@ def summaries(kind: Kind) -> dict[str, str]:
 def _summary_in(file: Path, name: str) -> str:
     """Return the summary of the thing that one of perdure's files defines.
 
-    Its name is that of the file, but for case and underscores.
+    Its name is that of the file, except for case and underscores.
     """
-    bare = name.replace("_", "")
-    for node in ast.parse(file.read_text(encoding="utf-8")).body:
-        is_definition = isinstance(node, ast.FunctionDef | ast.ClassDef)
-        if is_definition and node.name.lower().replace("_", "") == bare:
-            return _first_paragraph(ast.get_docstring(node) or "")
-    raise InputError(f"`{file}` defines no `{name}`.")
+    letters = "_?".join(name.replace("_", ""))
+    # Parsing all files would take most of the time of `perdure list`.
+    docstring = re.search(
+        rf'^(?:class|def) {letters}\b.*?"""(.*?)"""',
+        file.read_text(encoding="utf-8"),
+        re.IGNORECASE | re.MULTILINE | re.DOTALL,
+    )
+    if docstring is None:
+        raise InputError(f"`{file}` has no docstring for `{name}`.")
+    return _first_paragraph(inspect.cleandoc(docstring[1]))
 
 
 def about(name: str) -> About:
