@@ -20,6 +20,7 @@ import numpy as np
 from common import measure_all, write
 
 from perdure import Recipe, Run
+from perdure.benchmarks.standard_cl import ORDERS
 from perdure.evaluation import metrics
 from perdure.evaluation.score import TASK_IDS
 
@@ -34,7 +35,7 @@ METHODS: dict[str, list[str]] = {
     "isolated, previous": ["method={name: isolated, start: previous}"],
     "inc_lora": ["method=inc_lora"],
     "joint": ["method=joint", "evaluation.steps=last"],
-    "sequential, low rate": ["method=sequential", "training.learning_rate=1.0e-3"],
+    "sequential, low rate": ["method=sequential", "training.learning_rate=3.0e-3"],
     "ewc": ["method=ewc"],
     "lwf": ["method=lwf"],
     "replay": ["method={name: replay, method: sequential, per_class: 1}"],
@@ -105,7 +106,7 @@ def table(folder: Path, name: str, order: str) -> list[Row]:
     run = Run(folder)
     if name == "zero-shot":
         return [{"method": name, "rule": "", "order": order} | before_learning(run)]
-    if len(run.tasks) < 2:  # the run was stopped
+    if len(run.tasks) < len(ORDERS[order].split()):  # the run was stopped
         return []
     tasks = [event for event in run.events() if event["event"] == "task"]
     general = [row for row in run.scores() if row["metric"] == "cross_entropy"]

@@ -41,6 +41,7 @@ RUN = {
     "compared.md": (1, 0),
     "data.md": (11, 7),
     "in-python.md": (6, 0),
+    "language-models.md": (1, 1),
     "lesson.md": (6, 0),
     "metrics.md": (6, 0),
     "write-a-method.md": (3, 2),

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from perdure import InputError, PerdureError, RunError, UnknownName
-from perdure.cli import app, shell
+from perdure.cli import app, listing, shell
 from perdure.cli.outcome import say
 from perdure.errors import printable
 from perdure.report import terminal
@@ -62,7 +62,7 @@ def test_the_command_line_says_names_as_text(name, shown, monkeypatch, capsys):
 @pytest.mark.parametrize(("name", "shown"), HOSTILE.values(), ids=list(HOSTILE))
 def test_tables_hold_names_as_text(name, shown):
     console = Console(file=io.StringIO(), width=200, color_system=None)
-    terminal.listing(name, [(name, "b")], console)
+    listing.listing(name, [(name, "b")], console)
     terminal.say(console, f"a {name}")
     lines = console.file.getvalue()
     assert not set(lines) & set("\x1b\x07\x9b\u202e\u2028\udce9")

@@ -1,5 +1,6 @@
 """A new method is one new file: it is found by its name, listed, and tested like the others."""
 
+import subprocess
 import sys
 from importlib.metadata import EntryPoint
 
@@ -112,3 +113,24 @@ def test_a_package_that_replaces_one_of_ours(monkeypatch):
     new = EntryPoint("mine", "perdure.methods.ncm:NCM", "perdure.methods")
     monkeypatch.setattr(registry, "_of_others", lambda kind: (new,) if kind == "method" else ())
     assert registry.find("method", "mine").__name__ == "NCM"
+
+
+@pytest.mark.parametrize("kind", registry.SHOWN)
+def test_summaries_are_read_without_importing(kind):
+    """They are those of the things themselves."""
+    expected = {name: registry.summary(find(kind, name)) for name in names(kind)}
+    assert registry.summaries(kind) == expected
+
+
+def test_the_list_imports_no_torch():
+    """Nor matplotlib, numpy and the like, so that it is there at once."""
+    code = (
+        "import sys\n"
+        "from perdure.cli.app import app\n"
+        "app(['list'], standalone_mode=False)\n"
+        "heavy = {'torch', 'numpy', 'transformers', 'matplotlib', 'datasets'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    assert "inflora" in finished.stdout

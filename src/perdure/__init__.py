@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from perdure.models.mixture import Mixture
     from perdure.registry import find, names
     from perdure.runs.begin import run
+    from perdure.runs.dry_run import DryRun
     from perdure.runs.extend import evaluate_run, forget, learn_more
     from perdure.runs.folder import Run
     from perdure.runs.forget import Forgotten
@@ -58,6 +59,7 @@ __all__ = [
     "CheckpointError",
     "Combined",
     "DataError",
+    "DryRun",
     "Evaluation",
     "FetchError",
     "Forgotten",
@@ -144,6 +146,7 @@ _HOMES = {
     "models.mixture": ["Mixture"],
     "registry": ["find", "names"],
     "runs.begin": ["run"],
+    "runs.dry_run": ["DryRun"],
     "runs.extend": ["evaluate_run", "forget", "learn_more"],
     "runs.folder": ["Run"],
     "runs.forget": ["Forgotten"],

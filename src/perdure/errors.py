@@ -15,6 +15,7 @@ PerdureError
 ├── OutputError       a result cannot be written: it already exists, the disk is full, or writing
 │                     is not allowed
 └── FetchError        a package with a model or data could not be downloaded or read
+    └── NotHere       a file would have to be downloaded, but downloads are not allowed
 
 PerdureWarning        a request can be fulfilled only in part (a UserWarning)
 
@@ -147,6 +148,10 @@ class OutputError(PerdureError):
 
 class FetchError(PerdureError):
     """A package with a model or data could not be downloaded or read."""
+
+
+class NotHere(FetchError):
+    """A model or data set is not on this machine, and downloads are not allowed."""
 
 
 class PerdureWarning(UserWarning):

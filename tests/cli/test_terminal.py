@@ -6,6 +6,7 @@ import re
 import pytest
 from rich.console import Console
 
+from perdure.cli import listing
 from perdure.report import terminal
 from perdure.report.terminal_table import print_table
 
@@ -92,7 +93,7 @@ scale
 @pytest.mark.parametrize("width", [40, 80])
 def test_prose_is_folded_between_words(width):
     screen = console(width)
-    terminal.prose(DOCSTRING, screen)
+    listing.prose(DOCSTRING, screen)
     out = screen.file.getvalue()
     assert max(map(len, out.splitlines())) <= width
     assert out.split() == DOCSTRING.split()
@@ -108,7 +109,7 @@ def test_prose_is_folded_between_words(width):
 @pytest.mark.parametrize("width", WIDTHS)
 def test_examples_in_prose_keep_their_lines(width):
     screen = console(width)
-    terminal.prose("Add.\n\nExamples\n--------\n>>> a = 1\n>>> a + 1\n2\n\nThe end\nof it.", screen)
+    listing.prose("Add.\n\nExamples\n--------\n>>> a = 1\n>>> a + 1\n2\n\nThe end\nof it.", screen)
     lines = screen.file.getvalue().splitlines()
     start = lines.index(">>> a = 1")
     assert lines[start : start + 5] == [">>> a = 1", ">>> a + 1", "2", "", "The end of it."]
@@ -117,7 +118,7 @@ def test_examples_in_prose_keep_their_lines(width):
 @pytest.mark.parametrize("width", [40, 80])
 def test_a_title_may_be_wider_than_its_listing(width):
     screen = console(width)
-    terminal.listing("\n2 trials on 2 tasks (accuracy, %)", [("66.7", "[rank]=8")], screen)
+    listing.listing("\n2 trials on 2 tasks (accuracy, %)", [("66.7", "[rank]=8")], screen)
     lines = [line.rstrip() for line in screen.file.getvalue().splitlines()]
     assert lines == ["", "2 trials on 2 tasks (accuracy, %)", "66.7  [rank]=8"]
 

@@ -3,12 +3,14 @@ an evaluation."""
 
 import importlib.util
 
+import numpy as np
 import pytest
+import torch
 from datasets import Dataset
 from text_tasks import closed, free
 
 from perdure import InputError, Task
-from perdure.evaluation import task_score
+from perdure.evaluation import subsequences, task_score
 from perdure.evaluation.answers import Answers, Texts
 from perdure.evaluation.scores.code_similarity import code_similarity
 from perdure.evaluation.scores.edit_similarity import edit_similarity
@@ -127,6 +129,21 @@ def test_similarity_of_code_is_not_that_of_edits():
     assert edit_similarity(["kitten"], [["sitting"]]) == pytest.approx(1 - 3 / 7)
 
 
+def test_common_subsequences_are_those_of_the_usual_table():
+    """Each cell of the table, for random texts of few letters."""
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        left, right = ("".join(random.choice(list("abc"), random.integers(9))) for _ in "12")
+        table = subsequences.lengths(left, right)
+        usual = np.zeros((len(left) + 1, len(right) + 1), dtype=int)
+        for i, j in np.ndindex(len(left), len(right)):
+            longer = usual[i, j] + 1 if left[i] == right[j] else 0
+            usual[i + 1, j + 1] = max(longer, usual[i, j + 1], usual[i + 1, j])
+        for i, j in np.ndindex(usual.shape):
+            assert table.at(i, j) == usual[i, j], (left, right, i, j)
+        assert table.whole == usual[-1, -1]
+
+
 # -- the first character
 
 
@@ -189,8 +206,20 @@ def test_a_missing_package_is_noticed_before_training(score, package, monkeypatc
     assert asked == [package] and importlib.util.find_spec(package)
 
 
-def test_answers_with_classes_have_other_scores_as_before():
-    import torch
+def test_a_score_is_computed_once(tmp_path):
+    """All ways to know the task share the list of a single model; other lists are scored, too."""
+    path = tmp_path / "counted.py"
+    path.write_text(
+        "calls = []\n\n\n"
+        "def counted(answers, references):\n"
+        "    calls.append(answers)\n"
+        "    return len(calls) / 10\n"
+    )
+    shared = ["a"]
+    texts = Texts([["a"]], {"given": shared, "posterior": ["a"], "none": shared}, str(path))
+    assert texts.scores() == texts.scores() == {"given": 0.1, "posterior": 0.2, "none": 0.1}
 
+
+def test_answers_with_classes_have_other_scores_as_before():
     answers = Answers(("no", "yes"), torch.tensor([1, 0]), {"given": torch.tensor([1, 1])})
     assert answers.worded().sources == () and answers.worded().scores() == {"given": 0.5}

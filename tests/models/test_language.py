@@ -303,3 +303,15 @@ def test_a_long_prompt_is_cut_at_a_side(truncate, kept):
 def test_a_prompt_without_tokens_is_refused():
     with pytest.raises(DataError, match="Row 1: .*no token of the prompt"):
         prompts().tokens("", "yes", "Row 1")
+
+
+def test_rounding_to_half_precision_is_no_disagreement():
+    """The losses of SmolLM2 in bfloat16: packed as they should be, and with an ignored mask."""
+    model = language_model("llama").model.to(torch.bfloat16)
+    padded = torch.tensor([4.061, 5.928, 4.632, 2.261])
+    rounded = torch.tensor([0.348, -0.056, -0.093, 0.0])
+    assert ranking.agree(model, padded + rounded, padded)
+    padded = torch.tensor([4.033, 5.97, 4.553, 2.248, 2.152, 3.949, 3.551, 2.438])
+    leaking = torch.tensor([1.196, 0.045, 0.139, 0.451, 0.008, -0.016, 1.641, -0.036])
+    assert not ranking.agree(model, padded + leaking, padded)
+    assert not ranking.agree(language_model("llama").model, padded + 0.002, padded)

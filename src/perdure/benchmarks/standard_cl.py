@@ -9,7 +9,7 @@ from typing import NamedTuple, get_args
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from perdure.benchmarks.parts.orders import task_names
+from perdure.benchmarks.parts.orders import ordered, task_names
 from perdure.benchmarks.parts.text_prompts import PAIRS, QUESTIONS, Style, pair, prompt
 from perdure.data.splits import bounded, by_split
 from perdure.data.table import from_hub
@@ -111,6 +111,7 @@ CARDS = {
 }
 
 
+@ordered(ORDERS, {name: tuple(card.classes.split("|")) for name, card in CARDS.items()})
 def standard_cl(
     *,
     folder: str | None = None,

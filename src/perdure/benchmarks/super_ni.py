@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from perdure.benchmarks.parts.orders import task_names
+from perdure.benchmarks.parts.orders import ordered, task_names
 from perdure.data.splits import bounded
 from perdure.data.table import from_hub
 from perdure.data.task import Split, Task, TaskStream
@@ -39,6 +39,7 @@ HUB = "Muennighoff/natural-instructions"
 PROMPT = "Definition: {}\n\nNow complete the following example -\nInput: {}\nOutput: "
 
 
+@ordered(ORDERS)
 def super_ni(
     *,
     folder: str | None = None,

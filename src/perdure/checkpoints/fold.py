@@ -111,9 +111,10 @@ class Stack:
 
 
 class Workspace:
-    """A set of reusable buffers, one for each purpose.
+    """A set of reusable buffers, one for each kind of intermediate result.
 
-    Allocating memory for each block would take longer than computing the block.
+    Matrices are folded block by block, and allocating new memory for every block would take longer
+    than computing it.
     """
 
     def __init__(self) -> None:

@@ -92,16 +92,16 @@ class Demo:
     common
         The settings that all runs share.
     runs
-        The settings that differ between the runs.
+        The settings that differ between runs.
     model
         The name of the backbone.
     data
         The packages that contain the data.
     other_rule
-        A second rule to evaluate with the adapters of the PIC run, if any. It uses the adapter of
-        each task separately.
+        An optional second rule to evaluate on the PIC run, one that uses each task's adapter
+        separately.
     folder
-        The name of the folder under `runs`.
+        The name of the demo's output folder, in the directory `runs`.
     """
 
     common: Mapping[str, object]

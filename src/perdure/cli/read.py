@@ -38,14 +38,14 @@ if TYPE_CHECKING:
 
 def verify(run: RunFolder, as_json: AsJson = False) -> None:
     """Check every file of a run: hashes, shapes, and that all values are finite."""
-    from perdure.report import terminal
+    from perdure.cli.listing import listing
     from perdure.runs.verify import verify
 
     result = verify(run)
     if as_json:
         typer.echo(json.dumps(vars(result), indent=2))
     else:
-        terminal.listing(f"\n{run}", result.sound.items())
+        listing(f"\n{run}", result.sound.items())
         say(*result.notes, _verdict(len(result.faults)))
     for fault in result.faults:
         typer.secho(fault, fg="red", err=True)  # stdout stays JSON with `--json`
@@ -278,17 +278,13 @@ def check(
 def list_(as_json: AsJson = False) -> None:
     """List all methods, rules, benchmarks and scores."""
     from perdure import registry
-    from perdure.report import terminal
+    from perdure.cli.listing import listing
 
-    summaries: dict[str, dict[str, str]] = {}
-    for kind in registry.SHOWN:
-        summaries[kind] = {}
-        for name in registry.names(kind):
-            summaries[kind][name] = registry.summary(registry.find(kind, name))
+    summaries = {kind: registry.summaries(kind) for kind in registry.SHOWN}
     if as_json:
         return typer.echo(json.dumps(summaries, indent=2))
     for kind, things in summaries.items():
-        terminal.listing(f"\n{kind.capitalize()}s", things.items())
+        listing(f"\n{kind.capitalize()}s", things.items())
 
 
 def show(
@@ -304,16 +300,23 @@ def show(
 ) -> None:
     """Describe a method, rule, benchmark or score, or show the scores of a run."""
     from perdure import registry
-    from perdure.report import FORMATS, summary, terminal
+    from perdure.cli.listing import listing, prose
 
     # a path that does not exist also means a run; the error then says what is missing
     if Path(name).is_dir() or ("/" in name and not name.endswith(".py")):
-        measured = summary.summarise([Path(name)])
-        if as_json:
-            return typer.echo(FORMATS["json"](measured), nl=False)
-        return outcome.show(measured)
+        return _show_run(Path(name), as_json)
     about = registry.about(name)
     if as_json:
         return typer.echo(json.dumps(about, indent=2))
-    terminal.prose(about["text"])
-    terminal.listing("\nSettings", about["settings"].items())
+    prose(about["text"])
+    listing("\nSettings", about["settings"].items())
+
+
+def _show_run(run: Path, as_json: bool) -> None:
+    """Show the scores of a run."""
+    from perdure.report import FORMATS, summary
+
+    measured = summary.summarise([run])
+    if as_json:
+        return typer.echo(FORMATS["json"](measured), nl=False)
+    outcome.show(measured)

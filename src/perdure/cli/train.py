@@ -78,6 +78,10 @@ def run(
     settings: Settings = [],
     trust: Trust = False,
     quiet: Quiet = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Only check the recipe, and count parameters and steps."),
+    ] = False,
 ) -> None:
     """Run a recipe, or resume its run.
 
@@ -90,8 +94,10 @@ def run(
         changes.append(f"seed={seed}")
     # a run is resumed in its folder
     output = output or (recipe if recipe.is_dir() else Path("runs") / recipe.stem)
-    before = outcome.done(output)
     source = Recipe.read(recipe, changes, trust=trust)
+    if dry_run:
+        return say(*str(source.dry_run(output)).splitlines())
+    before = outcome.done(output)
     source.run(output, quiet=quiet)
     outcome.report(output)
     if outcome.done(output) == before:
@@ -114,7 +120,7 @@ def tune(
 
     Only the first tasks of the stream are used.
     """
-    from perdure.report import terminal
+    from perdure.cli.listing import listing
     from perdure.runs.recipe import Recipe
     from perdure.runs.tune import Protocol, tune
 
@@ -127,7 +133,7 @@ def tune(
         return typer.echo(json.dumps(vars(tuning), indent=2))
     if not quiet:
         title = f"\n{len(tuning.trials)} trials on {tasks} tasks (validation score, %)"
-        terminal.listing(title, tuning.lines())
+        listing(title, tuning.lines())
     say(output / "tuned.yaml")
 
 

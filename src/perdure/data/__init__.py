@@ -6,6 +6,7 @@ exemplars.py     Examples stored for replay
 formats.py       Detection of the prompt and answer columns
 image_folder.py  Image folders with one subfolder per class
 images.py        Images in the form that models read
+network.py       Forbid downloads, for dry runs
 prompts.py       Prompts and free-text answers, built from the cells of a row
 rows.py          Tables read row by row, without conversion
 splits.py        Splits of data sets into train, validation and test

@@ -101,7 +101,7 @@ class Columns:
         return f"the {self.kind} as `{self.kind}`"
 
     def example(self, row: Row, declared: Declared) -> dict[str, object]:
-        """Return a row as an example: its input, its class or right answers, its task and number.
+        """Convert a row to an example with its input, class or right answers, task and row number.
 
         Raises
         ------

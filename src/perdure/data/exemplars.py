@@ -92,7 +92,7 @@ class Exemplars:
             self.labels[task] = [labels[i] for i in chosen]
 
     def of_tasks(self, tasks: Sequence[str]) -> "Exemplars":
-        """Return the examples of the given tasks only, without those of forgotten tasks."""
+        """Return the stored examples of the given tasks, leaving out those of forgotten tasks."""
         exemplars = Exemplars(self.kind)
         for name in self.labels:
             if name in tasks:
@@ -321,7 +321,7 @@ def herded(
 def shares(
     capacity: int, seen: Mapping[str, int], kept: Mapping[str, int], random: np.random.Generator
 ) -> dict[str, int]:
-    """Choose randomly how many examples to store for each task, with at most `capacity` in total.
+    """Choose randomly how many examples of each task to store, up to `capacity` in total.
 
     Every example seen so far is equally likely to be stored. The last task in `seen` is the new
     one. An old task can contribute only examples that are still stored; if there are too few of

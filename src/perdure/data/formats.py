@@ -176,7 +176,7 @@ def _prompt_before(answers: Answers, columns: Sequence[str]) -> Prompt | None:
 
 
 def _with_prompt(columns: Sequence[str], source: str, request: Request, prompt: str) -> Reading:
-    """Return the prompt that the caller named, and its answers unless they are classes."""
+    """Return the prompt that the caller named and, if they are free text, the answers to it."""
     if request.answer is not None:
         answers = _answers(columns, source, request.answer)
         return Reading(given_prompt(prompt, columns, source), answers)

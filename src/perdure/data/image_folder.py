@@ -125,7 +125,7 @@ def _images(folder: str | Path) -> Images:
 
 
 def _level_of_splits(folder: str | Path, images: Images) -> int | None:
-    """Return the level, counted from 0, at which folders are splits, or None if there is none."""
+    """Return the level (counted from 0) at which the folders are splits, or None."""
     levels = len(images[0]) - 1
     classes = {parts[-2] for parts in images}
     if all(map(_split_of, classes)):

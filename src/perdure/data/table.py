@@ -14,6 +14,7 @@ import datasets.config
 import numpy as np
 from datasets import Dataset
 
+from perdure.data import network
 from perdure.data.class_names import complaint, in_order, shown
 from perdure.data.examples import Columns, declared_classes, from_dataset, from_tables
 from perdure.data.formats import Request, reading_of
@@ -23,7 +24,7 @@ from perdure.data.prompts import UNLISTED, with_choices
 from perdure.data.rows import ENDINGS, Table
 from perdure.data.splits import SPLIT_NAMES, divided
 from perdure.data.task import SPLITS, Split, Task
-from perdure.errors import DataError
+from perdure.errors import DataError, NotHere
 
 SHARES: dict[Split, float] = {"test": 0.2, "validation": 0.1}
 """The share of the training examples used for each missing split, in order of creation."""
@@ -311,10 +312,19 @@ def from_hub(name: str, config: str | None = None) -> Mapping[str, Dataset]:
     ------
     DataError
         The data set does not exist, cannot be reached, or cannot be read.
+    NotHere
+        It is not in the cache, and downloads are forbidden.
     """
-    if config:
-        return _load(name, lambda: datasets.load_dataset(name, config))
-    return _load(name, lambda: datasets.load_dataset(name))
+    try:
+        if config:
+            return _load(name, lambda: datasets.load_dataset(name, config))
+        return _load(name, lambda: datasets.load_dataset(name))
+    except DataError as error:
+        if network.is_closed():
+            raise NotHere(
+                f"The data set `{name}` is not on this machine, and a dry run downloads nothing."
+            ) from error
+        raise
 
 
 def _load(source: str, load: Callable[[], object]) -> Mapping[str, Dataset]:

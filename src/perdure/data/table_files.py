@@ -188,7 +188,7 @@ class Delimited:
         raise DataError(f"`{self.path}` is empty. Its first line must name the columns.")
 
     def _records(self, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-        """Yield pairs of the number of a record's first line and its cells."""
+        """Yield each record as a pair of its first line number and its cells."""
         csv.field_size_limit(MAX_LINE)  # by default, at most 131,072 characters are accepted
         line = 1
         try:

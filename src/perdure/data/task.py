@@ -175,7 +175,7 @@ class Task:
         return [[target] for target in data["target"]]
 
     def sources(self, split: Split) -> list[str]:
-        """Return the prompt of each example; of a conversation, the turn that is answered."""
+        """Return the prompt of each example; in a conversation, the last turn before the answer."""
         data: Dataset = getattr(self, split)
         if "messages" in data.column_names:
             return [turns[-1]["content"] for turns in data["messages"]]

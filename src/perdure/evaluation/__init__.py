@@ -10,6 +10,7 @@ progress_bar.py  Progress bars on a terminal, and progress lines in a log
 scales.py        The search for a rule's scale on validation data
 score.py         Logits, probabilities and answers of a combined model
 scores/          The scores of a task, one per file
+subsequences.py  Longest common subsequences of two texts
 system.py        A backbone, the tasks it has learned, and the rule that combines them
 task_score.py    The interface of a task's score
 """

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -36,19 +37,32 @@ class Texts:
 
     def scores(self) -> dict[TaskId, float]:
         """Return the score, a number between 0 and 1, for each `task_id`."""
+        return dict(self._scores)
+
+    @cached_property
+    def _scores(self) -> dict[TaskId, float]:
+        # Cached, because some scores take seconds for a test split, and each measurement asks
+        # for them twice.
         score = registry.find("score", self.metric)
         more = {"sources": self.sources} if takes_sources(score) else {}
         values: dict[TaskId, float] = {}
+        # If one model answers for every `task_id`, there is a single list, which is scored once.
+        by_list: dict[int, float] = {}
         for task_id, answers in self.answered.items():
-            value = score(answers, self.references, **more)
-            # A score may be user-defined, and its result is written to the run folder.
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-                raise InputError(
-                    f"The score `{self.metric}` returned {str(value)[:100]}, but must return a "
-                    "number between 0 and 1."
-                )
-            values[task_id] = float(value)
+            if id(answers) not in by_list:
+                value = score(answers, self.references, **more)
+                by_list[id(answers)] = self._checked(value)
+            values[task_id] = by_list[id(answers)]
         return values
+
+    def _checked(self, value: object) -> float:
+        # A score may be user-defined, and its result is written to the run folder.
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise InputError(
+                f"The score `{self.metric}` returned {str(value)[:100]}, but must return a "
+                "number between 0 and 1."
+            )
+        return float(value)
 
     def worded(self) -> "Texts":
         """Return these answers unchanged, because they are already texts."""

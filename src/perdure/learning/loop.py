@@ -111,10 +111,7 @@ def learn(
     # The seed includes the task's name, so that its head does not depend on other tasks.
     plant(derived(seed, task.name, "head"))
     backbone.to(accelerator.device)
-    if training.shares_head and backbone.heads:
-        backbone.share(task.name)
-    else:
-        backbone.open(task)
+    give_head(backbone, task, training)
 
     # Earlier adapters are folded into the weights, so their number does not slow down a step.
     vectors = task_vectors(method.beneath(earlier))
@@ -153,6 +150,14 @@ def learn(
         adapters.read(backbone.model),
         kept,
     )
+
+
+def give_head(backbone: Backbone, task: Task, training: Training) -> None:
+    """Give a task a new head, or the existing one if all tasks share it."""
+    if training.shares_head and backbone.heads:
+        backbone.share(task.name)
+    else:
+        backbone.open(task)
 
 
 def _inputs(backbone: Backbone, task: Task) -> dict[str, Tensor]:
@@ -204,7 +209,7 @@ def _train_epoch(
 ) -> None:
     """Take the remaining steps of an epoch."""
     task, training = course.task, course.training
-    _set_dropout(course.backbone, training)
+    set_dropout(course.backbone, training)
     plan = course.plan(course.epoch)
     for batches in plan[course.batch :]:
         loss, rate, stopped = _step(accelerator, course, batches, session.stop)
@@ -337,7 +342,7 @@ def _accelerator(training: Training, folder: Path | None) -> Accelerator:
     return accelerator
 
 
-def _set_dropout(backbone: Backbone, training: Training) -> None:
+def set_dropout(backbone: Backbone, training: Training) -> None:
     """Enable the dropout of the adapter, and that of the backbone if the settings ask for it."""
     backbone.train(training.backbone_dropout)
     for layer in adapters.layers(backbone.model):

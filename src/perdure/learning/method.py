@@ -185,6 +185,14 @@ class Method:
         The optimizer is in the state in which the last step left it.
         """
 
+    def foresee(self, task: Task) -> None:
+        """Update `state` after a task in a dry run, which calls this hook instead of `end`.
+
+        `perdure run --dry-run` calls `begin` and this hook for each task, on a backbone without
+        values. Only methods that train on old examples need this hook: it has to store as many
+        examples as `end` would. By default it does nothing.
+        """
+
 
 @dataclass(kw_only=True)
 class PeftMethod(Method):

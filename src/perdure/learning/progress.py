@@ -47,7 +47,7 @@ class Course:
         self.seed = seed
         self.task = seen[-1]
         examples = method.examples(seen)
-        self.rows = backbone.encode(examples) if examples else None
+        self.rows = self.encoded(examples) if examples else None
 
         groups = _trainable(backbone, method, training, self.rows)
         self.parameters: list[nn.Parameter] = []
@@ -65,6 +65,10 @@ class Course:
         self.epoch = self.batch = self.step = 0
         if self.rows is None:  # the method does not train: no epoch is left
             self.epoch = training.epochs
+
+    def encoded(self, rows: Rows) -> Examples:
+        """Return the examples to train on, in the form that the model takes."""
+        return self.backbone.encode(rows)
 
     def plan(self, epoch: int) -> list[list[list[int]]]:
         """Return the steps of an epoch: each is a list of batches, which are lists of row numbers.
@@ -157,7 +161,7 @@ class Course:
 
         # The order matters: the empty step may change the parameters, so they are restored after
         # it.
-        self._take_empty_step()
+        self.take_empty_step()
         optimizer = about["optimizer"] | part(tensors, "optimizer")
         optimizer_state.write(self.optimizer, optimizer, about["groups"])
         _fill(self.parameters, part(tensors, "parameter"))
@@ -202,7 +206,7 @@ class Course:
         if not inside:
             raise ValueError(f"step {self.batch} of epoch {self.epoch}")
 
-    def _take_empty_step(self) -> None:
+    def take_empty_step(self) -> None:
         """Take a step with zero gradients, so that the state of a fresh optimizer is complete."""
         # Some optimizers, such as IVON, collect the gradients when this context ends.
         with self.method.around(self.optimizer):

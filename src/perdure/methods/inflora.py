@@ -110,6 +110,8 @@ class InfLoRA(PeftMethod):
             target_modules=self.target_modules or adapter_targets.key_value(backbone.model),
             blocks=self.blocks,
         )
+        if backbone.device.type == "meta":  # a dry run, in which nothing can be computed
+            return
         factors = adapters.factors(backbone.model)
         # Torch's seed is the same for every task, but random rows must differ between tasks.
         random = torch.Generator().manual_seed(torch.initial_seed() + 1000 * self._learned)
@@ -146,12 +148,7 @@ class InfLoRA(PeftMethod):
         for layers, C in covariances.items():
             layer = layers[0]  # one space for all layers with this input
             space = self._space(layer, len(C))
-            space = space.grown(
-                C,
-                epsilon,
-                energy=self.energy,
-                balance=self.balance,
-            )
+            space = space.grown(C, epsilon, energy=self.energy, balance=self.balance)
             self.state[f"basis/{layer}"] = space.basis
             self.state[f"complement/{layer}"] = space.complement
 

@@ -7,6 +7,8 @@ from typing import Annotated
 import numpy as np
 import torch
 from annotated_types import Ge
+from jaxtyping import Float
+from torch import Tensor
 from torch.optim import Optimizer
 
 from perdure.data import exemplars
@@ -15,7 +17,6 @@ from perdure.data.task import Rows, Task
 from perdure.errors import InputError
 from perdure.learning.wrapper import Wrapper
 from perdure.models.backbone import Backbone, pooled
-from perdure.models.examples import Examples
 
 
 @dataclass(kw_only=True)
@@ -83,47 +84,65 @@ class Replay(Wrapper):
         """Choose which examples of the task to store, and store them."""
         super().end(backbone, task, optimizer)
         rows = backbone.encode(task.rows("train"))
+        features = pooled(backbone, rows) if self.strategy == "herding" else None
+        self._store(task, rows.labels, features)
+
+    def foresee(self, task: Task) -> None:
+        """Store as many examples as `end` would, without computing any features."""
+        super().foresee(task)
+        self._store(task, task.groups("train"), None)
+
+    def _store(
+        self,
+        task: Task,
+        labels: Sequence[int],
+        features: Float[Tensor, "examples features"] | None,
+    ) -> None:
+        """Choose examples of a task and store them; `features` are needed for herding only."""
         # Drop the examples of forgotten tasks, and those of this task if it is learned again.
         old = [earlier.name for earlier in self._seen if earlier.name != task.name]
         kept = Exemplars.of(self.remembered).of_tasks(old)
         # The loop has set torch's seed for this task's end: a resumed run draws the same examples.
         random = np.random.default_rng(torch.initial_seed())
-        if self.strategy == "balanced":
-            chosen = exemplars.balanced(
-                rows.labels,
-                self.per_class,
-                random,
-            )
-            kept.add(task, chosen)
-        elif self.strategy == "herding":
+        if self.strategy == "reservoir":
+            self._sample(kept, task, len(labels), random)
+        elif features is not None:
             chosen = exemplars.herded(
-                pooled(backbone, rows),
-                rows.labels,
+                features,
+                labels,
                 self.per_class,
             )
             kept.add(task, chosen)
         else:
-            self._sample(kept, task, rows, random)
+            chosen = exemplars.balanced(
+                labels,
+                self.per_class,
+                random,
+            )
+            kept.add(task, chosen)
         self.remembered = kept.state()
 
     def _sample(
         self,
         kept: Exemplars,
         task: Task,
-        rows: Examples,
+        size: int,
         random: np.random.Generator,
     ) -> None:
-        """Store a uniform sample of all examples seen, dropping old ones to make room."""
+        """Store a uniform sample of all examples seen, dropping old ones to make room.
+
+        `size` is the number of examples of the new task.
+        """
         remembered = {*kept.labels, task.name}
         groups = {seen.name: seen.group_count for seen in self._seen if seen.name in remembered}
         counts = exemplars.shares(
             self.per_class * sum(groups.values()),
-            kept.seen | {task.name: len(rows)},
-            kept.counts | {task.name: len(rows)},
+            kept.seen | {task.name: size},
+            kept.counts | {task.name: size},
             random,
         )
         # Only old tasks remain in `counts`; `thin` reduces their examples to these numbers.
         count = counts.pop(task.name)
-        chosen = random.permutation(len(rows))[:count]
+        chosen = random.permutation(size)[:count]
         kept.add(task, sorted(chosen.tolist()))
         kept.thin(counts, random)

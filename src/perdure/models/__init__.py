@@ -19,6 +19,7 @@ mixture.py               Low-rank experts added to frozen layers, and their gate
 model_config.py          Read and check a model's `config.json`
 model_files.py           The files of a pre-trained model
 model_weights.py         Shapes and dtypes of the tensors in weight files
+outline.py               Backbones without weights, for dry runs
 output_layer.py          Compute logits only at the tokens of the answers
 packing.py               Pack several examples into one row
 patterns.py              Match regular expressions within a time limit

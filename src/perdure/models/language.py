@@ -30,7 +30,7 @@ from perdure.models.text_examples import (
     prompt_of,
 )
 
-PACKED_TO_TRY = 4
+PACKED_TO_TRY = 8
 """The number of examples on which packing is compared with padding."""
 
 
@@ -84,6 +84,7 @@ class LanguageModel(Backbone):
         dtype: torch.dtype = torch.float32,
     ):
         super().__init__(model, tokenizer, source=source, files=files)
+        self.kind = "text"  # an outline may have no tokenizer to tell the kind by
         self.prompts = prompts
         self.chat_template = chat_template
         self.normalized = normalized
@@ -188,10 +189,10 @@ class LanguageModel(Backbone):
     def pieces(
         self, texts: Sequence[str], *, length: int, most: int, batch_size: int = BATCH_SIZE
     ) -> Examples:
-        """Split plain texts into pieces on which the model's loss can be measured.
+        """Split texts into pieces on which the model's loss can be measured.
 
-        A causal model predicts all tokens of a piece except the first, which is preceded by the
-        tokenizer's start token, if there is one. An encoder–decoder model reads the first half of a
+        A causal model predicts every token of a piece except the first. If the tokenizer has a
+        start token, it precedes the piece. An encoder–decoder model reads the first half of a
         piece and predicts the second.
         """
         tokens: list[Tokens] = []
@@ -246,10 +247,10 @@ class LanguageModel(Backbone):
         with evaluating(self), torch.autocast(self.device.type, enabled=False):
             expected = self.losses(examples.batch(some, self.device))
             try:
-                difference = self.losses(self._packed(examples, some)) - expected
+                losses = self.losses(self._packed(examples, some))
             except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
                 return False  # an architecture without positions, or with a mask of its own
-        return bool(difference.abs().max() < ranking.tolerance(self.model, expected))
+        return ranking.agree(self.model, losses, expected)
 
     # -- a batch → numbers
 

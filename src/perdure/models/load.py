@@ -42,24 +42,28 @@ def load_files(
     image_size: int | None = None,
     head: str | None = None,
     text: TextSettings | None = None,
+    outline: bool = False,
 ) -> Backbone:
     """Load a backbone as `Backbone.load` does, but from the given files.
 
     A checkpoint with the output layer of a language model is loaded as a language model if
-    `pooling` is `auto`, and as an encoder otherwise.
+    `pooling` is `auto`, and as an encoder otherwise. With `outline` the parameters have shapes but
+    no values (see `perdure.models.outline`).
     """
     source = files.source
     text = text or TextSettings()
     with pretrained.quietly(), pretrained.loading(source):
         if pooling == "auto" and pretrained.answers_with_text(files):
             _refuse_settings(source, image_size=image_size, head=head)
-            return _language_model(files, max_length, text)
+            return _language_model(files, max_length, text, outline)
         _refuse_text_settings(source, text)
-        opened = pretrained.open_model(files, pooling, head)
+        opened = pretrained.open_model(files, pooling, head, outline=outline)
         has_bias = True
+        width = getattr(opened.model.config, "hidden_size", 0)
         if opened.head_name is not None:
             stock_head = pretrained.take_head(opened.model, opened.head_name)
             has_bias = stock_head.bias is not None
+            width = stock_head.in_features
         if image_size and opened.kind == "text":
             raise BackboneError(
                 f"`image_size` is for images, and `{source}` reads texts. Leave it out."
@@ -72,32 +76,34 @@ def load_files(
             source=source,
             pooling="mean" if opened.head_name is None else "stock",
             head_name=opened.head_name,
-            width=0,
+            width=width,
             max_length=min(max_length or LONGEST_TEXT, opened.limit),
             image_size=image_size,
             files=files,
             dtype=opened.dtype,
             stock_head_has_bias=has_bias,
         )
-        # The width is measured, which requires a complete backbone.
-        backbone.width = _width(backbone)
+        # The width is measured, which requires a complete backbone with weights.
+        if not outline:
+            backbone.width = _width(backbone)
     return backbone
 
 
-def load_with(files: ModelFiles, settings: Mapping[str, Any]) -> Backbone:
+def load_with(files: ModelFiles, settings: Mapping[str, Any], *, outline: bool = False) -> Backbone:
     """Load a backbone from the given files, with `settings` as arguments of `Backbone.load`."""
     others = dict(settings)
     of_text = {}
     for field in fields(TextSettings):
         if field.name in others:
             of_text[field.name] = others.pop(field.name)
-    return load_files(files, text=TextSettings(**of_text), **others)
+    return load_files(files, text=TextSettings(**of_text), outline=outline, **others)
 
 
 def _language_model(
-    files: ModelFiles, max_length: int | None, settings: TextSettings
+    files: ModelFiles, max_length: int | None, settings: TextSettings, outline: bool
 ) -> LanguageModel:
-    opened = pretrained.open_language_model(files, settings.dtype)
+    opened = pretrained.open_language_model(files, settings.dtype, outline=outline)
+    tokenizer = opened.processor
     decodes = bool(opened.model.config.is_encoder_decoder)
     # An encoder reads only the prompt; a causal model needs room for the answer after it.
     room = opened.limit if decodes else opened.limit - settings.max_new_tokens
@@ -110,19 +116,20 @@ def _language_model(
         start = opened.model.config.decoder_start_token_id
         _check_token(opened, start, f"`decoder_start_token_id` of `{files.source}`")
     prompts = Prompts(
-        opened.processor,
+        tokenizer,
         files.source,
-        stops=_stops(files.source, opened),
+        # Only an outline may have no tokenizer, and it never answers.
+        stops=_stops(files.source, opened) if tokenizer else (),
         max_length=min(max_length or LONGEST_PROMPT, room),
         max_new_tokens=settings.max_new_tokens,
         truncate=settings.truncate,
-        chat=settings.chat_template == "auto" and bool(opened.processor.chat_template),
+        chat=settings.chat_template == "auto" and bool(tokenizer and tokenizer.chat_template),
         system_message=settings.system_message,
         decodes=decodes,
     )
     return LanguageModel(
         opened.model,
-        opened.processor,
+        tokenizer,
         prompts,
         source=files.source,
         chat_template=settings.chat_template,

@@ -148,6 +148,16 @@ class ModelFiles:
             )
         return sorted(names)
 
+    @property
+    def has_weights(self) -> bool:
+        """True if the folder contains weight files, even if they are incomplete."""
+        return any(os.path.lexists(self.folder / name) for name in WEIGHTS)
+
+    @property
+    def has_processor(self) -> bool:
+        """True if the folder contains a file of a tokenizer or an image processor."""
+        return any(path.name not in (CONFIG, MODULES) for path in self.others)
+
     @functools.cached_property
     def others(self) -> tuple[Path, ...]:
         """The files other than the weights that affect the model's output, sorted by name."""

@@ -53,7 +53,7 @@ def stored(files: ModelFiles) -> dict[str, Stored]:
     Raises
     ------
     BackboneError
-        A file is damaged or contains quantised values, or there are no values at all.
+        A file is damaged or contains quantised values, or the files contain no tensors.
     """
     tensors: dict[str, Stored] = {}
     for path in files.weights:
@@ -167,13 +167,15 @@ def _counted(source: str, most_tensors: int, most_numbers: int) -> Iterator[None
 def check_finite(source: str, model: nn.Module) -> None:
     """Check that all parameters of a model are finite.
 
+    Parameters on the `meta` device have no values and are not checked.
+
     Raises
     ------
     BackboneError
         A parameter contains NaN or infinity.
     """
     for name, value in model.named_parameters():
-        if not is_finite(value):
+        if not value.is_meta and not is_finite(value):
             raise BackboneError(
                 f"`{name}` of `{source}` holds values that are not finite (NaN or infinite)."
             )

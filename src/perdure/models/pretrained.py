@@ -23,7 +23,7 @@ from transformers.models.auto import modeling_auto
 
 from perdure.errors import BackboneError, PerdureError
 from perdure.models import model_config, model_weights, quantised, tokenizing
-from perdure.models.model_files import MODULES, ModelFiles
+from perdure.models.model_files import CONFIG, MODULES, ModelFiles
 from perdure.models.model_weights import Stored
 
 Kind = Literal["text", "image"]
@@ -99,7 +99,9 @@ def loading(source: str) -> Iterator[None]:
         ) from error
 
 
-def open_model(files: ModelFiles, pooling: str, head: str | None) -> Opened:
+def open_model(
+    files: ModelFiles, pooling: str, head: str | None, *, outline: bool = False
+) -> Opened:
     """Load a model as an encoder, to classify texts or images.
 
     Parameters
@@ -108,6 +110,9 @@ def open_model(files: ModelFiles, pooling: str, head: str | None) -> Opened:
         `stock` loads the model with its head, `mean` without it; `auto` chooses between them.
     head
         The name of the head; None to find it.
+    outline
+        Create the model on torch's `meta` device, with shapes but no values. No weights are needed,
+        and all layers count as trained.
 
     Raises
     ------
@@ -119,8 +124,7 @@ def open_model(files: ModelFiles, pooling: str, head: str | None) -> Opened:
     files.check()
     config = model_config.read(files)
     kind = _kind(files.source, config)
-    files.check_weights()
-    tensors = model_weights.stored(files)
+    weights = _weights(files, config, outline=outline)
     if kind == "text":
         processor = tokenizing.load(files, config)
         # Before the model is built, because its embedding reads the padding token from `config`.
@@ -128,7 +132,6 @@ def open_model(files: ModelFiles, pooling: str, head: str | None) -> Opened:
     else:
         processor = transformers.AutoImageProcessor.from_pretrained(files.folder, **NOTHING_ELSE)
         _check_pixels(files.source, processor)
-    weights = _Weights(files, config, tensors)
     pooling = _pooling(files, config, kind, pooling)
     classifier = None
     if pooling != "mean":
@@ -148,7 +151,7 @@ def open_model(files: ModelFiles, pooling: str, head: str | None) -> Opened:
         processor=processor,
         model=model,
         head_name=head_name,
-        dtype=model_weights.main_dtype(tensors),
+        dtype=model_weights.main_dtype(weights.tensors),
         limit=limit,
     )
 
@@ -175,7 +178,9 @@ def _language_class(config: PreTrainedConfig) -> type | None:
     return None
 
 
-def open_language_model(files: ModelFiles, dtype: str = "float32") -> Opened:
+def open_language_model(
+    files: ModelFiles, dtype: str = "float32", *, outline: bool = False
+) -> Opened:
     """Load a checkpoint as a language model, with its output layer.
 
     Parameters
@@ -183,6 +188,9 @@ def open_language_model(files: ModelFiles, dtype: str = "float32") -> Opened:
     dtype
         The data type of the weights in memory: `float32`, `bfloat16`, or `nf4` (4 bits). Weights
         that require single precision stay in `float32`.
+    outline
+        Create the model on torch's `meta` device, with shapes but no values. Neither weights nor a
+        tokenizer are needed; without a tokenizer, `processor` is None.
 
     Raises
     ------
@@ -196,22 +204,23 @@ def open_language_model(files: ModelFiles, dtype: str = "float32") -> Opened:
         dtype = "float32"
     files.check()
     config = model_config.read(files)
-    files.check_weights()
-    tensors = model_weights.stored(files)
-    tokenizer = tokenizing.load(files, config)
-    tokenizing.give_padding(files.source, config, tokenizer)
-    weights = _Weights(files, config, tensors, getattr(torch, dtype), quantisation)
+    weights = _weights(files, config, getattr(torch, dtype), quantisation, outline=outline)
+    tokenizer = None
+    if files.has_processor or not outline:
+        tokenizer = tokenizing.load(files, config)
+        tokenizing.give_padding(files.source, config, tokenizer)
     model, missing = weights.read_by(_language_class(config))
     quantised.prepare(model)
     _refuse(files.source, missing)
     model_weights.check_finite(files.source, model)
-    tokenizing.agree(files.source, model, tokenizer)
+    if tokenizer is not None:
+        tokenizing.agree(files.source, model, tokenizer)
     return Opened(
         kind="text",
         processor=tokenizer,
         model=model,
         head_name=None,
-        dtype=model_weights.main_dtype(tensors),
+        dtype=model_weights.main_dtype(weights.tensors),
         limit=tokenizing.length_limit(files.source, model, tokenizer),
     )
 
@@ -317,6 +326,50 @@ class _Weights:
             )
         mismatched = {key for key, *_ in info["mismatched_keys"]}
         return model, sorted(mismatched.union(info["missing_keys"]))
+
+
+@dataclass(frozen=True)
+class _Shapes(_Weights):
+    """The same for a model without values, whose folder need not contain weights."""
+
+    def read_by(self, auto: Any) -> tuple[PreTrainedModel, list[str]]:
+        """Create a model on the `meta` device, where tensors have shapes but take no memory."""
+        with torch.device("meta"):
+            model = auto.from_config(self.config, dtype=self.dtype, trust_remote_code=False)
+            self._untie(model)
+        if self.quantisation:
+            quantised.mark(model)
+        return model.eval(), []
+
+    def _untie(self, model: PreTrainedModel) -> None:
+        """Separate the output layer from the embedding if the checkpoint has weights for both."""
+        # transformers ties these layers of a T5 until it finds two weights in the checkpoint.
+        output: Any = model.get_output_embeddings()
+        if output is None or output.weight is not model.get_input_embeddings().weight:
+            return
+        name = next(name for name, layer in model.named_modules() if layer is output)
+        has_own = f"{name}.weight" in self.tensors
+        if not self.tensors:
+            has_own = self.files.read_json(CONFIG).get("tie_word_embeddings") is False
+        if has_own:
+            output.weight = nn.Parameter(torch.empty_like(output.weight), requires_grad=False)
+
+
+def _weights(
+    files: ModelFiles,
+    config: PreTrainedConfig,
+    dtype: torch.dtype = torch.float32,
+    quantisation: BitsAndBytesConfig | None = None,
+    *,
+    outline: bool,
+) -> _Weights:
+    """Check the weight files, which only an outline may lack; return what creates the model."""
+    tensors: Mapping[str, Stored] = {}
+    if files.has_weights or not outline:
+        files.check_weights()
+        tensors = model_weights.stored(files)
+    kind = _Shapes if outline else _Weights
+    return kind(files, config, tensors, dtype, quantisation)
 
 
 def _classifier(

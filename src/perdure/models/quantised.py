@@ -59,6 +59,33 @@ def prepare(model: nn.Module) -> None:
             layer.support_avx512bf16_for_cpu = False  # pyright: ignore
 
 
+def mark(model: nn.Module) -> None:
+    """Mark a model on the `meta` device as one that is quantised to 4 bits."""
+    model.is_loaded_in_4bit = True  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
+
+
+def bytes_in_4_bits(model: nn.Module) -> int:
+    """Estimate the memory that a model on the `meta` device would take in 4 bits, in bytes.
+
+    All linear layers are quantised except the output layer and layers that share its weight. Each
+    block of 64 values has a scale of one byte, and each 256 scales have another one of four bytes.
+    """
+    output = getattr(model, "get_output_embeddings", lambda: None)()
+    kept = id(output.weight) if output is not None else 0
+    packed: set[int] = set()
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear) and id(layer.weight) != kept:
+            packed.add(id(layer.weight))
+    total = 0.0
+    for parameter in model.parameters():
+        if id(parameter) in packed:
+            scales = parameter.numel() / 64
+            total += parameter.numel() / 2 + scales + 4 * scales / 256
+        else:
+            total += parameter.nbytes
+    return round(total)
+
+
 def is_quantised(model: nn.Module) -> bool:
     """Return whether a model's linear layers are in 4 bits."""
     return bool(getattr(model, "is_loaded_in_4bit", False))

@@ -34,7 +34,7 @@ MOST_PLACES = 4096
 TRIED = 3
 # In nats. In single precision, exact ways differ by 1e-5; an ignored mask makes whole nats.
 TOLERANCE = 1e-3
-# The tolerance in half precision, relative to the value.
+# The tolerance in half precision, as a share of the mean value.
 ROUNDED = 5e-2
 OLD_NAME = "past_key_values"
 
@@ -72,19 +72,23 @@ def _agree(fast: Way, model: PreTrainedModel, prompt: Prompt, tails: Tails) -> b
     prompt = {name: values[rows] for name, values in prompt.items()}
     try:
         whole = _whole(model, prompt, tails)
-        difference = fast(model, prompt, tails) - whole
+        values = fast(model, prompt, tails)
     except (TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError, IndexError):
         # Some architectures have no cache, or one that does not accept our mask.
         return False
-    return bool(difference.abs().max() < tolerance(model, whole))
+    return agree(model, values, whole)
 
 
-def tolerance(model: PreTrainedModel, values: Tensor) -> float:
-    """Return the largest difference to expect between two exact ways of computing log p."""
+def agree(model: PreTrainedModel, values: Tensor, expected: Tensor) -> bool:
+    """Return True if two ways of computing log p differ only by the model's rounding errors."""
+    difference = (values - expected).abs()
     if model.dtype == torch.float32:
-        return TOLERANCE
-    largest = values.abs().max().item()
-    return ROUNDED * max(1.0, largest)
+        return bool(difference.max() < TOLERANCE)
+    # Means, because rounding to half precision can change a single value by more than an ignored
+    # mask does. On SmolLM2 in bfloat16, one loss of 4.1 was 0.35 off, and eight losses were 0.04
+    # off on average; with an ignored mask, the average was 0.44.
+    largest = ROUNDED * max(1.0, expected.abs().mean().item())
+    return bool(difference.mean() < largest)
 
 
 # -- causal models

@@ -139,7 +139,9 @@ def reserved_positions(model: nn.Module) -> int:
     return 0
 
 
-def length_limit(source: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+def length_limit(
+    source: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
+) -> int:
     """Return the maximum length in tokens that both the tokenizer and the model allow for a text.
 
     Models with relative positions do not limit the length.
@@ -151,7 +153,7 @@ def length_limit(source: str, model: PreTrainedModel, tokenizer: PreTrainedToken
     """
     positions = _limit(getattr(model.config, "max_position_embeddings", None))
     usable = positions - reserved_positions(model)
-    limit = min(usable, _limit(tokenizer.model_max_length))
+    limit = min(usable, _limit(getattr(tokenizer, "model_max_length", None)))
     # Two special tokens, and one token of the text.
     if limit < 3:
         raise BackboneError(

@@ -98,7 +98,7 @@ def tasks(summary: Summary, known: Sequence[Way]) -> Picture | None:
 
 
 def _panels(summary: Summary, known: Sequence[Way]) -> dict[str, list[Line]]:
-    """Return the lines of each task: one for each run and `task_id`, for the run's own rule."""
+    """Return the lines to draw for each task: one per run and `task_id`, by the run's rule."""
     looks = Looks(summary)
     panels: dict[str, list[Line]] = {}
     for task_id, words in known:

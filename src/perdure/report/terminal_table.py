@@ -68,9 +68,9 @@ def _broken(cell: str, width: int) -> str:
 def _widths(
     room: int, header: Sequence[str], rows: Sequence[Sequence[str]], texts: Collection[int]
 ) -> list[int] | None:
-    """Return the width of each column, or None if they cannot fit.
+    """Return the width of each column, or None if the columns cannot fit.
 
-    The widest column that can still be wrapped is made narrower until all of them fit.
+    The widest column that can still be wrapped is narrowed, again and again, until all columns fit.
     """
     least = []
     widths = []

@@ -4,7 +4,10 @@ adapter_folder.py  Save and load the files of an adapter
 answers.py         Answers of a run's language model
 begin.py           Start or continue a run from Python objects
 changes.py         Differences between two recipes
+counting.py        Count the sizes and steps of a run
+dry_run.py         The result of a dry run, and its text
 environment.py     Versions, source revision and hardware
+expected.py        Placeholders for tasks whose data would have to be downloaded
 export.py          Export the combined model as a stock checkpoint or as one adapter
 export_card.py     The model card of an exported model
 extend.py          Measure a run again, teach it more tasks, or make it forget one

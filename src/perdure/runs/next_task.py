@@ -77,7 +77,7 @@ def _event(
         "task": learned.name,
         "seconds": round(seconds, 3),
         "examples": examples,
-        "trained": _trained(plan, seen),
+        "trained": trained_values(plan, seen),
         "store_bytes": plan.method.store_bytes,
         "state_bytes": sum(value.nbytes for value in tensors),
     }
@@ -129,7 +129,7 @@ def _align(system: System, task: Task, settings: Alignment, *, seed: int) -> Gau
     return newest
 
 
-def _trained(plan: Plan, seen: TaskStream) -> int:
+def trained_values(plan: Plan, seen: TaskStream) -> int:
     """Return the number of trained parameters, excluding frozen matrices and untrained heads."""
     # A method may list heads among its own parameters; each counts once.
     counted = {id(parameter) for parameter in plan.method.parameters(plan.backbone)}

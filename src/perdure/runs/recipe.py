@@ -11,9 +11,10 @@ from annotated_types import Ge
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from perdure import registry
+from perdure.data import network
 from perdure.data.table import read_tasks
 from perdure.data.task import Scenario, Task, TaskStream
-from perdure.errors import CheckpointError, InputError, PerdureWarning
+from perdure.errors import CheckpointError, InputError, NotHere, PerdureWarning
 from perdure.evaluation import general
 from perdure.evaluation.measure import Evaluation
 from perdure.learning import engine
@@ -22,7 +23,10 @@ from perdure.learning.training import Training
 from perdure.merging.combine import check_fits
 from perdure.merging.rule_settings import Rule
 from perdure.models.backbone import Backbone
-from perdure.runs import old_names, story
+from perdure.models.outline import outline as outlined
+from perdure.runs import counting, old_names, story
+from perdure.runs.dry_run import DryRun
+from perdure.runs.expected import expected
 from perdure.runs.folder import Run
 from perdure.runs.job import Plan, check, check_alignment, make_method, settings_of
 from perdure.runs.layout import is_run
@@ -135,11 +139,13 @@ class Recipe(BaseModel):
 
     # -- the objects
 
-    def make_stream(self, run: RunState | None = None) -> TaskStream:
+    def make_stream(self, run: RunState | None = None, *, outline: bool = False) -> TaskStream:
         """Create the stream of tasks, without those that were forgotten.
 
         Parameters
         ----------
+        outline
+            Use placeholders for data that would have to be downloaded.
         run
             The run that continues with these tasks, if any. If the examples of a task that it has
             learned are gone or have changed, the stream contains the task without its examples
@@ -161,9 +167,10 @@ class Recipe(BaseModel):
                 scenario=scenario,
                 seed=self.seed,
                 past=past,
+                outline=outline,
             )
         else:
-            stream = _past_benchmark(self.stream, self.seed, past)
+            stream = _past_benchmark(self.stream, self.seed, past, outline)
             if self.scenario:
                 stream = replace(stream, scenario=self.scenario)
         tasks = tuple(task for task in stream if task.name not in self.forgotten)
@@ -171,10 +178,15 @@ class Recipe(BaseModel):
             raise _nothing_left(self.forgotten)
         return replace(stream, tasks=tasks)
 
-    def make_backbone(self) -> Backbone:
-        """Load the pre-trained model, on the accelerator if this machine has one."""
+    def make_backbone(self, *, outline: bool = False) -> Backbone:
+        """Load the pre-trained model, on the accelerator if this machine has one.
+
+        With `outline`, create it without weights (see `perdure.models.outline`).
+        """
         name, options = named(self.backbone, "backbone", key="model")
         settings = checked(Backbone.load, options, "backbone")
+        if outline:
+            return outlined(name, settings)
         backbone = Backbone.load(name, **settings)
         return backbone.to(engine.device())
 
@@ -202,6 +214,7 @@ class Recipe(BaseModel):
         backbone: Backbone | None = None,
         *,
         run: RunState | None = None,
+        outline: bool = False,
     ) -> Plan:
         """Create everything that the run needs, and check it before anything is trained.
 
@@ -211,6 +224,8 @@ class Recipe(BaseModel):
             The recipe's stream and backbone, if the caller has already created them.
         run
             The run to continue; tasks that it has learned may lack their examples.
+        outline
+            Create only what a dry run needs (see `dry_run`).
         """
         method = self.make_method()
         rule = self.make_rule()
@@ -219,8 +234,8 @@ class Recipe(BaseModel):
         # these take no time; the data and the model below may take minutes
         _check_together(method, rule, training)
         check_alignment(training, rule)
-        stream = stream or self.make_stream(run)
-        backbone = backbone or self.make_backbone()
+        stream = stream or self.make_stream(run, outline=outline)
+        backbone = backbone or self.make_backbone(outline=outline)
         plan = Plan(
             stream,
             backbone,
@@ -260,6 +275,29 @@ class Recipe(BaseModel):
         plan = replace(plan, recipe=self.resolved(plan))
         story.run(plan, output, change=change, quiet=quiet)
         return Run(output)
+
+    def dry_run(self, output: str | Path | None = None) -> DryRun:
+        """Check a recipe, and count the parameters, examples, steps and measurements of its run.
+
+        Nothing is downloaded, trained or written. The model's weights are not needed, only its
+        `config.json`; with its tokenizer, prompts and answers are checked as well. The sizes of
+        data sets that would have to be downloaded are taken from the recipe.
+
+        Parameters
+        ----------
+        output
+            The folder of the run. If it contains a run, only the remaining tasks are counted.
+
+        Raises
+        ------
+        PerdureError
+            `run` would fail before training starts, or the model is not on this machine.
+        """
+        folder = Path(output) if output is not None and is_run(Path(output)) else None
+        with network.closed():
+            state = read(folder) if folder else None
+            plan = self.plan(run=state, outline=True)
+            return counting.count(replace(plan, recipe=self.resolved(plan)), state, self.name)
 
     def resolved(self, plan: Plan) -> dict[str, object]:
         """Return the recipe with all defaults filled in."""
@@ -338,6 +376,7 @@ def own_stream(
     scenario: Scenario = "class",
     seed: int = 0,
     past: Past | None = None,
+    outline: bool = False,
 ) -> TaskStream:
     """Return a stream of the user's own data, with the tasks of each entry, in order.
 
@@ -345,6 +384,8 @@ def own_stream(
 
     Parameters
     ----------
+    outline
+        Use placeholders for data that would have to be downloaded.
     past
         The tasks that the run has already learned; entries with these tasks need not be readable.
     """
@@ -354,7 +395,10 @@ def own_stream(
         try:
             tasks = past.compared(entry, _tasks_of(entry, seed))
         except UNREADABLE as error:
-            tasks = past.instead_of(entry, error)
+            if outline and isinstance(error, NotHere):
+                tasks = _expected(entry, error, past)
+            else:
+                tasks = past.instead_of(entry, error)
         tasks_by_entry.append(tasks)
     return TaskStream("own", tuple(past.completed(tasks_by_entry)), scenario)
 
@@ -398,15 +442,25 @@ def _tasks_of(entry: Mapping[str, object], seed: int) -> list[Task]:
     return [task for task in tasks if task.name not in left_out]
 
 
-def _past_benchmark(section: Section, seed: int, past: Past) -> TaskStream:
+def _expected(entry: Mapping[str, object], error: NotHere, past: Past) -> list[Task]:
+    """Return the tasks of an entry that is not here: those learned so far, and placeholders."""
+    tasks: list[Task] = []
+    for task in expected(entry, error):
+        tasks.append(past.tasks.get(task.name, task))
+    return tasks
+
+
+def _past_benchmark(section: Section, seed: int, past: Past, outline: bool) -> TaskStream:
     """Create a benchmark's stream; if it cannot be read, use the tasks learned so far."""
     name, options = named(section, "stream")
     entry = as_entry(section)
     try:
         stream = _benchmark(name, options, seed)
     except UNREADABLE as error:
-        unreadable = past.instead_of(entry, error)
-        tasks = past.completed([unreadable])
+        if outline and isinstance(error, NotHere):
+            tasks = _expected(entry, error, past)
+        else:
+            tasks = past.completed([past.instead_of(entry, error)])
         return TaskStream(name, tuple(tasks), _scenario(section))
     tasks = past.compared(entry, stream.tasks)
     return replace(stream, tasks=tuple(tasks))

@@ -20,6 +20,7 @@ from perdure.models.backbone import Backbone
 from perdure.models.heads import SEED
 from perdure.runs import layout, task_folder, writer
 from perdure.runs.changes import HARMLESS_IN_TRAINING, check_changes
+from perdure.runs.expected import ExpectedTask
 from perdure.runs.job import Plan, check, check_examples, settings_of
 from perdure.runs.past import changed, not_measured
 from perdure.runs.state import RunState, read
@@ -53,13 +54,20 @@ def opened(output: Path, plan: Plan, *, change: bool = False) -> Plan:
     if plan.recipe is None:
         return plan
     writer.create(output, plan.recipe)
-    state = read(output)
-    recipe = dict(plan.recipe)
+    return compared(read(output), plan, change=change)
+
+
+def compared(state: RunState, plan: Plan, *, change: bool = False) -> Plan:
+    """Check that a run can continue with a plan, and return the plan with its new recipe.
+
+    This is the part of `opened` that does not write anything.
+    """
+    recipe = dict(plan.recipe or {})
     if replace(state, recipe=recipe).made_in_python:
         _keep_forgotten(recipe, state, plan.stream)
     # A run that was rejected, perhaps because a text is too long, may start with other settings.
     if not change and not state.is_blank:
-        check_changes(output, state.recipe, recipe)
+        check_changes(state.folder, state.recipe, recipe)
     _keep_digest(recipe, state)
     return replace(plan, recipe=recipe)
 
@@ -116,30 +124,53 @@ def resumed(state: RunState, plan: Plan) -> tuple[System, Snapshot | None, list[
     """
     system = restored(state, plan.backbone, plan.rule, plan.stream)
     learned = system.learned
+    check_alignment(plan, learned)
+    # the method object may have been used by another run before
+    plan.method.state = dict(learned[-1].state) if learned else {}
+    inside = _unfinished(state, plan)
+    due = due_steps(state, plan)
+    check_data(state, plan, due)
+    if plan.stream.missing and due and engine.first():
+        warnings.warn(not_measured(plan.stream.missing), PerdureWarning, stacklevel=3)
+    return system, inside, due
+
+
+def check_alignment(plan: Plan, learned: Sequence[Learned]) -> None:
+    """Raise `InputError` if heads are to be aligned, but some tasks were learned without that."""
     # heads are aligned with the Gaussians of all tasks, which are stored only during training
     if plan.training.alignment and any(task.gaussians is None for task in learned):
         raise InputError(
             "`alignment` must be on from the first task, but the run has learned tasks without it."
         )
-    # the method object may have been used by another run before
-    plan.method.state = dict(learned[-1].state) if learned else {}
-    inside = _unfinished(state, plan)
-    due = due_steps(state, plan)
-    # everything that can fail for lack of examples fails here, before hours of training
-    check_examples(plan, len(learned), due)
-    check_images(plan.stream.tasks[len(learned) :])
+
+
+def check_data(state: RunState | None, plan: Plan, due: Sequence[int]) -> None:
+    """Check the examples of the tasks to learn, and the text of `evaluation.general`.
+
+    Everything that can fail for lack of examples fails here, before hours of training.
+
+    Parameters
+    ----------
+    state
+        The run so far; None if there is none.
+    due
+        The steps to measure.
+    """
+    learned = len(state.tasks) if state else 0
+    check_examples(plan, learned, due)
+    check_images(plan.stream.tasks[learned:])
     splits: list[Split] = ["train", "validation"]
     if due:
         splits.append("test")
-    _check_texts(plan, len(learned), splits)
+    readable = plan.backbone.processor is not None  # an outline may have no tokenizer
+    if readable:
+        _check_texts(plan, learned, splits)
     elsewhere = general.source(plan.evaluation.general)
     if elsewhere and due:
-        before = _text_before(state)
+        before = _text_before(state) if state else None
         general.check_text(elsewhere, before.digest if before else "")
-        general.pieces(plan.backbone, elsewhere)
-    if plan.stream.missing and due and engine.first():
-        warnings.warn(not_measured(plan.stream.missing), PerdureWarning, stacklevel=3)
-    return system, inside, due
+        if readable:
+            general.pieces(plan.backbone, elsewhere)
 
 
 def _text_before(state: RunState) -> general.Source | None:
@@ -187,10 +218,10 @@ def restored(
 # -- what is left to do
 
 
-def due_steps(state: RunState, plan: Plan) -> list[int]:
-    """Return the steps that still have to be measured."""
+def due_steps(state: RunState | None, plan: Plan) -> list[int]:
+    """Return the steps that still have to be measured; all steps if there is no run yet."""
     tasks = len(plan.stream)
-    measured = _measured(state, plan)
+    measured = _measured(state, plan) if state else set()
     steps = []
     if plan.evaluation.begins_before and 0 not in measured:
         steps.append(0)
@@ -379,6 +410,8 @@ def _check_texts(plan: Plan, learned: int, splits: Sequence[Split]) -> None:
     if plan.backbone.kind != "text":
         return
     for task in plan.stream.tasks[learned:]:
+        if isinstance(task, ExpectedTask):  # its texts are only placeholders
+            continue
         for split in splits:
             examples = plan.backbone.encode(task.rows(split))
             if split == "train" and examples.cut and engine.first():

@@ -304,7 +304,7 @@ def writing(
     Raises
     ------
     OutputError
-        `path` must not be replaced, the disk is full, or writing is not allowed.
+        `path` must not be replaced or cannot be written, or the disk is full.
     """
     partial.sweep(path.parent)
     with refusing(path):

@@ -45,7 +45,7 @@ def new_folder(
     Raises
     ------
     OutputError
-        `output` already exists, the disk is full, or writing is not allowed.
+        `output` already exists or cannot be written, or the disk is full.
     """
     made: list[Path] = []
     try:

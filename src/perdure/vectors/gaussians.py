@@ -31,10 +31,10 @@ class Gaussians:
         labels: Int[Tensor, " examples"],
         classes: int,
     ) -> Gaussians:
-        """Estimate means and covariances from examples with labels from 0 to `classes` - 1.
+        """Estimate the mean and covariance of each class, from labels between 0 and `classes` - 1.
 
-        The divisor for the covariance of N examples is N - 1. The covariance of a single example is
-        zero. For a class without examples, both the mean and the covariance are zero.
+        The covariance of a class with N examples has the divisor N - 1, and is zero if N is 1. A
+        class with no examples has zero mean and zero covariance.
         """
         means = []
         covariances = []

@@ -1,8 +1,41 @@
 """The order of a benchmark's tasks, given by name or as a list of tasks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 from perdure.errors import InputError, UnknownName
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+@dataclass(frozen=True)
+class Orders:
+    """The tasks of a benchmark, as far as they are known without its data.
+
+    Attributes
+    ----------
+    named
+        The names of the tasks in each order, separated by spaces.
+    classes
+        The class names of each task; empty if the tasks are answered with free text.
+    """
+
+    named: Mapping[str, str]
+    classes: Mapping[str, tuple[str, ...]]
+
+
+def ordered(
+    orders: Mapping[str, str], classes: Mapping[str, tuple[str, ...]] | None = None
+) -> Callable[[F], F]:
+    """Declare the task orders of a benchmark, so that a dry run does not need its data."""
+
+    def declare(benchmark: F) -> F:
+        # pyright does not know attributes of functions
+        benchmark.orders = Orders(orders, classes or {})  # pyright: ignore[reportFunctionMemberAccess, reportAttributeAccessIssue]
+        return benchmark
+
+    return declare
 
 
 def task_names(order: str | Sequence[str], orders: Mapping[str, str]) -> list[str]:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
-from perdure.errors import FetchError
+from perdure.data import network
+from perdure.errors import FetchError, NotHere
 from perdure.storage.staging import hidden_folder
 
 
@@ -69,6 +70,8 @@ def fetch(package: Package) -> Path:
     ------
     FetchError
         The file is not in the cache and cannot be fetched, or its SHA-256 is not the pinned one.
+    NotHere
+        The file is not in the cache, and downloads are not allowed.
     """
     kept = cache() / package.file
     if kept.is_file():
@@ -77,6 +80,11 @@ def fetch(package: Package) -> Path:
                 f"`{kept}` is not the file that was pinned (its SHA-256 differs). Delete it."
             )
         return kept
+    if network.is_closed():
+        raise NotHere(
+            f"The package `{package.name}` is not in the cache `{cache()}`, and a dry run "
+            "downloads nothing."
+        )
     cache().mkdir(parents=True, exist_ok=True)
     with hidden_folder(cache()) as folder:
         _download(package, folder)

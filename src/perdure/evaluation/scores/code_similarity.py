@@ -1,9 +1,9 @@
 """The similarity of lines of code whose literals are masked, as CodeXGLUE and TRACE measure it."""
 
 import re
-from collections import defaultdict
 from collections.abc import Sequence
 
+from perdure.evaluation.subsequences import lengths
 from perdure.evaluation.task_score import References, best, of
 
 # Py150 masks literals: `<NUM_LIT:4>` is a number that is common, `<NUM_LIT>` any other one.
@@ -40,7 +40,7 @@ def _similarity(answer: str, right: str) -> float:
         return 0.0
     characters = len(answer) + len(right)
     # By way of the distance: at a half, the last bit decides whether it is rounded up.
-    distance = characters - 2 * _common(answer, right)
+    distance = characters - 2 * lengths(answer, right).whole
     ratio = 1 - distance / characters
     return round(100 * ratio) / 100
 
@@ -50,25 +50,3 @@ def _written_out(code: str) -> str:
     for mask, literal in RARE_LITERALS.items():
         code = code.replace(mask, literal)
     return COMMON_LITERAL.sub(r"\1", code)
-
-
-def _common(left: str, right: str) -> int:
-    """Return the length of the longest common subsequence of characters.
-
-    A row of the usual table is one integer, with a bit for each character of `left` (Hyyrö, 2004):
-    generated answers may be long, and a table of all cells would take minutes for a test split.
-    """
-    places: defaultdict[str, int] = defaultdict(int)
-    bit = 1
-    for character in left:
-        places[character] |= bit
-        bit <<= 1
-    every_bit = bit - 1
-    # A bit becomes 0 where the subsequence with all characters of `left` up to it grows by one.
-    row = every_bit
-    for character in right:
-        matches = row & places[character]
-        # The sum carries each match up to the next bit that is still 1.
-        carried = row + matches
-        row = (carried | (row - matches)) & every_bit
-    return len(left) - row.bit_count()

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from perdure.evaluation.subsequences import lengths
 from perdure.evaluation.task_score import References, best, of
 
 
@@ -10,12 +11,12 @@ def rouge_l_union(answers: Sequence[str], references: References) -> float:
     """Return the mean F of the different words that common subsequences of sentences cover.
 
     This is ROUGE-L of the package `rouge`, by which TRACE measures MeetingBank. A full stop ends a
-    sentence, and white space ends a word; words keep their case, endings and punctuation. Covered
-    are the words of the longest common subsequence of any sentence of the answer with any of the
-    right one. F = 2PR / (P + R + 1e-8), where R and P are the share of the different words of the
-    answer and of the right one that are covered. An answer without a sentence counts as 0.
+    sentence, and white space ends a word; words keep their case, endings and punctuation. A word is
+    covered if it is in the longest common subsequence of a sentence of the answer and one of the
+    right answer. F = 2PR / (P + R + 1e-8), where P is the share of the answer's different words
+    that are covered, and R that of the right answer's. An answer without a sentence counts as 0.
 
-    `rouge_l` compares whole texts by google's package, and stems words.
+    `rouge_l` is that of google's package, which compares whole texts and stems words.
 
     References
     ----------
@@ -39,8 +40,8 @@ def _f(answer: str, right: str) -> float:
             covered |= _common(sentence, right_sentence)
     if not covered:
         return 0.0
-    recall = len(covered) / len(set().union(*sentences))
-    precision = len(covered) / len(set().union(*right_sentences))
+    precision = len(covered) / len(set().union(*sentences))
+    recall = len(covered) / len(set().union(*right_sentences))
     return 2 * precision * recall / (precision + recall + 1e-8)
 
 
@@ -52,27 +53,18 @@ def _sentences(text: str) -> list[list[str]]:
 
 def _common(left: Sequence[str], right: Sequence[str]) -> set[str]:
     """Return the different words of a longest common subsequence."""
-    # lengths[i][j] is that of the first i words of `left` and the first j of `right`.
-    lengths = [[0] * (len(right) + 1)]
-    for word in left:
-        before = lengths[-1]
-        row = [0]
-        for number, other in enumerate(right):
-            if word == other:
-                row.append(before[number] + 1)
-            else:
-                row.append(max(before[number + 1], row[number]))
-        lengths.append(row)
-    # Backwards from the last cell. There may be several subsequences of this length: that of the
-    # package steps to the left if it can.
+    table = lengths(left, right)
     words: set[str] = set()
-    i, j = len(left), len(right)
+    # Backwards from the end. There may be several subsequences of this length: that of the package
+    # `rouge` leaves out a word of the right sentence where it can.
+    i = len(left)
+    j = len(right)
     while i and j:
         if left[i - 1] == right[j - 1]:
             words.add(left[i - 1])
             i -= 1
             j -= 1
-        elif lengths[i - 1][j] > lengths[i][j - 1]:
+        elif table.at(i - 1, j) > table.at(i, j - 1):
             i -= 1
         else:
             j -= 1

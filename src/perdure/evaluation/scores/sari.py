@@ -85,9 +85,11 @@ def _of_example(
 
 
 def _grams(words: Sequence[str], length: int, copies: int = 1) -> Grams:
-    grams: Grams = Counter()
-    for start in range(len(words) - length + 1):
-        grams[tuple(words[start : start + length])] += copies
+    shifted = [words[start:] for start in range(length)]
+    grams: Grams = Counter(zip(*shifted, strict=False))  # up to the end of the shortest
+    if copies > 1:
+        for gram in grams:
+            grams[gram] *= copies
     return grams
 
 
