@@ -23,7 +23,7 @@ from torch.utils.hooks import RemovableHandle
 
 from perdure.models.backbone import Backbone
 
-Sampling = Literal["local", "weights"]
+Sampling = Literal["examples", "weights"]
 
 TINY = 1e-20
 """Added to a variance before its root is taken, whose slope at zero would be infinite."""
@@ -99,17 +99,18 @@ class MeanField:
         Parameters
         ----------
         sampling
-            `weights`: draw one θ = μ + σ ε for all examples. `local`: for linear layers, draw the
-            outputs, whose distribution for a given input x is N(μ x, σ² x²), independently for each
-            position of the input; for all other parameters as with `weights`.
+            `weights`: draw one θ = μ + σ ε for the entire batch. `examples`: draw the weights of
+            linear layers for each example (or, with packing, for each row); other parameters as
+            with `weights`.
         seed
-            The seed for the samples of weights. Outputs are drawn with torch's global generator.
+            The seed for what is drawn for the entire batch. The rest is drawn with torch's global
+            generator.
         """
         hooks: list[RemovableHandle] = []
         generator: torch.Generator | None = None
         try:
             for name, site in self.sites.items():
-                if sampling == "local" and isinstance(site.module, nn.Linear):
+                if sampling == "examples" and isinstance(site.module, nn.Linear):
                     if site.key == "weight":  # the noise of the bias is added with it
                         hooks.append(site.module.register_forward_hook(self._noise(name)))
                     continue
@@ -129,17 +130,20 @@ class MeanField:
                 site.module._parameters[site.key] = self.means[name]
 
     def _noise(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-        """Return a hook that adds the noise of a linear layer's weight and bias to its output."""
+        """Return a hook that adds the noise of a linear layer's weight and bias to its output.
+
+        On a batch of 16 texts with MiniLM and LoRA at σ = 0.01 and 0.05, one sample per example has
+        a gradient with a TODO of the variance that one sample per batch has.
+        """
         log_sigma = self.log_sigmas[name]
         bias_log_sigma = self.log_sigmas.get(f"{name.removesuffix('weight')}bias")
 
         def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             x = inputs[0]
-            weight = (2 * log_sigma).exp()
-            bias = None if bias_log_sigma is None else (2 * bias_log_sigma).exp()
-            variance = F.linear(x.square(), weight, bias).float()
-            noise = (variance + TINY).sqrt() * torch.randn_like(variance)
-            return output + noise.to(output.dtype)
+            sigma = log_sigma.exp()
+            bias_sigma = None if bias_log_sigma is None else bias_log_sigma.exp()
+            noise = _of_vectors if x.dim() < 3 else _of_sequences
+            return output + noise(x, sigma, bias_sigma).to(output.dtype)
 
         return add
 
@@ -172,3 +176,29 @@ class MeanField:
 
 def _flat(values: Sequence[Tensor]) -> Tensor:
     return torch.cat([value.reshape(-1) for value in values])
+
+
+def _of_vectors(x: Tensor, sigma: Tensor, bias_sigma: Tensor | None) -> Tensor:
+    """Return the noise of a layer's output for inputs of one vector per example.
+
+    This is local reparameterisation: given x, the output has the variance σ² x², and drawing it
+    directly is the same as drawing the weights for each example.
+    """
+    bias = None if bias_sigma is None else bias_sigma.square()
+    variance = F.linear(x.square(), sigma.square(), bias).float()
+    return (variance + TINY).sqrt() * torch.randn_like(variance)
+
+
+def _of_sequences(x: Tensor, sigma: Tensor, bias_sigma: Tensor | None) -> Tensor:
+    """Return the noise of a layer's output for inputs of several vectors per example.
+
+    The vectors of an example see the same weights, so their noise is correlated. With local
+    reparameterisation it would be independent, and mostly cancel when a model averages over
+    tokens: TODO. LoRA is narrow enough to draw its weights for each example.
+    """
+    outputs, width = sigma.shape
+    deviations = sigma * torch.randn(len(x), outputs, width, device=x.device)
+    noise = x.flatten(1, -2) @ deviations.mT
+    if bias_sigma is not None:
+        noise = noise + bias_sigma * torch.randn(len(x), 1, outputs, device=x.device)
+    return noise.unflatten(1, x.shape[1:-1])

@@ -17,7 +17,6 @@ from perdure.learning.method import Group, PeftMethod, Tuned
 from perdure.learning.training import Training
 from perdure.methods.parts.gaussian import MeanField, Sampling, adapter_sites, head_sites
 from perdure.methods.parts.posteriors import Posteriors
-from perdure.models import adapters
 from perdure.models.backbone import Backbone
 from perdure.models.examples import Batch
 from perdure.seeds import derived
@@ -44,11 +43,10 @@ class Variational(PeftMethod):
         N: `examples`, the number of training examples, which gives the bound divided by that
         number; or `batch`, the number of examples in a step, as in the official code of TD-VCL.
     sampling
-        `local`: the outputs of linear layers are sampled, independently for each position, which
-        lowers the variance of the gradient; other parameters as with `weights`. `weights`: one
-        sample of the weights for each batch. Several processes then draw the same sample, and
-        arrive at the same result as one process; with `local`, each draws different noise, as it
-        does with dropout.
+        `examples`: the weights of linear layers are sampled for each example, which lowers the
+        variance of the gradient; other parameters as with `weights`. `weights`: one sample of the
+        weights for each batch. Several processes then draw the same sample, and arrive at the same
+        result as one process; with `examples`, each draws different noise, as it does with dropout.
     """
 
     usual_rule: ClassVar[str] = "last"
@@ -58,7 +56,7 @@ class Variational(PeftMethod):
     prior_sigma: Annotated[float, Gt(0)] = 0.1
     initial_sigma: Annotated[float, Gt(0)] = 0.01
     divisor: Literal["examples", "batch"] = "examples"
-    sampling: Sampling = "local"
+    sampling: Sampling = "examples"
 
     def __post_init__(self):
         super().__post_init__()
@@ -81,7 +79,7 @@ class Variational(PeftMethod):
         self.go_on(backbone)
         self._seed = derived(torch.initial_seed(), task.name, "weights")
         self.state["steps"] = 0
-        self._batches = 0
+        self._drawn = (0, 0)
         self._begin_head(backbone, task)
         earlier = [name for name in backbone.heads if name != task.name]
         tasks = [task.name, *self.replayed(earlier)]
@@ -128,9 +126,8 @@ class Variational(PeftMethod):
         return MeanField(sites, start)
 
     def parameters(self, backbone: Backbone) -> list[nn.Parameter]:
-        """Return the means of the module, and the log σ of everything that is trained."""
-        means = adapters.trainable(backbone.model).values()
-        return [*means, *self.field.log_sigmas.values()]
+        """Return the means and the log σ of everything that is trained, including heads."""
+        return [*self.field.means.values(), *self.field.log_sigmas.values()]
 
     def optimizer(self, groups: list[Group], training: Training, *, examples: int) -> Optimizer:
         self._training = training
@@ -153,9 +150,13 @@ class Variational(PeftMethod):
 
     def around(self, optimizer: Optimizer) -> AbstractContextManager[object]:
         """Return a context manager inside which the model computes with samples of q."""
+        # The batches of a step get different samples. They are counted from zero in each step, so
+        # that a resumed run draws the same ones.
+        step, batches = self._drawn
+        batches = batches + 1 if step == self.state["steps"] else 0
+        self._drawn = (self.state["steps"], batches)
         # Not torch's global seed, which differs between processes.
-        seed = derived(self._seed, self.state["steps"], self._batches)
-        self._batches += 1
+        seed = derived(self._seed, *self._drawn)
         return self.field.sampled(self.sampling, seed)
 
     def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
@@ -166,7 +167,6 @@ class Variational(PeftMethod):
     def update(self, backbone: Backbone, step: Callable[[], None]) -> None:
         step()
         self.state["steps"] += 1
-        self._batches = 0
 
     def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
         """Store the posterior, which becomes the prior of the next task."""
