@@ -89,20 +89,20 @@ def test_gradients_reach_means_and_sigmas_and_all_is_put_back(sampling, layer):
         loss = layer(x).square().sum()
         gradients = torch.autograd.grad(loss, [*field.means.values(), *field.log_sigmas.values()])
     assert all(g.isfinite().all() and g.abs().sum() > 0 for g in gradients)
-    assert layer.weight is weight and torch.equal(layer(x), nn.functional.linear(x, weight, layer.bias))
+    plain = nn.functional.linear(x, weight, layer.bias)
+    assert layer.weight is weight and torch.equal(layer(x), plain)
 
 
 def test_the_slope_of_log_sigma(layer):
     """E (w x)² = (μ x)² + σ² x², whose derivative by log σ is 2 σ² x²."""
     field, x = field_of(layer, -0.5), torch.randn(1, 5)
-    log_sigma, slopes = field.log_sigmas["weight"], []
-    for seed in range(3000):
-        torch.manual_seed(seed)
-        with field.sampled("examples", seed):
-            (slope,) = torch.autograd.grad(layer(x).square().sum(), log_sigma)
-        slopes.append(slope)
-    expected = 2 * (2 * log_sigma).exp() * x.square()
-    torch.testing.assert_close(torch.stack(slopes).mean(0), expected.detach(), atol=0.25, rtol=0.2)
+    log_sigma = field.log_sigmas["weight"]
+    for copies in (x.expand(20_000, 5), x.expand(20_000, 1, 5)):
+        with field.sampled("examples", 0):
+            loss = layer(copies).square().sum() / len(copies)
+        (slope,) = torch.autograd.grad(loss, log_sigma)
+        expected = 2 * (2 * log_sigma).exp() * x.square()
+        torch.testing.assert_close(slope, expected.detach(), atol=0.05, rtol=0.1)
 
 
 # -- the weights of the objectives
@@ -176,9 +176,7 @@ def learned(pico, toy, method, tasks: int = 2, training: Training = FEW):
     found = []
     for number in range(tasks):
         session = Session(log=lambda event: losses.append(event["loss"]))
-        found.append(
-            learn_in(backbone, toy.tasks[: number + 1], method, training, session=session)
-        )
+        found.append(learn_in(backbone, toy.tasks[: number + 1], method, training, session=session))
     return found, losses, backbone
 
 

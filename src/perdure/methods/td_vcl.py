@@ -1,4 +1,4 @@
-"""TD-VCL (Melo et al. 2025): a posterior is regularised by several past posteriors, not only one."""
+"""TD-VCL (Melo et al. 2025): several past posteriors, not only the last, regularise the next."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,11 +25,11 @@ Objective = Literal["td", "n_step"]
 class TDVCL(Variational):
     """Learn a Gaussian posterior q_t that stays close to the last n posteriors, and replay tasks.
 
-    L = Σ_i w_i · cross-entropy on task t - i + beta / N · Σ_i c_i KL(q ‖ q_{t-1-i}), where i is 0 to
-    n - 1. With `objective: n_step`, w_i = (n - i) / n and c_i = 1 / n. With `objective: td`,
-    w_i = λ^i (1 - λ^{n-i}) / (1 - λ^n) and c_i = λ^i (1 - λ) / (1 - λ^n). So w_0 = 1, and the c_i
-    sum to 1. With n = 1 or λ = 0, both are `vcl`, and for λ → 1, `td` becomes `n_step`. While there
-    are fewer than n posteriors, n is their number; q_0 is the prior of the first task.
+    L = Σ_i w_i · cross-entropy on task t - i + beta / N · Σ_i c_i KL(q ‖ q_{t-1-i}), for i from 0
+    to n - 1. With `objective: n_step`, w_i = (n - i) / n and c_i = 1 / n. With `objective: td`,
+    w_i = λ^i (1 - λ^{n-i}) / (1 - λ^n) and c_i = λ^i (1 - λ) / (1 - λ^n). In both cases w_0 is 1,
+    and the c_i sum to 1. With n = 1 or λ = 0, this is `vcl`; for λ → 1, `td` becomes `n_step`.
+    While there are fewer than n posteriors, n is their number; q_0 is the prior of the first task.
 
     The method's state contains the last n posteriors, two numbers per parameter each, and `kept`
     examples of each of the last n - 1 tasks; the size of their inputs is `store_bytes` in
