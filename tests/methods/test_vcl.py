@@ -340,5 +340,5 @@ def test_what_cannot_be_done_is_said_before_training(bert, toy):
     learn(bert, toy.tasks[:1], method, FEW)
     learn(bert, toy.tasks[:2], method, FEW)
     method.n = 3
-    with pytest.raises(InputError, match="`n: 3` needs the posteriors of more tasks than the 1"):
+    with pytest.raises(InputError, match="`n` is 3, but the earlier tasks were learned with `n: 1`"):
         learn(bert, toy.tasks[:3], method, FEW)

@@ -89,16 +89,20 @@ class TDVCL(Variational):
     def depth(self) -> int:
         return self.n
 
+    def begin(self, backbone: Backbone, task: Task) -> None:
+        kept = self.state.get("n", self.n)
+        if self.n > kept == len(self.posteriors):
+            raise InputError(
+                f"`n` is {self.n}, but the earlier tasks were learned with `n: {kept}`, so older "
+                f"posteriors were not kept. Use `n: {kept}` or less."
+            )
+        self.state["n"] = self.n
+        super().begin(backbone, task)
+
     def examples(self, seen: Sequence[Task]) -> Rows:
         """Return the training examples of the new task, and kept ones of earlier tasks."""
         *old, task = seen
         self._earlier = [earlier.name for earlier in old]
-        available = len(self.posteriors)
-        if available < min(self.n, len(seen)):
-            raise InputError(
-                f"`n: {self.n}` needs the posteriors of more tasks than the {available} that the "
-                f"run has kept, because it was learned with a smaller `n`. Use `n: {available}`."
-            )
         likelihood, _ = self._terms()
         repeated = max(1, round(self.replayed_share * len(task.train)))
         replayed = self.replayed(self._earlier)
