@@ -9,7 +9,7 @@ from torch import nn
 from torch.distributions import Normal as Reference
 from torch.distributions import kl_divergence
 
-from perdure import Backbone, InputError, Training, learn
+from perdure import Backbone, InputError, RunError, Training, learn
 from perdure.checks import method as checks
 from perdure.checks.subject import MethodUnderTest
 from perdure.data.exemplars import Exemplars
@@ -17,6 +17,7 @@ from perdure.learning.loop import Session
 from perdure.learning.loop import learn as learn_in
 from perdure.methods.parts.gaussian import MeanField, Normal, Site, adapter_sites
 from perdure.methods.parts.posteriors import Posteriors
+from perdure.methods.replay import Replay
 from perdure.methods.td_vcl import TDVCL, terms
 from perdure.methods.vcl import VCL
 from perdure.models import adapters
@@ -333,6 +334,24 @@ def test_settings_that_make_no_sense(make, message):
         make()
 
 
+def test_a_damaged_state(bert, toy):
+    method = small("vcl")
+    learn(bert, toy.tasks[:1], method, FEW)
+    name = next(name for name in method.state if "/mean/" in name)
+    intact = method.state[name]
+    method.state[name] = intact[:1]
+    with pytest.raises(RunError, match="that is saved in the run is damaged"):
+        learn(bert, toy.tasks[:2], method, FEW)
+    method.state[name] = method.state[name.replace("mean", "log_sigma")] = intact[:1]
+    with pytest.raises(RunError, match="does not fit the model"):
+        learn(bert, toy.tasks[:2], method, FEW)
+
+
+def test_replay_around_it(pico, toy):
+    for inner in ("vcl", "td_vcl"):
+        learned(pico, toy, Replay(method=small(inner), per_class=2), 2)
+
+
 def test_what_cannot_be_done_is_said_before_training(bert, toy):
     with pytest.raises(InputError, match="`coreset: 99` sets aside all 32 training examples"):
         learn(bert, toy.tasks[:1], small("vcl", coreset=99), FEW)
@@ -340,5 +359,7 @@ def test_what_cannot_be_done_is_said_before_training(bert, toy):
     learn(bert, toy.tasks[:1], method, FEW)
     learn(bert, toy.tasks[:2], method, FEW)
     method.n = 3
-    with pytest.raises(InputError, match="`n` is 3, but the earlier tasks were learned with `n: 1`"):
+    with pytest.raises(
+        InputError, match="`n` is 3, but the earlier tasks were learned with `n: 1`"
+    ):
         learn(bert, toy.tasks[:3], method, FEW)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from perdure.errors import RunError
 from perdure.learning.snapshot import State, part
 from perdure.methods.parts.gaussian import Normal
 
@@ -89,7 +90,12 @@ class Posteriors:
             self.state[_key(0, "log_sigma", name)] = new.log_sigma[name]
 
     def _of(self, age: int, name: str) -> tuple[Tensor, Tensor]:
-        return self.state[_key(age, "mean", name)], self.state[_key(age, "log_sigma", name)]
+        """Return the mean and log σ of a parameter; raise `RunError` if one is missing."""
+        mean = self.state.get(_key(age, "mean", name))
+        log_sigma = self.state.get(_key(age, "log_sigma", name))
+        if mean is None or log_sigma is None or mean.shape != log_sigma.shape:
+            raise RunError(f"The posterior of `{name}` that is saved in the run is damaged.")
+        return mean, log_sigma
 
 
 def _key(age: int, kind: str, name: str) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from perdure.data.task import Rows, Task
-from perdure.errors import InputError
+from perdure.errors import InputError, RunError
 from perdure.learning.method import Group, PeftMethod, Tuned
 from perdure.learning.training import Training
 from perdure.methods.parts.gaussian import MeanField, Sampling, adapter_sites, head_sites
@@ -117,6 +117,11 @@ class Variational(PeftMethod):
             value = site.value
             if self.posteriors.knows(name):
                 mean, log_sigma = self.posteriors.latest(name)
+                if mean.shape != value.shape:
+                    raise RunError(
+                        f"The posterior saved in the run does not fit the model: `{name}` has the "
+                        f"shape {list(mean.shape)}, but {list(value.shape)} in the model."
+                    )
                 value.data.copy_(mean)
                 start[name] = log_sigma
             else:
