@@ -11,6 +11,7 @@ from torch.distributions import kl_divergence
 
 from perdure import Backbone, InputError, RunError, Training, learn
 from perdure.checks import method as checks
+from perdure.checks.models import save_language_model, text_stream
 from perdure.checks.subject import MethodUnderTest
 from perdure.data.exemplars import Exemplars
 from perdure.learning.loop import Session
@@ -293,6 +294,20 @@ def test_recomputed_activations_see_the_same_samples(sampling, pico, toy):
     assert recomputed[1] == pytest.approx(plain[1], abs=1e-5)
     for name, value in plain[0][0].parameters.items():
         torch.testing.assert_close(recomputed[0][0].parameters[name], value, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("settings", [{"packing": True}, {"bf16": True}])
+def test_language_models(settings, tmp_path):
+    """Packed examples share a row, and so a sample; autocast computes the noise in bfloat16."""
+    backbone = Backbone.load(save_language_model(tmp_path / "model", "causal"), max_new_tokens=4)
+    method, losses = small("td_vcl", kept=4, initial_sigma=0.05), []
+    training = Training(epochs=3, batch_size=8, learning_rate=0.02, **settings)
+    for tasks in ([*text_stream()][:1], [*text_stream()][:2]):
+        session = Session(log=lambda event: losses.append(event["loss"]))
+        learn_in(backbone, tasks, method, training, session=session)
+    assert len(method.posteriors) == 3 and sum(losses[-4:]) < sum(losses[:4])
+    start = torch.tensor(method.initial_sigma).log()
+    assert all((value.detach() != start).any() for value in method.field.log_sigmas.values())
 
 
 @pytest.mark.parametrize("peft", ["bottleneck", "full"])
