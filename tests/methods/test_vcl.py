@@ -297,7 +297,7 @@ def test_recomputed_activations_see_the_same_samples(sampling, pico, toy):
 
 
 @pytest.mark.parametrize("settings", [{"packing": True}, {"bf16": True}])
-def test_language_models(settings, tmp_path):
+def test_packing_and_autocast(settings, tmp_path):
     """Packed examples share a row, and so a sample; autocast computes the noise in bfloat16."""
     backbone = Backbone.load(save_language_model(tmp_path / "model", "causal"), max_new_tokens=4)
     method, losses = small("td_vcl", kept=4, initial_sigma=0.05), []
@@ -308,6 +308,15 @@ def test_language_models(settings, tmp_path):
     assert len(method.posteriors) == 3 and sum(losses[-4:]) < sum(losses[:4])
     start = torch.tensor(method.initial_sigma).log()
     assert all((value.detach() != start).any() for value in method.field.log_sigmas.values())
+
+
+def test_the_coreset_of_a_language_model(tmp_path):
+    backbone = Backbone.load(save_language_model(tmp_path / "model", "causal"), max_new_tokens=4)
+    method, tasks = small("vcl", coreset=2, coreset_epochs=1), [*text_stream()]
+    for number in (1, 2):
+        learn(backbone, tasks[:number], method, FEW)
+    counts = Exemplars.of(method.state).counts
+    assert counts == {task.name: 2 * max(1, len(task.classes)) for task in tasks[:2]}
 
 
 @pytest.mark.parametrize("peft", ["bottleneck", "full"])

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -62,7 +62,7 @@ class TDVCL(Variational):
     n: Annotated[int, Ge(1)] = 3
     lambda_: Annotated[float, Ge(0), Le(1)] = 0.5
     kept: Annotated[int, Ge(0)] = 200
-    replayed_share: Annotated[float, Ge(0), Le(1)] = 1.0
+    replayed_share: Annotated[float, Gt(0), Le(1)] = 1.0
     # Both are set before each task, in a resumed run too, when `examples` is called: the names of
     # the earlier tasks, and the weight of the loss of each task's examples.
     _earlier: list[str] = field(default_factory=list, init=False, repr=False)
