@@ -30,7 +30,8 @@ class TDVCL(Variational):
     w_i = λ^i (1 - λ^{n-i}) / (1 - λ^n) and c_i = λ^i (1 - λ) / (1 - λ^n). In both cases w_0 is 1,
     and the c_i sum to 1. With n = 1 or λ = 0, this is `vcl`; for λ → 1, `td` becomes `n_step`.
     While there are fewer than n posteriors, n is their number; q_0 is the prior of the first task.
-    docs/methods.md explains `beta`, `divisor`, `prior_sigma`, `initial_sigma` and `sampling`.
+    The settings `beta`, `divisor`, `prior_sigma`, `initial_sigma` and `sampling` are explained in
+    docs/methods.md.
 
     The method's state contains the last n posteriors, two numbers per parameter each, and `kept`
     examples of each of the last n - 1 tasks; the size of their inputs is `store_bytes` in

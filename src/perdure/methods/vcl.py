@@ -25,8 +25,8 @@ class VCL(Variational):
 
     L = cross-entropy, averaged over examples and samples of q, + beta / N · KL(q ‖ q_{t-1}). The
     prior of the first task, and of each new head, is N(initial value, prior_sigma²). The model
-    answers with the means.
-    docs/methods.md explains `beta`, `divisor`, `prior_sigma`, `initial_sigma` and `sampling`.
+    answers with the means. The settings `beta`, `divisor`, `prior_sigma`, `initial_sigma` and
+    `sampling` are explained in docs/methods.md.
 
     With a coreset, some examples of each task are set aside. After the task, the posterior is
     adapted to the coresets of all tasks, and the model answers with the adapted means; but the next
