@@ -1,5 +1,5 @@
 """What a method's own part costs beside training: O-LoRA's penalty at twenty tasks,
-EWC's Fisher information.
+EWC's Fisher information, a step with VCL's samples and divergences.
 
 On MiniLM with the demo's texts. Both are compared with a plain version in the same run.
 The exit status is 1 when they differ, or a target is missed.
@@ -11,13 +11,16 @@ from collections.abc import Callable
 import torch
 from measure import Row, in_turn, table
 
-from perdure import Adapter, Backbone
+from perdure import Adapter, Backbone, Training
 from perdure.benchmarks.demo import demo
 from perdure.learning.method import Method
 from perdure.methods.ewc import EWC
 from perdure.methods.inc_lora import IncLoRA
 from perdure.methods.o_lora import OLoRA
 from perdure.methods.parts.fisher import Labels, fisher
+from perdure.methods.sequential import Sequential
+from perdure.methods.td_vcl import TDVCL
+from perdure.methods.vcl import VCL
 from perdure.models import adapters
 from perdure.models.examples import Examples
 
@@ -119,13 +122,65 @@ def passes(backbone: Backbone, examples: Examples, task) -> list[Row]:
     ]
 
 
+def variational(backbone: Backbone, examples: Examples, task) -> list[Row]:
+    """A step of VCL and TD-VCL on the same LoRA, beside a step of sequential fine-tuning."""
+    prepared(backbone, Sequential(), task)
+    batch, heads = examples.batch(range(BATCH)), list(backbone.own(task.name).parameters())
+    methods = {
+        "sequential": Sequential(),
+        "vcl": VCL(initial_sigma=1e-9),
+        "vcl, one sample for the batch": VCL(initial_sigma=1e-9, sampling="weights"),
+        "td_vcl, n = 3": TDVCL(initial_sigma=1e-9, n=3),
+    }
+    sides = {}
+    for name, method in methods.items():
+        method.begin(backbone, task)
+        if isinstance(method, TDVCL):
+            method.posteriors.push(method.field.normal(), keep=3)
+            method.posteriors.push(method.field.normal(), keep=3)
+        module = [p for p in method.parameters(backbone) if all(p is not head for head in heads)]
+        # With a rate of zero, all sides stay at the same weights.
+        groups = [{"params": module, "lr": 0.0}, {"params": heads, "lr": 0.0}]
+        optimizer = method.optimizer(groups, Training(), examples=len(examples))
+
+        def step(method=method, optimizer=optimizer) -> torch.Tensor:
+            with method.around(optimizer):
+                loss = method.loss(backbone, batch)
+                loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            return loss.detach()
+
+        sides[name] = step
+    seconds, results = in_turn(sides, times=9)
+    rows = []
+    for name in list(methods)[1:]:
+        method = methods[name]
+        distance = method.beta / len(examples) * method.divergence().detach()
+        error = abs(results[name] - distance - results["sequential"]) / results["sequential"]
+        assert error < 1e-4, (name, error)
+        rows.append(
+            Row(
+                f"a step of `{name}`",
+                f"{1e3 * seconds[name]:.0f} ms, of `sequential` "
+                f"{1e3 * seconds['sequential']:.0f} ms, {BATCH} texts",
+                seconds[name] / seconds["sequential"],
+                1.6,
+                least=False,
+                equal=f"loss without σ to {error:.0e}",
+            )
+        )
+    return rows
+
+
 def main() -> int:
     torch.set_num_threads(1)
     task = demo(train=EXAMPLES, validation=20, test=20)[0]
     backbone = Backbone.load("minilm", max_length=64)
     backbone.open(task)
     examples = backbone.encode(task.rows("train"))
-    rows = [penalty(backbone, examples, task), *passes(backbone, examples, task)]
+    rows = variational(backbone, examples, task)
+    rows += [penalty(backbone, examples, task), *passes(backbone, examples, task)]
     print(table(rows))
     return 0 if all(row.met for row in rows) else 1
 

@@ -152,6 +152,24 @@ def test_two_processes_come_to_what_one_comes_to(alone, recipe):
     )
 
 
+def test_samples_of_weights_and_a_divergence(recipe):
+    """The prior counts once, and all processes draw the same sample of the weights."""
+    values = yaml.safe_load(recipe.read_text())
+    values["method"] = {"name": "vcl", "rank": 2, "sampling": "weights", "beta": 0.1}
+    values["training"]["epochs"] = 2
+    path = recipe.parent / "vcl.yaml"
+    path.write_text(yaml.safe_dump(values))
+    processes = start(path, recipe.parent / "vcl-two")
+    said = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    one, two = Recipe.read(path).run(recipe.parent / "vcl-one"), Run(recipe.parent / "vcl-two")
+    same(one, two)
+    states = [run.load_task("fruit").state for run in (one, two)]
+    assert any("log_sigma" in name for name in states[0])
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, rtol=0, atol=PARAMETERS)
+
+
 def test_killed_and_resumed_by_two_and_by_one(alone, recipe):
     """Kill -9 of all processes, of one of them, and SIGTERM, at seeded moments;
     one process finishes the run.

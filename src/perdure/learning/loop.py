@@ -264,12 +264,12 @@ def _step(
         if not rows:  # the last batch may have fewer examples than there are processes
             continue
         share_of_examples = len(rows) / examples
+        # Outside of `around`: the check of the first packed batch compares outputs of the model,
+        # which must not be random.
+        batch = course.batch_of(rows)
         with course.method.around(course.optimizer):
             with accelerator.autocast():
-                mean = course.method.loss(
-                    course.backbone,
-                    course.batch_of(rows),
-                )
+                mean = course.method.loss(course.backbone, batch)
                 # Weighted by the number of examples: the shares add up to the mean over all.
                 share = mean * share_of_examples
             share.backward()
