@@ -191,7 +191,9 @@ def test_ranpac_of_features_of_unit_length(bert, toy, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "method", [KLDA(features=9), LDA(normalise=True), NCM(normalise=True)], ids=lambda m: m.name
+    "method",
+    [KLDA(features=9), LDA(normalise=True), NCM(normalise=True)],
+    ids=lambda one: type(one).__name__,
 )
 def test_a_feature_of_zero_has_no_direction(method, bert, toy, monkeypatch):
     """It is refused in training; in an answer it is left as it is."""

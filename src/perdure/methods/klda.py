@@ -57,11 +57,11 @@ class KLDA(FrozenMethod):
     Kernel Machines, NIPS 2007.
     """
 
-    tuned = Tuned("bandwidth", 0.1, 10.0)
+    tuned = Tuned("bandwidth", 0.03, 3.0)
 
     features: Annotated[int, Ge(1), Le(heads.MOST_FEATURES)] = 2000
-    bandwidth: Annotated[float, Gt(0)] = 1.0
-    shrinkage: Annotated[float, Gt(0), Le(1)] = 0.01
+    bandwidth: Annotated[float, Gt(0)] = 0.25
+    shrinkage: Annotated[float, Gt(0), Le(1)] = 0.03
 
     def begin(self, backbone: Backbone, task: Task) -> None:
         choose_seed(self.state)
