@@ -61,7 +61,7 @@ class KLDA(FrozenMethod):
 
     features: Annotated[int, Ge(1), Le(heads.MOST_FEATURES)] = 2000
     bandwidth: Annotated[float, Gt(0)] = 0.25
-    shrinkage: Annotated[float, Gt(0), Le(1)] = 0.03
+    shrinkage: Annotated[float, Gt(0), Le(1)] = 0.1
 
     def begin(self, backbone: Backbone, task: Task) -> None:
         choose_seed(self.state)
