@@ -27,6 +27,8 @@ TABLES = {
 }
 TEXTS = [f"{WORDS[i]} {WORDS[(7 * i) % 60]} {WORDS[(11 * i + 3) % 60]}" for i in range(30)]
 TRAINING = {"epochs": 2, "batch_size": 8, "learning_rate": 0.01}
+RANDOM_FEATURES = ("klda", "ranpac")
+"""The methods on random features, of which tests need few."""
 OPTIMIZER = torch.optim.AdamW([torch.zeros(1)])
 """For a method's `end` that asks nothing of it."""
 
@@ -38,7 +40,7 @@ def small(name: str, **settings: Any) -> Method:
         return found(method=small("lwf"), per_class=3, **settings)
     if issubclass(found, PeftMethod):
         return found(rank=2, **settings)
-    return found(**({"features": 50} if name == "ranpac" else {}), **settings)
+    return found(**({"features": 50} if name in RANDOM_FEATURES else {}), **settings)
 
 
 def table(folder: Path, name: str, size: int = 30) -> str:

@@ -33,7 +33,7 @@ from perdure.methods.sequential import Sequential
 from perdure.runs import put
 
 SHARED = Training(epochs=2, batch_size=8, heads="shared")
-FROZEN = ("lda", "ncm", "ranpac")
+FROZEN = ("klda", "lda", "ncm", "ranpac")
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from small_runs import answers, contents, differing, recipe, table
+from small_runs import RANDOM_FEATURES, answers, contents, differing, recipe, table
 from tables import write
 
 import perdure
@@ -54,7 +54,7 @@ def method(name: str) -> dict[str, Any]:
         return {"name": name, "method": method("lwf"), "per_class": 3}
     if issubclass(found, PeftMethod):
         return {"name": name, "rank": 2}
-    return {"name": name, **({"features": 50} if name == "ranpac" else {})}
+    return {"name": name, **({"features": 50} if name in RANDOM_FEATURES else {})}
 
 
 def learned(folder: Path, backbone: Path, *tables: str, **settings: Any) -> Run:

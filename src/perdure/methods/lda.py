@@ -3,15 +3,21 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-import torch
 from annotated_types import Gt, Le
 from torch.optim import Optimizer
 
 from perdure.data.task import Task
 from perdure.learning.method import Tuned
-from perdure.methods.parts.frozen import Accumulated, FrozenMethod, check_present, statistics_of
+from perdure.methods.parts.discriminant import discriminant
+from perdure.methods.parts.frozen import (
+    Accumulated,
+    FrozenMethod,
+    check_present,
+    features_of,
+    statistics_of,
+)
+from perdure.models import heads
 from perdure.models.backbone import Backbone
-from perdure.vectors.statistics import within
 
 
 @dataclass(kw_only=True)
@@ -26,6 +32,8 @@ class LDA(FrozenMethod):
     ----------
     shrinkage
         The s in (1 − s) Σ + s (trace Σ / d) I.
+    normalise
+        Scale each feature vector x to unit length.
 
     References
     ----------
@@ -37,27 +45,22 @@ class LDA(FrozenMethod):
     tuned = Tuned("shrinkage", 1e-3, 1.0)
 
     shrinkage: Annotated[float, Gt(0), Le(1)] = 0.1
+    normalise: bool = False
 
     def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
         """Add the sums of the task, and recompute the heads of all tasks, because they share Σ."""
         all_tasks = Accumulated(self.state)
-        new = statistics_of(backbone, task)
+        features = features_of(backbone, task, normalise=self.normalise)
+        new = statistics_of(backbone, task, features)
         check_present(new, task)
         total = all_tasks.with_task(task.name, new)
 
         # The classes of all tasks share one covariance, so an old head changes with every new task.
-        means = total.sums / total.counts[:, None]
-        covariance = within(
-            total.counts,
-            means,
-            total.products,
-            self.shrinkage,
+        weight, bias = discriminant(total, self.shrinkage)
+        all_tasks.put_heads(
+            backbone,
+            weight,
+            bias,
+            more=heads.UNIT_NORM if self.normalise else None,
         )
-        # Each row of the classifier is Σ⁻¹ μ_c: solving is more accurate than inverting Σ.
-        columns = torch.linalg.solve(covariance, means.T)
-        weight = columns.T
-        priors = total.counts / total.counts.sum()
-        squares = (weight * means).sum(1)  # μ_cᵀ Σ⁻¹ μ_c
-        bias = priors.log() - 0.5 * squares
-        all_tasks.put_heads(backbone, weight, bias)
         self.state = all_tasks.state()

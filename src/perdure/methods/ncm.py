@@ -8,7 +8,8 @@ from annotated_types import Gt
 from torch.optim import Optimizer
 
 from perdure.data.task import Task
-from perdure.methods.parts.frozen import FrozenMethod, check_present, statistics_of
+from perdure.methods.parts.frozen import FrozenMethod, check_present, features_of, statistics_of
+from perdure.models import heads
 from perdure.models.backbone import Backbone
 
 
@@ -27,6 +28,8 @@ class NCM(FrozenMethod):
     temperature
         The temperature of the class probabilities, which are weighted by the task posterior. It
         does not change the answers if the task is given.
+    normalise
+        Scale each feature vector to unit length before the means are computed, and x as well.
 
     References
     ----------
@@ -37,6 +40,7 @@ class NCM(FrozenMethod):
 
     metric: Literal["cosine", "euclidean"] = "cosine"
     temperature: Annotated[float, Gt(0)] = 0.1
+    normalise: bool = False
 
     @property
     def isolates(self) -> bool:
@@ -44,7 +48,8 @@ class NCM(FrozenMethod):
 
     def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
         """Compute the head of the task from the class means."""
-        statistics = statistics_of(backbone, task)
+        features = features_of(backbone, task, normalise=self.normalise)
+        statistics = statistics_of(backbone, task, features)
         check_present(statistics, task)
         means = statistics.sums / statistics.counts[:, None]
         norms = means.norm(dim=1)
@@ -60,4 +65,6 @@ class NCM(FrozenMethod):
             "weight": (weight / self.temperature).float(),
             "bias": (bias / self.temperature).float(),
         }
+        if self.normalise:
+            head |= heads.UNIT_NORM
         backbone.put(task.name, head)

@@ -4,14 +4,21 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from torch import Tensor
 from torch.optim import Optimizer
 
 from perdure.data.task import Split, Task
-from perdure.methods.parts.frozen import Accumulated, FrozenMethod
+from perdure.methods.parts.frozen import (
+    Accumulated,
+    FrozenMethod,
+    choose_seed,
+    features_of,
+    saved_seed,
+    statistics_of,
+)
 from perdure.models import heads
-from perdure.models.backbone import Backbone, pooled
+from perdure.models.backbone import Backbone
 from perdure.vectors.statistics import Statistics
 
 RIDGES = tuple(10.0**n for n in range(-8, 9))
@@ -33,6 +40,8 @@ class RanPAC(FrozenMethod):
     features
         The length of h. The state contains a matrix of features² numbers of 8 bytes each. The
         paper uses 10,000 features.
+    normalise
+        Scale each feature vector x to unit length.
 
     References
     ----------
@@ -41,18 +50,18 @@ class RanPAC(FrozenMethod):
     optional first stage, PEFT on the first task, is omitted: the backbone is always frozen.
     """
 
-    features: Annotated[int, Ge(1)] = 2000
+    features: Annotated[int, Ge(1), Le(heads.MOST_FEATURES)] = 2000
+    normalise: bool = False
 
     def begin(self, backbone: Backbone, task: Task) -> None:
-        # P must be the same for all tasks of a run, and differ between runs with different seeds.
-        # NumPy's generator takes seeds of 32 bits.
-        self.state.setdefault("seed", torch.initial_seed() % 2**32)
+        choose_seed(self.state)
 
     def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
         """Add the sums of the task, choose λ, and recompute the heads of all tasks."""
-        seed = self.state["seed"]
+        seed = saved_seed(self.state)
         all_tasks = Accumulated(self.state)
-        new = self._statistics(backbone, task, seed)
+        h = self._features(backbone, task, "train", seed)
+        new = statistics_of(backbone, task, h)
         total = all_tasks.with_task(task.name, new)
 
         # One decomposition G = U diag(values) Uᵀ serves every λ: V = Q U diag(1 / (values + λ)) Uᵀ.
@@ -70,11 +79,14 @@ class RanPAC(FrozenMethod):
         scaled = rotated / (values + ridge)
         V = scaled @ U.T
         # Every head stores the seed, from which the model recomputes P.
+        more = {heads.SEED: torch.tensor(seed)}
+        if self.normalise:
+            more |= heads.UNIT_NORM
         all_tasks.put_heads(
             backbone,
             weight=V,
             bias=torch.zeros(len(V)),
-            more={heads.SEED: torch.tensor(seed)},
+            more=more,
         )
         self.state = {
             **all_tasks.state(),
@@ -103,18 +115,8 @@ class RanPAC(FrozenMethod):
         labels = labels + classes - len(task.classes)
         return torch.nn.functional.one_hot(labels, classes).double()
 
-    def _statistics(self, backbone: Backbone, task: Task, seed: int) -> Statistics:
-        """Return statistics of the random features of the task's training examples."""
-        labels = backbone.encode(task.rows("train")).labels
-        return Statistics.of(
-            self._features(backbone, task, "train", seed),
-            torch.tensor(labels),
-            len(task.classes),
-        )
-
     def _features(self, backbone: Backbone, task: Task, split: Split, seed: int) -> Tensor:
         """Return h of each example, in double precision."""
-        examples = backbone.encode(task.rows(split))
-        x = pooled(backbone, examples)
+        x = features_of(backbone, task, split, normalise=self.normalise)
         P = heads.projection(seed, backbone.width, self.features)
         return torch.relu(x @ P).double()

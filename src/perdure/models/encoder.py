@@ -314,9 +314,17 @@ class Encoder(Backbone):
         BackboneError
             The head of the stock model has no bias, but the heads of the tasks have one.
         RunError
-            A head uses random features, so it is not linear in the model's features.
+            A head uses random features, or features of unit length in a stock model that does not
+            scale them.
         """
         head = self._joined(tasks)
+        normalise = any(isinstance(self.own(task), heads.UnitHead) for task in tasks)
+        if normalise and self.head_name is not None:
+            raise RunError(
+                "The heads read features of unit length, but the head of a stock "
+                f"`{type(self.model).__name__}` reads them unscaled. Use `perdure predict`, or "
+                "learn with `normalise: false` or with `backbone: {pooling: mean}`."
+            )
         if not self.stock_head_has_bias and head.bias.any():
             raise BackboneError(
                 f"The head of a stock `{type(self.model).__name__}` has no bias, but the run's "
@@ -337,7 +345,12 @@ class Encoder(Backbone):
             self.model.save_pretrained(folder)  # pyright: ignore
             self.processor.save_pretrained(folder)
         if self.head_name is None:
-            sentence_transformer.save(folder, head, max_length=self.max_length)
+            sentence_transformer.save(
+                folder,
+                head,
+                max_length=self.max_length,
+                normalise=normalise,
+            )
         else:
             self._put_stock_head(self.head_name, nn.Identity())
 
@@ -348,7 +361,7 @@ class Encoder(Backbone):
     def _joined(self, tasks: Sequence[str]) -> nn.Linear:
         """Return one head that concatenates the outputs of the heads of the given tasks."""
         members = [self.own(task) for task in tasks]
-        if any(isinstance(head, heads.RandomHead) for head in members):
+        if any(isinstance(head, heads.RandomHead | heads.FourierHead) for head in members):
             raise RunError(
                 "The heads are linear in random features, which no stock model computes. Use "
                 "`perdure predict`, or a method with linear heads, such as `lda`, which can be "

@@ -2,10 +2,11 @@
 
 References
 ----------
-McDonnell et al., RanPAC, 2023, arXiv 2307.02251.
+McDonnell et al., RanPAC, 2023, arXiv 2307.02251. Momeni et al., KLDA, 2024, arXiv 2412.15571.
 """
 
 import functools
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -13,27 +14,97 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-# The key in a head's state that marks a head on random features.
+from perdure.errors import RunError
+
+# The keys in a head's state that say how it transforms the features. With a seed, the head uses
+# random features; they are Fourier features if there is a γ, too.
 SEED = "projection_seed"
+GAMMA = "gamma"
+UNIT = "unit_norm"
+
+DTYPES = {SEED: torch.int64, GAMMA: torch.float32, UNIT: torch.bool}
+"""The type of the single number that each of these keys has in a head's state."""
+
+UNIT_NORM: Mapping[str, Tensor] = {UNIT: torch.tensor(True)}
+"""The addition to the state of a head that scales its input to unit length."""
+
+MOST_FEATURES = 100_000
+"""The limit for the number of random features; a damaged head must not use up the memory."""
+
+
+class UnitHead(nn.Linear):
+    """A head that is linear in x / ‖x‖, the feature vector scaled to unit length."""
+
+    def __init__(self, width: int, classes: int):
+        super().__init__(width, classes)
+        # A buffer, so that it is part of the head's state.
+        self.register_buffer(UNIT, torch.tensor(True))
+
+    def forward(self, input: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch classes"]:
+        return super().forward(unit_norm(input))
 
 
 class RandomHead(nn.Linear):
     """A head that is linear in the random features max(0, x P) of a feature vector x.
 
     The matrix P is random and never trained, so only its seed is saved.
+
+    Parameters
+    ----------
+    normalise
+        Scale x to unit length first.
     """
 
-    def __init__(self, width: int, features: int, classes: int, seed: int):
+    def __init__(
+        self,
+        width: int,
+        features: int,
+        classes: int,
+        seed: int,
+        *,
+        normalise: bool = False,
+    ):
         super().__init__(features, classes)
-        # A buffer, so that the seed is part of the head's state.
+        self.normalise = normalise
+        # Buffers, so that they are part of the head's state.
         self.register_buffer(SEED, torch.tensor(seed))
+        if normalise:
+            self.register_buffer(UNIT, torch.tensor(True))
         # `persistent=False`: P can be large, and can be computed from the seed.
         P = projection(seed, width, features)
         self.register_buffer("projection", P, persistent=False)
 
     def forward(self, input: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch classes"]:
-        projected = torch.matmul(input, self.projection)  # pyright: ignore
+        x = unit_norm(input) if self.normalise else input
+        projected = torch.matmul(x, self.projection)  # pyright: ignore
         return super().forward(torch.relu(projected))
+
+
+class FourierHead(nn.Linear):
+    """A head that is linear in random Fourier features of x / ‖x‖, where x is a feature vector.
+
+    Its state contains the seed and γ, from which the matrix W and the phases b are computed.
+    """
+
+    def __init__(self, width: int, features: int, classes: int, seed: int, gamma: float):
+        super().__init__(features, classes)
+        self.register_buffer(SEED, torch.tensor(seed))
+        self.register_buffer(GAMMA, torch.tensor(gamma))
+        # As in `RandomHead`, what is computed from the seed is not saved.
+        W, b = fourier(seed, width, features, gamma)
+        self.register_buffer("frequencies", W, persistent=False)
+        self.register_buffer("phases", b, persistent=False)
+
+    def forward(self, input: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch classes"]:
+        W: Tensor = self.frequencies  # pyright: ignore
+        b: Tensor = self.phases  # pyright: ignore
+        z = fourier_features(unit_norm(input), W, b)
+        return super().forward(z)
+
+
+def unit_norm(x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
+    """Return x / ‖x‖ for each feature vector x; a vector of zeros stays zero."""
+    return nn.functional.normalize(x, dim=-1)
 
 
 @functools.lru_cache(maxsize=4)
@@ -48,8 +119,47 @@ def projection(seed: int, width: int, features: int) -> Float[Tensor, "width fea
     return torch.from_numpy(entries).float()
 
 
+@functools.lru_cache(maxsize=4)
+def fourier(
+    seed: int, width: int, features: int, gamma: float
+) -> tuple[Float[Tensor, "width features"], Float[Tensor, " features"]]:
+    """Return the matrix W and the phases b of random Fourier features.
+
+    The entries of W are drawn from N(0, 2γ), and those of b from [0, 2π]. Recent results are
+    cached, because all tasks of a run use the same W and b.
+    """
+    generator = np.random.RandomState(seed)
+    entries = generator.standard_normal((width, features))
+    phases = generator.uniform(0, 2 * math.pi, features)
+    W = math.sqrt(2 * gamma) * entries
+    return torch.from_numpy(W).float(), torch.from_numpy(phases).float()
+
+
+def fourier_features(
+    x: Float[Tensor, "*batch width"],
+    W: Float[Tensor, "width features"],
+    b: Float[Tensor, " features"],
+) -> Float[Tensor, "*batch features"]:
+    """Return z = √(2/D) cos(Wᵀx + b) for each x, where D is the number of features.
+
+    The product zᵀz' approximates the Gaussian kernel exp(−γ ‖x − x'‖²).
+    """
+    D = len(b)
+    return math.sqrt(2 / D) * torch.cos(x @ W + b)
+
+
+def is_gamma(value: object) -> bool:
+    """Return True if the value can be the γ of Fourier features."""
+    return isinstance(value, float) and 0 < value < math.inf
+
+
 def made(state: Mapping[str, Tensor], width: int) -> nn.Linear:
     """Build a head with the given state, for feature vectors of length `width`.
+
+    Raises
+    ------
+    RunError
+        The state is damaged.
 
     Examples
     --------
@@ -58,13 +168,51 @@ def made(state: Mapping[str, Tensor], width: int) -> nn.Linear:
     >>> random = RandomHead(width=4, features=9, classes=2, seed=7)
     >>> type(made(random.state_dict(), 4)).__name__
     'RandomHead'
+    >>> fourier_head = FourierHead(width=4, features=9, classes=2, seed=7, gamma=0.5)
+    >>> type(made(fourier_head.state_dict(), 4)).__name__
+    'FourierHead'
     """
+    _check(state)
     classes, features = state["weight"].shape
     if SEED in state:
         # NumPy accepts only 32-bit seeds, and an untrusted file may contain any integer.
         seed = int(state[SEED]) % 2**32
-        head = RandomHead(width, features, classes, seed)
+        if GAMMA in state:
+            gamma = state[GAMMA].item()
+            head = FourierHead(width, features, classes, seed, gamma)
+        else:
+            head = RandomHead(width, features, classes, seed, normalise=UNIT in state)
+    elif UNIT in state:
+        head = UnitHead(features, classes)
     else:
         head = nn.Linear(features, classes)
     head.load_state_dict(dict(state))
     return head
+
+
+def _check(state: Mapping[str, Tensor]) -> None:
+    """Raise `RunError` if no head can have this state, which may come from an untrusted file."""
+    weight = state.get("weight", torch.empty(0))
+    bias = state.get("bias", torch.empty(0))
+    if weight.dim() != 2 or bias.shape != weight.shape[:1]:
+        raise RunError(
+            f"The head is damaged: its weights have the shape {list(weight.shape)}, and its "
+            f"biases {list(bias.shape)}."
+        )
+    for key, dtype in DTYPES.items():
+        if key in state and (state[key].shape != () or state[key].dtype != dtype):
+            raise RunError(f"The head is damaged: `{key}` must be a single number of type {dtype}.")
+    kinds = (set(), {UNIT}, {SEED}, {SEED, UNIT}, {SEED, GAMMA})
+    extra = state.keys() - {"weight", "bias"}
+    if extra not in kinds:
+        raise RunError(f"The head is damaged: no head has {sorted(extra)}.")
+    if UNIT in state and not state[UNIT]:
+        raise RunError(f"The head is damaged: `{UNIT}` is not true.")
+    if GAMMA in state and not is_gamma(state[GAMMA].item()):
+        raise RunError(f"The head is damaged: `{GAMMA}` is {state[GAMMA].item()}.")
+    features = weight.shape[1]
+    if SEED in state and not 1 <= features <= MOST_FEATURES:
+        raise RunError(
+            f"The head is damaged: it reads {features} random features, and at most "
+            f"{MOST_FEATURES} are possible."
+        )

@@ -10,18 +10,32 @@ from safetensors.torch import save_file
 from torch import nn
 
 
-def save(folder: Path, head: nn.Linear, *, max_length: int) -> None:
+def save(folder: Path, head: nn.Linear, *, max_length: int, normalise: bool = False) -> None:
     """Add files to the folder of an encoder so that `SentenceTransformer` can load it.
 
     The output of the loaded model is the output of `head`.
+
+    Parameters
+    ----------
+    normalise
+        Scale the averaged hidden state to unit length before it reaches the head.
     """
-    modules = "sentence_transformers.models"
+    # The folder of each module; a module without files needs none.
+    paths = {"Transformer": "", "Pooling": "1_Pooling"}
+    if normalise:
+        paths["Normalize"] = "2_Normalize"
+    paths["Dense"] = "2_Dense"
+    modules: list[dict[str, object]] = []
+    for number, (kind, path) in enumerate(paths.items()):
+        module = {
+            "idx": number,
+            "name": str(number),
+            "path": path,
+            "type": f"sentence_transformers.models.{kind}",
+        }
+        modules.append(module)
     files = {
-        "modules.json": [
-            {"idx": 0, "name": "0", "path": "", "type": f"{modules}.Transformer"},
-            {"idx": 1, "name": "1", "path": "1_Pooling", "type": f"{modules}.Pooling"},
-            {"idx": 2, "name": "2", "path": "2_Dense", "type": f"{modules}.Dense"},
-        ],
+        "modules.json": modules,
         "sentence_bert_config.json": {"max_seq_length": max_length, "do_lower_case": False},
         "1_Pooling/config.json": {
             "word_embedding_dimension": head.in_features,

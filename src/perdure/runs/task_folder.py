@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from perdure.errors import InputError, RunError
 from perdure.evaluation.system import Learned
 from perdure.models.adapters import Adapter
-from perdure.models.heads import SEED
+from perdure.models.heads import GAMMA, SEED, UNIT
 from perdure.runs import adapter_folder, layout
 from perdure.runs.layout import reading
 from perdure.storage import files, partial, staging
@@ -20,6 +20,8 @@ from perdure.vectors.gaussians import Gaussians
 from perdure.vectors.statistics import Statistics
 
 HEAD = "head.safetensors"
+HEAD_DTYPES = {SEED: "I64", GAMMA: "F32", UNIT: "BOOL"}
+"""The data types, as safetensors names them, of the single numbers in a head."""
 STATISTICS = "statistics.safetensors"
 METHOD = "method.safetensors"
 GAUSSIANS = "gaussians.safetensors"
@@ -305,11 +307,13 @@ def _check_head_tensor(head: TensorFile, key: str, task: str) -> None:
         "weight": (*outputs, *columns),
         "bias": outputs,
         SEED: (),
+        GAMMA: (),
+        UNIT: (),
     }
     fits = stored.shape == expected.get(name)
     fits = fits and len(outputs) == 1 and len(columns) == 1
-    if name == SEED:
-        fits = fits and stored.dtype == "I64"
+    if name in HEAD_DTYPES:
+        fits = fits and stored.dtype == HEAD_DTYPES[name]
     if not fits:
         raise RunError(f"`{head.path}` is damaged: `{key}` has the shape {stored.shape}.")
 

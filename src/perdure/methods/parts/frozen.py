@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from perdure.data.task import Rows, Task
-from perdure.errors import InputError, RunError
+from perdure.data.task import Rows, Split, Task
+from perdure.errors import InputError, RunError, TrainingError
 from perdure.learning.method import Method, Need
 from perdure.learning.snapshot import State
+from perdure.models import heads
 from perdure.models.backbone import Backbone, pooled
 from perdure.vectors.statistics import Statistics
 
@@ -39,11 +40,72 @@ class FrozenMethod(Method):
         return []
 
 
-def statistics_of(backbone: Backbone, task: Task) -> Statistics:
-    """Return the statistics of the features that heads receive for a task's training examples."""
-    rows = backbone.encode(task.rows("train"))
-    features = pooled(backbone, rows)
-    return Statistics.of(features, torch.tensor(rows.labels), len(task.classes))
+def features_of(
+    backbone: Backbone,
+    task: Task,
+    split: Split = "train",
+    *,
+    normalise: bool = False,
+) -> Float[Tensor, "examples width"]:
+    """Return the features that heads receive for a task's examples, on the CPU.
+
+    Parameters
+    ----------
+    normalise
+        Scale each feature vector to unit length.
+
+    Raises
+    ------
+    TrainingError
+        A feature vector is zero and therefore cannot be scaled.
+    """
+    features = pooled(backbone, backbone.encode(task.rows(split)))
+    if not normalise:
+        return features
+    zero = features.norm(dim=1) == 0
+    if zero.any():
+        first = int(zero.nonzero()[0]) + 1
+        raise TrainingError(
+            f"Task `{task.name}`: the backbone's features of {int(zero.sum())} of {len(features)} "
+            f"examples of the {split} split are zero, so they cannot be scaled to unit length. "
+            f"The first is example {first}. Remove these examples, or use a method that does not "
+            "scale features, such as `lda` with `normalise: false`."
+        )
+    return heads.unit_norm(features)
+
+
+def statistics_of(
+    backbone: Backbone,
+    task: Task,
+    features: Float[Tensor, "examples features"],
+) -> Statistics:
+    """Return the statistics of a task's training examples by class, given their features."""
+    labels = backbone.encode(task.rows("train")).labels
+    return Statistics.of(features, torch.tensor(labels), len(task.classes))
+
+
+def choose_seed(state: State) -> None:
+    """Store a seed for random features in a method's state, unless it already contains one.
+
+    The random features must be the same for all tasks of a run, and differ between runs with
+    different seeds.
+    """
+    # NumPy's generator takes seeds of 32 bits.
+    state.setdefault("seed", torch.initial_seed() % 2**32)
+
+
+def saved_seed(state: State) -> int:
+    """Return the seed for random features from a method's state.
+
+    Raises
+    ------
+    RunError
+        The seed is missing or is not an integer of 32 bits.
+    """
+    seed = state.get("seed")
+    if type(seed) is not int or not 0 <= seed < 2**32:
+        raise RunError(f"The seed of the random features saved in the run is damaged ({seed!r}).")
+    return seed
 
 
 def check_present(statistics: Statistics, task: Task) -> None:
