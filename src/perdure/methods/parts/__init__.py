@@ -1,8 +1,13 @@
 """Building blocks that several methods share.
 
 anchor.py       The quadratic penalty of EWC, SI and MAS
+conflict.py     Conflicts between the gradients of two losses
+depths.py       Distillation of hidden states at several depths
 fisher.py       The diagonal of the Fisher information of a module
 frozen.py       Heads computed from sums of features of the frozen backbone
+lookahead.py    A gradient computed after a trial step
 per_example.py  Per-example gradients, computed one batch at a time
+reservoir.py    A uniform sample of the examples of all tasks
 subspace.py     The subspace spanned by a layer's inputs from earlier tasks
+teacher.py      The model with the parameters that it had when a task began
 """
