@@ -26,36 +26,38 @@ from perdure.models.examples import in_order
 class Interpolation(Wrapper):
     """Learn with another method, and go part of the way back if old examples suffered.
 
-    At the end of a task, θ ← keep · θ + (1 − keep) · θ_prev if the mean confidence on stored
-    examples of earlier tasks is lower than before the task by more than `margin`; otherwise θ stays
-    as it is. Confidence is the probability of the correct answer, given the task; for a language
-    model, it is the geometric mean over the tokens of the answer. θ_prev are the weights from the
-    beginning of the task. θ contains the module and the heads of earlier tasks, but not the head
-    of the new task, which had no training before. The stored examples are not trained on.
+    At the end of a task, θ ← keep · θ + (1 − keep) · θ_prev if the mean confidence on
+    stored examples of earlier tasks is lower than before the task by more than `margin`;
+    otherwise θ stays as it is. Confidence is the probability of the correct answer, given
+    the task; for a language model, it is the geometric mean over the tokens of the
+    answer. θ_prev are the weights from the beginning of the task. θ contains the module
+    and the heads of earlier tasks, but not the head of the new task, which had no
+    training before. The stored examples are not trained on.
 
-    With LoRA and bottlenecks, the factors are interpolated. A mixture of two changes of the weights
-    has up to twice their rank, so the change is not exactly between both, except with `peft: full`.
+    With LoRA and bottlenecks, the factors are interpolated. A mixture of two changes of
+    the weights has up to twice their rank, so the change is not exactly between both,
+    except with `peft: full`.
 
     Parameters
     ----------
     method
-        The inner method, such as `sequential`, `lwf` or `ewc`, which train one module further. If
-        the method adds a branch for each task, the new branch shrinks. `replay` can be the inner
-        method too, but stores its examples separately.
+        The inner method, such as `sequential`, `lwf` or `ewc`, which train one module
+        further. If the method adds a branch for each task, the new branch shrinks.
+        `replay` can be the inner method too, but stores its examples separately.
     keep
         The weight of the new values, between 0 and 1.
     margin
         The largest drop in mean confidence that is accepted.
     per_class
-        The number of examples to store for each class, or for each task if answers are free text,
-        drawn at random.
+        The number of examples to store for each class, or for each task if answers are
+        free text, drawn at random.
 
     References
     ----------
-    The abstract of Han, Na & Hwang, Selective Regularization for Class-Incremental Learning (SRIL),
-    arXiv 2305.05175, names "selective interpolation with the previous model's weights", depending
-    on the model's confidence. The body of the paper was not available, so this is not an
-    implementation of SRIL.
+    The abstract of Han, Na & Hwang, Selective Regularization for Class-Incremental
+    Learning (SRIL), arXiv 2305.05175, names "selective interpolation with the previous
+    model's weights", depending on the model's confidence. The body of the paper was not
+    available, so this is not an implementation of SRIL.
     """
 
     keep: Annotated[float, Gt(0), Lt(1)] = 0.5

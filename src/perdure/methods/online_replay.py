@@ -30,42 +30,49 @@ from perdure.models.examples import Batch
 class OnlineReplay(PeftMethod):
     """Train one PEFT module in one pass over each task, with four aids against forgetting.
 
-    The aids are replay from a reservoir, mixup of new and old examples, distillation of hidden
-    states, and a look-ahead step that is judged by examples held out of the batch. All but replay
-    can be switched off. Use `training: {epochs: 1}` for a single pass over the stream.
+    The aids are replay from a reservoir, mixup of new and old examples, distillation of
+    hidden states, and a look-ahead step that is judged by examples held out of the batch.
+    All but replay can be switched off. Use `training: {epochs: 1}` for a single pass over
+    the stream.
 
-    In each batch, one stored example is drawn for each new one. The loss is
-    λ · cross-entropy(new) + (1 − λ) · cross-entropy(old) + distillation · distance.
+    In each batch, one stored example is drawn for each new one. The loss is λ ·
+    cross-entropy(new) + (1 − λ) · cross-entropy(old) + distillation · distance.
 
     Parameters
     ----------
     memory
-        The maximum number of stored examples, a uniform sample of all examples of earlier tasks. It
-        is updated after each task, so examples of the current task are not replayed.
+        The maximum number of stored examples, a uniform sample of all examples of earlier
+        tasks. It is updated after each task, so examples of the current task are not
+        replayed.
     mixup
-        The parameter a of λ ~ Beta(a, a), drawn once for each batch; 0 for λ = ½ without mixing.
-        What is mixed with the weights λ and 1 − λ depends on the model: for images, the pixels; for
-        text encoders, the pooled features, because a mixture of tokens is not a text; for language
-        models, only the losses, because answers differ in length.
+        The parameter a of λ ~ Beta(a, a), drawn once for each batch; 0 for λ = ½ without
+        mixing. What is mixed with the weights λ and 1 − λ depends on the model: for
+        images, the pixels; for text encoders, the pooled features, because a mixture of
+        tokens is not a text; for language models, only the losses, because answers differ
+        in length.
     distillation
-        The weight of the distance between the hidden states of the model and those of the model as
-        it was when the task began; 0 to switch it off. At each depth, the states of all tokens are
-        scaled to unit length, and the mean of their squared distances is taken.
+        The weight of the distance between the hidden states of the model and those of the
+        model as it was when the task began; 0 to switch it off. At each depth, the states
+        of all tokens are scaled to unit length, and the mean of their squared distances
+        is taken.
     depths
-        The number of evenly spaced transformer blocks at which hidden states are distilled, from
-        the last one down.
+        The number of evenly spaced transformer blocks at which hidden states are
+        distilled, from the last one down.
     held_out
-        The fraction of each batch that is held out; 0 to switch it off. The gradient of its loss is
-        computed at θ − inner_rate · g, where g is the gradient of the rest, and added to g.
+        The fraction of each batch that is held out; 0 to switch it off. The gradient of
+        its loss is computed at θ − inner_rate · g, where g is the gradient of the rest,
+        and added to g.
     inner_rate
-        The size of that step. With 0, the gradient is that of the loss of the entire batch.
+        The size of that step. With 0, the gradient is that of the loss of the entire
+        batch.
 
     References
     ----------
     The abstract of Han & Liu (MMKDDA), arXiv 2209.06107, names these parts: multi-scale
-    distillation, mixing with an episodic memory, and a meta-learning update. The body of the
-    paper was not available, so this is not an implementation of it. Mixup: Zhang et al., arXiv
-    1710.09412; the held-out step: first-order MLDG, Li et al., arXiv 1710.03463.
+    distillation, mixing with an episodic memory, and a meta-learning update. The body of
+    the paper was not available, so this is not an implementation of it. Mixup: Zhang et
+    al., arXiv 1710.09412; the held-out step: first-order MLDG, Li et al., arXiv
+    1710.03463.
     """
 
     usual_rule: ClassVar[str] = "last"

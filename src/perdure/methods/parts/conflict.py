@@ -10,9 +10,9 @@ def opposing(
 ) -> Bool[Tensor, " rows"]:
     """Return True for each row of `hidden` in which the gradients of two losses oppose each other.
 
-    They do if their inner product is negative. Both losses are summed, and differentiated with
-    respect to `hidden` only. A backward pass through the layers that computed `hidden` is not
-    needed, and the gradients of the parameters do not change.
+    They do if their inner product is negative. Both losses are summed, and differentiated
+    with respect to `hidden` only. A backward pass through the layers that computed
+    `hidden` is not needed, and the gradients of the parameters do not change.
 
     Examples
     --------

@@ -17,8 +17,9 @@ from perdure.models.inputs import without_padding
 def blocks_at(backbone: Backbone, depths: int) -> list[nn.Module]:
     """Return `depths` evenly spaced transformer blocks, the last of which is the last block.
 
-    If the model has fewer blocks, all of them are returned. The blocks of an encoder–decoder model
-    are counted from the first of the encoder to the last of the decoder.
+    If the model has fewer blocks, all of them are returned. The blocks of an
+    encoder–decoder model are counted from the first of the encoder to the last of the
+    decoder.
 
     Raises
     ------
@@ -63,8 +64,9 @@ def distance_at_depths(
 ) -> Float[Tensor, ""]:
     """Return the mean squared distance between the states of student and teacher.
 
-    Each state is first scaled to unit length, because lengths differ widely between depths. The
-    mean is over the tokens and then over the depths; the largest possible value is 4.
+    Each state is first scaled to unit length, because lengths differ widely between
+    depths. The mean is over the tokens and then over the depths; the largest possible
+    value is 4.
     """
     distances = []
     for ours, theirs in zip(student, teacher, strict=True):

@@ -11,8 +11,8 @@ def add_gradient_ahead(
 ) -> None:
     """Add the gradient of the sum of `losses` at θ − rate · g to the gradient g.
 
-    Afterwards, the parameters θ have the same values as before, and `grad` of each is the sum of
-    both gradients.
+    Afterwards, the parameters θ have the same values as before, and `grad` of each is the
+    sum of both gradients.
 
     Parameters
     ----------

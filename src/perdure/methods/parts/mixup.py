@@ -15,9 +15,9 @@ from perdure.models.examples import Batch
 class Pairs:
     """A batch of new examples, each paired with an old example.
 
-    What is mixed depends on the model. Pixels are mixed for images. For a text encoder, the pooled
-    features are mixed, because a mixture of two texts is not a text. For a language model, only the
-    losses are mixed, because answers differ in length.
+    What is mixed depends on the model. Pixels are mixed for images. For a text encoder,
+    the pooled features are mixed, because a mixture of two texts is not a text. For a
+    language model, only the losses are mixed, because answers differ in length.
 
     Attributes
     ----------

@@ -30,7 +30,8 @@ def copied(backbone: Backbone, parameters: Iterable[nn.Parameter]) -> dict[str, 
 def as_teacher(backbone: Backbone, values: Mapping[str, Tensor], compute: Callable[[], R]) -> R:
     """Return the result of `compute`, which runs while the backbone has the copied parameters.
 
-    The backbone is in evaluation mode meanwhile, because a teacher with dropout would be noisy.
+    The backbone is in evaluation mode meanwhile, because a teacher with dropout would be
+    noisy.
     """
     with evaluating(backbone):
         return functional_call(
