@@ -1,5 +1,7 @@
 """Interpolation with the previous weights: the gate, what is mixed, and what is refused."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -56,19 +58,25 @@ def test_the_gate(pico, toy, monkeypatch):
 
 
 def test_a_margin_decides(pico, toy):
-    """With real confidences: one margin is exceeded, and another is not."""
-    plain = after_two(pico, toy, Sequential(rank=2))
+    """With real confidences: the second task says the opposite about the same texts."""
     rows = toy[0].rows("train")
-    # The answers to the first task are made better than after the second one, whatever they are.
-    low = confidence(plain[0], rows)
-    fell = {}
-    for margin in (0.0, 0.99):
-        method = Interpolation(method=Sequential(rank=2), margin=margin)
-        backbone, first, second, _ = after_two(pico, toy, method)
-        fell[margin] = second.parameters, confidence(backbone, rows)
-    print(low, fell[0.0][1], fell[0.99][1])
-    assert adapters.same(fell[0.99][0], plain[2].parameters)
-    assert not adapters.same(fell[0.0][0], plain[2].parameters) and fell[0.0][1] > low
+    opposite = toy[0].train.map(lambda row: {"label": 1 - row["label"]})
+    tasks = [toy[0], replace(toy[0], name="opposite", train=opposite)]
+    training = replace(FEW, heads="shared")
+
+    def learned(method):
+        backbone = Backbone.load(pico("bert"), pooling="mean")
+        learn(backbone, tasks[:1], method, training)
+        before = confidence(backbone, rows)
+        second = learn(backbone, tasks, method, training)
+        return before, confidence(backbone, rows), second.parameters
+
+    before, low, plain = learned(Sequential(rank=2))
+    assert before - low > 0.2
+    _, kept, unmixed = learned(Interpolation(method=Sequential(rank=2), margin=0.99))
+    _, higher, mixed = learned(Interpolation(method=Sequential(rank=2), margin=0.2))
+    assert kept == low and adapters.same(unmixed, plain)
+    assert higher > low and not adapters.same(mixed, plain)
 
 
 def test_heads(pico, toy, monkeypatch):

@@ -1,4 +1,4 @@
-"""Interpolation with the previous weights if a task made the model unsure of old examples."""
+"""Interpolation with the previous weights if confidence on old examples falls."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,15 +24,15 @@ from perdure.models.examples import in_order
 
 @dataclass(kw_only=True)
 class Interpolation(Wrapper):
-    """Learn with another method, and go part of the way back if old examples suffered.
+    """Learn with another method, and interpolate with the previous weights if confidence falls.
 
     At the end of a task, θ ← keep · θ + (1 − keep) · θ_prev if the mean confidence on
     stored examples of earlier tasks is lower than before the task by more than `margin`;
     otherwise θ stays as it is. Confidence is the probability of the correct answer, given
     the task; for a language model, it is the geometric mean over the tokens of the
     answer. θ_prev are the weights from the beginning of the task. θ contains the module
-    and the heads of earlier tasks, but not the head of the new task, which had no
-    training before. The stored examples are not trained on.
+    and the heads of earlier tasks, but not the head of the new task, which did not
+    exist before. The stored examples are not trained on.
 
     With LoRA and bottlenecks, the factors are interpolated. A mixture of two changes of
     the weights has up to twice their rank, so the change is not exactly between both,
@@ -70,18 +70,18 @@ class Interpolation(Wrapper):
         inner = self.method
         if not inner.trains or inner.keeps_all or inner.isolates:
             raise InputError(
-                f"`interpolation` cannot go back to the weights before a task of "
-                f"`{method_name(inner)}`: it needs a method that trains one module further, "
-                "without the data of old tasks. Use `sequential`, `lwf` or `ewc`."
+                f"`interpolation` cannot be used around `{method_name(inner)}`: it needs a "
+                "method that trains one module further, without the data of old tasks. "
+                "Use `sequential`, `lwf` or `ewc`."
             )
 
     @property
     def store_bytes(self) -> int:
-        """The size, in bytes, of the stored examples, including those of the inner method."""
+        """The size of the stored examples in bytes, including the inner method's."""
         return Exemplars.of(self.remembered).size + self.method.store_bytes
 
     def begin(self, backbone: Backbone, task: Task) -> None:
-        """Copy the module and the heads of earlier tasks, which `end` may go back to."""
+        """Copy the module and the heads of earlier tasks, for interpolation in `end`."""
         super().begin(backbone, task)
         parameters = list(adapters.trainable(backbone.model).values())
         for name in backbone.heads:
@@ -113,7 +113,7 @@ class Interpolation(Wrapper):
         self.remembered = kept.state()
 
     def _go_back_if_unsure(self, backbone: Backbone) -> None:
-        """Interpolate with the previous weights if the confidence fell by more than the margin."""
+        """Interpolate if the confidence fell by more than the margin."""
         after = confidence(backbone, self._old)
         trained = {parameter: parameter.clone() for parameter in self._previous}
         for parameter, value in self._previous.items():

@@ -1,4 +1,4 @@
-"""Online replay: mixup with stored examples, distillation at several depths, a held-out step."""
+"""Online replay: mixup, distillation at several depths, and a look-ahead step."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -89,7 +89,7 @@ class OnlineReplay(PeftMethod):
 
     @property
     def store_bytes(self) -> int:
-        """The size of the stored examples in bytes: texts with their answers, or encoded images."""
+        """The size of the stored examples in bytes."""
         return Exemplars.of(self.state).size
 
     def begin(self, backbone: Backbone, task: Task) -> None:
@@ -173,7 +173,7 @@ class OnlineReplay(PeftMethod):
     def _losses(
         self, backbone: Backbone, pairs: Pairs, *, distil: bool = True
     ) -> tuple[Float[Tensor, " batch"], Float[Tensor, ""]]:
-        """Return the loss of each pair, and the mean distance of hidden states to the teacher's."""
+        """Return the loss of each pair, and the distance to the teacher's states."""
         outputs, distances = [], []
         for batch in pairs.inputs(backbone):
             output, states = run_watched(backbone, batch, self._blocks)

@@ -8,11 +8,11 @@ from torch import Tensor
 def opposing(
     one: Float[Tensor, "..."], other: Float[Tensor, "..."], hidden: Float[Tensor, "rows width"]
 ) -> Bool[Tensor, " rows"]:
-    """Return True for each row of `hidden` in which the gradients of two losses oppose each other.
+    """Return True for each row of `hidden` where the gradients of two losses oppose.
 
-    They do if their inner product is negative. Both losses are summed, and differentiated
-    with respect to `hidden` only. A backward pass through the layers that computed
-    `hidden` is not needed, and the gradients of the parameters do not change.
+    Two gradients oppose if their inner product is negative. Both losses are summed, and
+    differentiated with respect to `hidden` only. This needs no backward pass through the
+    layers that computed `hidden`, and leaves the gradients of parameters unchanged.
 
     Examples
     --------

@@ -15,7 +15,7 @@ from perdure.models.inputs import without_padding
 
 
 def blocks_at(backbone: Backbone, depths: int) -> list[nn.Module]:
-    """Return `depths` evenly spaced transformer blocks, the last of which is the last block.
+    """Return `depths` evenly spaced transformer blocks, including the last block.
 
     If the model has fewer blocks, all of them are returned. The blocks of an
     encoder–decoder model are counted from the first of the encoder to the last of the

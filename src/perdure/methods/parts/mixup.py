@@ -35,7 +35,7 @@ class Pairs:
     mixes: bool = False
 
     def inputs(self, backbone: Backbone) -> list[Batch]:
-        """Return the batches that the model has to read: mixed, or the new and the old one."""
+        """Return the batches to run: the mixed one, or the new and the old one."""
         if self.old is None:
             return [self.new]
         if not self.mixes or backbone.kind != "image":
@@ -46,7 +46,7 @@ class Pairs:
         return [replace(self.new, inputs=mixed)]
 
     def losses(self, backbone: Backbone, outputs: Sequence[Tensor]) -> Float[Tensor, " batch"]:
-        """Return the loss of each pair, from the model's outputs for the batches in `inputs`."""
+        """Return the loss of each pair, from the outputs for the batches in `inputs`."""
         if self.old is None:
             return backbone.losses(self.new, outputs[0])
         if self.mixes and backbone.has_heads and len(outputs) == 2:

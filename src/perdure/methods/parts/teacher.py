@@ -1,4 +1,4 @@
-"""A copy of the trained parameters as they were when a task began, and the model that has them."""
+"""A teacher for distillation: the model with the parameters that it had earlier."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
@@ -28,7 +28,7 @@ def copied(backbone: Backbone, parameters: Iterable[nn.Parameter]) -> dict[str, 
 
 @torch.no_grad()
 def as_teacher(backbone: Backbone, values: Mapping[str, Tensor], compute: Callable[[], R]) -> R:
-    """Return the result of `compute`, which runs while the backbone has the copied parameters.
+    """Return the result of `compute`, called while the backbone has the copied values.
 
     The backbone is in evaluation mode meanwhile, because a teacher with dropout would be
     noisy.
