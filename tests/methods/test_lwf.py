@@ -1,12 +1,15 @@
 """LwF: the distillation by hand, what it trains, and what is left without it."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from pico_language import language_model
 
 from perdure import Backbone, Evaluation, Training, learn, run
 from perdure.methods.lwf import LwF
+from perdure.methods.parts.teacher import as_teacher
 from perdure.methods.sequential import Sequential
 from perdure.models import adapters
 from perdure.models.encoder import Encoder
@@ -197,3 +200,96 @@ def test_tasks_to_come_that_were_measured_change_nothing(pico, toy, tmp_path):
         adapters.same(one.adapter.parameters, two.adapter.parameters)
         and one.heads.keys() == two.heads.keys()
     )
+
+
+# -- conflicts with the task's gradient
+
+
+def moved(begun, bert):
+    """The student a step away from the teacher, so that distillation has a gradient: all examples
+    seem to be of the first class of the old heads, while those of the new task are of both.
+    """
+    method, batch = begun
+    random = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in method.parameters(bert):
+            parameter += 0.02 * torch.randn(parameter.shape, generator=random)
+        for name in ("fruit", "colour"):
+            bert.own(name).bias[0] += 2.0
+    return method, batch
+
+
+def by_hand(bert, method, batch, names, T):
+    """For each example: its distillation loss, and whether its gradient opposes the task's,
+    both from passes of this example alone.
+    """
+    feature, values = bert(batch).detach(), []
+    old = as_teacher(bert, method._teacher, lambda: bert(batch))
+    teacher = {
+        key.removeprefix("backbone._heads.task_"): value for key, value in method._teacher.items()
+    }
+    for i in range(len(batch)):
+        f = feature[i].clone().requires_grad_()
+        task = -bert.own(batch.tasks[i])(f).log_softmax(0)[batch.targets[i]]
+        kd = 0.0
+        for name in names:
+            head = bert.own(name)
+            before = old[i] @ teacher[f"{name}.weight"].T + teacher[f"{name}.bias"]
+            p = (before / T).softmax(0)
+            kd = kd + (p * (p.log() - (head(f) / T).log_softmax(0))).sum() / len(names)
+        (g,), (h,) = torch.autograd.grad(task, f), torch.autograd.grad(kd, f)
+        values.append((kd.item(), (g @ h).item() < 0))
+    return values
+
+
+def test_conflict_drops_examples_whose_gradients_oppose(begun, bert):
+    method, batch = moved(begun, bert)
+    values = by_hand(bert, method, batch, ("fruit", "colour"), 3.0)
+    opposed = [is_opposed for _, is_opposed in values]
+    assert any(opposed) and not all(opposed)
+    plain = bert.losses(batch).mean()
+    kept = method.loss(bert, batch) - plain
+    method.conflict = "drop"
+    left = method.loss(bert, batch) - plain
+    expected = 0.7 * 9.0 * sum(kd for kd, is_opposed in values if not is_opposed) / 8
+    assert left.item() == pytest.approx(expected, rel=1e-3) and left < kept
+    assert kept.item() == pytest.approx(0.7 * 9.0 * sum(kd for kd, _ in values) / 8, rel=1e-3)
+    # The decision itself leaves no gradient behind.
+    assert all(parameter.grad is None for parameter in method.parameters(bert))
+
+
+def test_old_examples_are_always_distilled(begun, bert):
+    method, batch = moved(begun, bert)
+    old = replace(batch, tasks=("fruit",) * 8)
+    both = []
+    for conflict in ("keep", "drop"):
+        method.conflict = conflict
+        both.append(method.loss(bert, old).item())
+    assert both[0] == pytest.approx(both[1], rel=1e-6)
+
+
+def test_conflict_on_a_model_without_heads(toy):
+    """The decision is made per token, with the gradient with respect to its logits."""
+    backbone = language_model("llama").eval()
+    method = LwF(rank=2, temperature=1.0, conflict="drop")
+    method.begin(backbone, toy[0])
+    batch = backbone.encode(toy[1].rows("train")).batch(range(8))
+    random = torch.Generator().manual_seed(0)
+
+    def move():
+        with torch.no_grad():
+            for parameter in method.parameters(backbone):
+                parameter += 0.5 * torch.randn(parameter.shape, generator=random)
+
+    method.begin(backbone, toy[1])
+    with torch.no_grad():
+        old = backbone(batch).softmax(1)
+    move()
+    answers = backbone.read(backbone(batch), batch)
+    new, target = answers.values.softmax(1), torch.eye(answers.values.shape[1])[answers.targets]
+    # The gradients of both losses with respect to the logits, up to positive factors.
+    opposed = ((new - target) * (new - old)).sum(1) < 0
+    assert opposed.any() and not opposed.all()
+    kl = (old * (old / new).log()).sum(1)
+    found = method.loss(backbone, batch) - backbone.losses(batch).mean()
+    assert found.item() == pytest.approx((kl * ~opposed).mean().item(), rel=1e-3)

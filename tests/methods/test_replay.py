@@ -274,6 +274,7 @@ def test_a_recipe(pico, tmp_path, perdure):  # noqa: F811
         "target_modules": None,
         "strength": 1.0,
         "temperature": 2.0,
+        "conflict": None,
     }
     assert written["method"] == {
         "name": "replay",

@@ -1,18 +1,19 @@
 """Learning without forgetting (Li & Hoiem 2016): preserve the outputs of old heads on new data."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge, Gt
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from perdure.data.task import Task
 from perdure.learning.method import PeftMethod, Tuned
+from perdure.methods.parts.conflict import opposing
+from perdure.methods.parts.teacher import as_teacher, copied
 from perdure.models import adapters
-from perdure.models.backbone import Backbone, evaluating
+from perdure.models.backbone import Backbone
 from perdure.models.examples import Batch
 from perdure.models.logits import Logits
 
@@ -33,6 +34,13 @@ class LwF(PeftMethod):
         sum over old heads, without T².
     temperature
         The temperature T of the softmax.
+    conflict
+        `keep`: distil every example of the batch. `drop`: omit the distillation of an example of
+        the new task if its gradient opposes that of the cross-entropy, that is, if their inner
+        product is negative. For an encoder, the gradients are those with respect to the pooled
+        feature of the example; for a language model, with respect to the logits at each predicted
+        token, so the decision is made for each token. Old examples, which `replay` adds, are always
+        distilled. None, the default, means `keep`.
 
     References
     ----------
@@ -40,6 +48,11 @@ class LwF(PeftMethod):
     once; here they are computed at each step, which is equivalent if there is no augmentation, and
     works for any examples. The paper's first stage, which trains only the new head, is omitted.
     Old heads are trained with the learning rate of the module, not that of the new head.
+
+    `conflict: drop` is an ingredient that the abstract of Han, Na & Hwang, Selective Regularization
+    for Class-Incremental Learning (SRIL), arXiv 2305.05175, describes in words: it lets the
+    gradients of both losses decide between "pattern completion" (distil) and "pattern separation"
+    (do not). The body of the paper was not available, so this is not an implementation of SRIL.
     """
 
     usual_rule = "last"
@@ -47,6 +60,7 @@ class LwF(PeftMethod):
 
     strength: Annotated[float, Ge(0)] = 1.0
     temperature: Annotated[float, Gt(0)] = 2.0
+    conflict: Literal["keep", "drop"] | None = None
 
     def begin(self, backbone: Backbone, task: Task) -> None:
         """Copy the module and the heads, which become the teacher."""
@@ -59,13 +73,8 @@ class LwF(PeftMethod):
             is_first,
         )
         # Only trained parameters are copied: teacher and student share the frozen backbone.
-        trained = {id(parameter) for parameter in self.parameters(backbone)}
-        self._teacher: dict[str, Tensor] = {}
-        for name, parameter in backbone.named_parameters():
-            if id(parameter) not in trained:
-                continue
-            key = f"backbone.{name}"  # its name in `_Answers`
-            self._teacher[key] = parameter.detach().clone()
+        self._teacher = copied(backbone, self.parameters(backbone))
+        self._task = task.name
 
     def parameters(self, backbone: Backbone) -> list[nn.Parameter]:
         """Return the parameters of the module and of the old heads."""
@@ -77,33 +86,50 @@ class LwF(PeftMethod):
 
     def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
         hidden = backbone(batch)
-        loss = backbone.losses(batch, hidden).mean()
+        losses = backbone.losses(batch, hidden)
         if not self._old or not self.strength:
-            return loss
+            return losses.mean()
         # One pass of the student serves all heads; the teacher's module needs a separate pass.
-        teachers = self._teacher_answers(backbone, batch)
-        distances = []
-        pairs = zip(self._old, teachers, strict=True)
-        for head, teacher in pairs:
-            student = backbone.read(hidden, batch, head)
-            distance = student.distance(teacher, self.temperature)
-            distances.append(distance)
+        teachers = as_teacher(backbone, self._teacher, lambda: self._answers(backbone, batch))
+        students = self._answers(backbone, batch, hidden)
+        if self.conflict == "drop":
+            distance = self._without_conflict(hidden, losses, batch, students, teachers)
+        else:
+            pairs = zip(students, teachers, strict=True)
+            distances = [one.distance(teacher, self.temperature) for one, teacher in pairs]
+            distance = torch.stack(distances).mean()
         # T² compensates for the gradients of softened outputs, which shrink with 1 / T².
-        factor = self.strength * self.temperature**2
-        return loss + factor * torch.stack(distances).mean()
+        return losses.mean() + self.strength * self.temperature**2 * distance
 
-    @torch.no_grad()
-    def _teacher_answers(self, backbone: Backbone, batch: Batch) -> list[Logits]:
-        """Return the outputs of the old heads, using the parameters from the start of the task."""
-        with evaluating(backbone):  # a teacher with dropout would be noisy
-            return functional_call(
-                _Answers(backbone),
-                self._teacher,
-                (batch, self._old),
-                # Tasks that share a head have one parameter under several names. Tied, torch would
-                # put the teacher's values back in place of the student's after the call.
-                tie_weights=False,
-            )
+    def _answers(
+        self, backbone: Backbone, batch: Batch, hidden: Tensor | None = None
+    ) -> list[Logits]:
+        """Return the outputs of the old heads, computed from `hidden` if it is given."""
+        if hidden is None:
+            hidden = backbone(batch)
+        return [backbone.read(hidden, batch, head) for head in self._old]
+
+    def _without_conflict(
+        self,
+        hidden: Tensor,
+        losses: Float[Tensor, " batch"],
+        batch: Batch,
+        students: list[Logits],
+        teachers: list[Logits],
+    ) -> Float[Tensor, ""]:
+        """Return the mean distance over places and heads, counting dropped places as 0."""
+        pairs = zip(students, teachers, strict=True)
+        distances = [one.distances(teacher, self.temperature) for one, teacher in pairs]
+        mean = torch.stack(distances).mean(0)
+        # The outputs of one head are in the order of `hidden`, one place for each of its rows.
+        is_old = self._is_old(batch, students[0].rows)
+        dropped = opposing(losses, mean, hidden) & ~is_old
+        return mean.masked_fill(dropped, 0.0).mean()
+
+    def _is_old(self, batch: Batch, rows: Tensor) -> Bool[Tensor, " places"]:
+        """Return True for each place that belongs to an example of an earlier task."""
+        examples = [task != self._task for task in batch.tasks]
+        return torch.tensor(examples, device=rows.device)[rows]
 
     def _old_answerers(self, backbone: Backbone, task: Task, is_first: bool) -> list[str | None]:
         """Return the names of the heads whose outputs are distilled.
@@ -113,18 +139,3 @@ class LwF(PeftMethod):
         if backbone.heads or is_first:
             return [name for name in backbone.heads if name != task.name]
         return [None]
-
-
-class _Answers(nn.Module):
-    """A module that returns the outputs of several heads.
-
-    `functional_call` calls it with the teacher's parameters.
-    """
-
-    def __init__(self, backbone: Backbone):
-        super().__init__()
-        self.backbone = backbone
-
-    def forward(self, batch: Batch, heads: Sequence[str | None]) -> list[Logits]:
-        hidden = self.backbone(batch)
-        return [self.backbone.read(hidden, batch, head) for head in heads]

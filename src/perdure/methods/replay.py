@@ -16,6 +16,7 @@ from perdure.data.exemplars import Exemplars, Strategy
 from perdure.data.task import Rows, Task
 from perdure.errors import InputError
 from perdure.learning.wrapper import Wrapper
+from perdure.methods.parts.reservoir import add_sample
 from perdure.models.backbone import Backbone, pooled
 
 
@@ -135,14 +136,5 @@ class Replay(Wrapper):
         """
         remembered = {*kept.labels, task.name}
         groups = {seen.name: seen.group_count for seen in self._seen if seen.name in remembered}
-        counts = exemplars.shares(
-            self.per_class * sum(groups.values()),
-            kept.seen | {task.name: size},
-            kept.counts | {task.name: size},
-            random,
-        )
-        # Only old tasks remain in `counts`; `thin` reduces their examples to these numbers.
-        count = counts.pop(task.name)
-        chosen = random.permutation(size)[:count]
-        kept.add(task, sorted(chosen.tolist()))
-        kept.thin(counts, random)
+        capacity = self.per_class * sum(groups.values())
+        add_sample(kept, task, size, capacity, random)

@@ -79,7 +79,7 @@ def input_covariances(
 
         # The default argument binds this batch; a closure would see the next one.
         def receive(name: str, x: Tensor, batch: Batch = batch) -> None:
-            tokens = _tokens(x, batch)
+            tokens = without_padding(x, batch)
             sums[name].add(tokens)
 
         # One layer of each group is enough.
@@ -132,8 +132,8 @@ def _watched(
             handle.remove()
 
 
-def _tokens(x: Tensor, batch: Batch) -> Float[Tensor, "tokens in"]:
-    """Return the inputs of a layer, one row per token, without padding."""
+def without_padding(x: Tensor, batch: Batch) -> Float[Tensor, "tokens in"]:
+    """Return the inputs or outputs of a layer, one row per token, without padding."""
     # Encoder and decoder have masks of different widths. Cross-attention reads the encoder's states
     # for its keys and values, and the decoder's for its queries: the shape tells which mask
     # applies.

@@ -61,14 +61,7 @@ class Logits:
 
         Distillation minimises this value, with the teacher's logits for the same batch as `other`.
         """
-        student = self.values / temperature
-        teacher = other.values / temperature
-        student = student.log_softmax(1)
-        teacher = teacher.log_softmax(1)
-        # Outputs that the teacher's head lacks contribute nothing, but 0 · (-inf - -inf) is NaN.
-        padding = other.values.isneginf()
-        student = student.masked_fill(padding, 0.0)
-        teacher = teacher.masked_fill(padding, 0.0)
+        student, teacher = self._softened(other, temperature)
         # `batchmean` divides by the number of rows, which are places here.
         return F.kl_div(
             input=student,
@@ -76,6 +69,24 @@ class Logits:
             log_target=True,
             reduction="batchmean",
         )
+
+    def distances(self, other: "Logits", temperature: float) -> Float[Tensor, " places"]:
+        """Return KL(other ‖ self) at a temperature at each place; `distance` is its mean."""
+        student, teacher = self._softened(other, temperature)
+        values = F.kl_div(student, teacher, log_target=True, reduction="none")
+        return values.sum(1)
+
+    def _softened(
+        self, other: "Logits", temperature: float
+    ) -> tuple[Float[Tensor, "places outputs"], Float[Tensor, "places outputs"]]:
+        """Return the log-probabilities of both at a temperature, 0 where `other` has no output."""
+        student = self.values / temperature
+        teacher = other.values / temperature
+        student = student.log_softmax(1)
+        teacher = teacher.log_softmax(1)
+        # Outputs that the teacher's head lacks contribute nothing, but 0 · (-inf - -inf) is NaN.
+        padding = other.values.isneginf()
+        return student.masked_fill(padding, 0.0), teacher.masked_fill(padding, 0.0)
 
     def sampled(self) -> "Logits":
         """Return the same logits, with targets drawn from the model's predicted distribution.

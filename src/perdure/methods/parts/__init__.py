@@ -1,9 +1,17 @@
 """Building blocks that several methods share.
 
-anchor.py        The quadratic penalty of EWC, SI and MAS
-discriminant.py  Linear discriminant analysis from sums of features
-fisher.py        The diagonal of the Fisher information of a module
-frozen.py        Heads computed from sums of features of the frozen backbone
-per_example.py   Per-example gradients, computed one batch at a time
-subspace.py      The subspace spanned by a layer's inputs from earlier tasks
+anchor.py         The quadratic penalty of EWC, SI and MAS
+conflict.py       Conflicts between the gradients of two losses
+depths.py         Distillation of hidden states at several depths
+discriminant.py   Linear discriminant analysis from sums of features
+fisher.py         The diagonal of the Fisher information of a module
+frozen.py         Heads computed from sums of features of the frozen backbone
+gaussian.py       A mean-field Gaussian over the trained parameters
+lookahead.py      A gradient computed after a trial step
+per_example.py    Per-example gradients, computed one batch at a time
+posteriors.py     The posteriors of the last tasks
+reservoir.py      A uniform sample of the examples of all tasks
+subspace.py       The subspace spanned by a layer's inputs from earlier tasks
+teacher.py        The model with the parameters that it had when a task began
+variational.py    Variational learning of the parameters of a module and heads
 """
