@@ -105,9 +105,8 @@ class LwF(PeftMethod):
         self, backbone: Backbone, batch: Batch, hidden: Tensor | None = None
     ) -> list[Logits]:
         """Return the outputs of the old heads, computed from `hidden` if it is given."""
-        if hidden is None:
-            hidden = backbone(batch)
-        return [backbone.read(hidden, batch, head) for head in self._old]
+        output = backbone(batch) if hidden is None else hidden
+        return [backbone.read(output, batch, head) for head in self._old]
 
     def _without_conflict(
         self,
