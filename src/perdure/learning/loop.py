@@ -25,6 +25,7 @@ from perdure.merging.combine import folded, task_vectors
 from perdure.models import adapters
 from perdure.models.adapters import Adapter
 from perdure.models.backbone import Backbone
+from perdure.models.examples import Batch
 from perdure.models.inputs import input_covariances
 from perdure.models.recomputing import keep_recomputing, recomputed
 from perdure.seeds import derived, plant
@@ -259,16 +260,9 @@ def _step(
         if not rows:  # the last batch may have fewer examples than there are processes
             continue
         share_of_examples = len(rows) / examples
-        with course.method.around(course.optimizer):
-            with accelerator.autocast():
-                mean = course.method.loss(
-                    course.backbone,
-                    course.batch_of(rows),
-                )
-                # Weighted by the number of examples: the shares add up to the mean over all.
-                share = mean * share_of_examples
-            share.backward()
-        loss += share.detach()
+        inputs = course.batch_of(rows)
+        for _ in range(course.method.passes):
+            loss += _pass(accelerator, course, inputs, share_of_examples)
 
     # The stop request is summed along with the gradients, so all processes see it at the same step.
     # A signal may reach only one of them, and the others would wait for it forever.
@@ -283,6 +277,18 @@ def _step(
     course.scheduler.step()
     course.optimizer.zero_grad()
     return value, rate, asked.item() > 0
+
+
+def _pass(accelerator: Accelerator, course: Course, batch: Batch, weight: float) -> Tensor:
+    """Add the gradients of one pass of a batch, and return its share of the loss of the step."""
+    method = course.method
+    with method.around(course.optimizer):
+        with accelerator.autocast():
+            mean = method.loss(course.backbone, batch)
+            # Weighted by the number of examples: the shares add up to the mean over all.
+            share = mean * (weight / method.passes)
+        share.backward()
+    return share.detach()
 
 
 def _add_up_gradients(parameters: Sequence[nn.Parameter], scalars: Sequence[Tensor]) -> None:

@@ -90,6 +90,22 @@ class Method:
         return True
 
     @property
+    def passes(self) -> int:
+        """The number of times that each batch of a step is passed through the model.
+
+        Every pass calls `around` and `loss`, and the step uses the mean of the losses.
+        """
+        return 1
+
+    @property
+    def scheduled(self) -> bool:
+        """True if the learning rate follows the schedule of `training`, as it does by default.
+
+        The schedule starts again with each task. If this is False, the learning rate is constant.
+        """
+        return True
+
+    @property
     def keeps_all(self) -> bool:
         """True if the method needs the examples of all tasks, because it trains on them again."""
         return False

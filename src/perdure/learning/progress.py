@@ -60,7 +60,8 @@ class Course:
 
         count = len(self.rows or ())
         self.optimizer = _optimizer(method, groups, training, count)
-        self.scheduler = _scheduler(self.optimizer, training, steps=len(self.plan(0)))
+        steps = len(self.plan(0)) if method.scheduled else None
+        self.scheduler = _scheduler(self.optimizer, training, steps)
         self.best = Best(self.parameters, training)
         self.epoch = self.batch = self.step = 0
         if self.rows is None:  # the method does not train: no epoch is left
@@ -284,8 +285,10 @@ def _optimizer(method: Method, groups: list[Group], training: Training, examples
 # -- the learning rate
 
 
-def _scheduler(optimizer: Optimizer, training: Training, *, steps: int) -> LambdaLR:
-    """Return the learning rate schedule for epochs of `steps` steps each."""
+def _scheduler(optimizer: Optimizer, training: Training, steps: int | None) -> LambdaLR:
+    """Return the learning rate schedule for epochs of `steps` steps; with None, it is constant."""
+    if steps is None:
+        return LambdaLR(optimizer, lambda step: 1.0)
     all_steps = training.epochs * steps
     return LambdaLR(
         optimizer,
