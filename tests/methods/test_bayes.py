@@ -256,9 +256,7 @@ def test_the_state_of_a_removed_head_is_dropped_and_a_shared_head_keeps_its_own(
     method = kind(rank=2, samples=1)
     shared = Training(epochs=1, batch_size=8, heads="shared")
     learn(bert, toy.tasks[:1], method, shared)
-    [first] = [
-        name for name in method.state if name.startswith("sigma/_heads") and "weight" in name
-    ]
+    [first] = heads_in(method)
     old = method.state[first].clone()
     bert.share(toy[1].name)
     torch.manual_seed(0)
@@ -274,6 +272,10 @@ def test_the_state_of_a_removed_head_is_dropped_and_a_shared_head_keeps_its_own(
     bert.open(toy[1])
     method.begin(bert, toy[1])
     assert name not in method.state
+
+
+def heads_in(method) -> list[str]:
+    return [key for key in method.state if key.startswith("sigma/_heads") and "weight" in key]
 
 
 def test_weight_decay_is_not_applied_and_the_number_of_examples_is_that_of_a_step(bert, toy):

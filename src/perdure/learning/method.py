@@ -3,8 +3,8 @@
 A method has nine hooks, all with defaults:
 
     beneath(earlier) → begin(backbone, task) → parameters(backbone) → optimizer(groups,
-    training) → each step: loss(backbone, batch of examples(seen)) inside around(optimizer);
-      then update(backbone, step)
+    training) → each step: loss(backbone, batch of examples(seen)) inside around(optimizer),
+      `passes` times; then update(backbone, step)
     → end(backbone, task, optimizer)
 
 `Method` has only the hooks. `PeftMethod`, the base class of most methods, trains a fresh PEFT

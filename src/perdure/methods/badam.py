@@ -1,4 +1,4 @@
-"""Bayesian adaptive moment regularization (2023): Adam whose steps shrink with the variance."""
+"""Bayesian adaptive moment regularization (2023): Adam with steps scaled by variances."""
 
 import math
 from dataclasses import dataclass
@@ -17,26 +17,27 @@ TINY = 1e-10
 
 @dataclass(kw_only=True)
 class BAdam(BayesMethod):
-    """Train one PEFT module on task after task with Adam, where certain weights move less.
+    """Train one PEFT module on task after task by Adam, with smaller steps for certain weights.
 
-    Each parameter is Gaussian, N(μ, σ²). A step makes K passes, each with a sample
-    θ = μ + σ ε, and computes ḡ, the mean of g over passes, and h̄, the mean of g ε. Here g is the
-    gradient of the sum of losses over a batch, that is, the number of examples in a step times the
-    gradient of the mean.
+    Each parameter has a Gaussian distribution N(μ, σ²). A step makes K passes, each with
+    a sample θ = μ + σ ε, whose gradient is g. It uses ḡ, the mean of g over the passes,
+    and h̄, the mean of g ε. Here, g is the gradient of the sum of losses over a batch: the
+    number of examples in a step times the gradient of the mean loss.
 
     m ← β_1 m + (1 − β_1) ḡ;  v ← β_2 v + (1 − β_2) ḡ²
 
-    μ ← μ − η (σ / σ_0)² · √(1 − β_2^t) / (1 − β_1^t) · m / (√v + 1e-10)
+    μ ← μ − η (σ / σ_0)^p · √(1 − β_2^t) / (1 − β_1^t) · m / (√v + 1e-10)
 
     σ ← σ √(1 + (σ h̄ / 2)²) − σ² h̄ / 2
 
-    σ falls where the curvature of the loss is positive. The model answers with μ. The method does
-    not need to know where a task ends: σ, m, v and t carry over to the next one.
+    Here, p is 2. σ falls where the curvature of the loss is positive. The model answers
+    with μ. The method does not need to know where a task ends: σ, m, v and t carry over
+    to the next task.
 
-    η is `learning_rate`, for heads `head_learning_rate`; warm-up, schedule and weight decay do not
-    apply. `max_grad_norm` clips the mean gradient in ḡ, but not in h̄, since that would
-    underestimate the curvature. With `training.best`, μ is that of the best epoch, but the rest is
-    that of the last one.
+    η is `learning_rate`, or `head_learning_rate` for heads. It is constant, and there is
+    no weight decay. `max_grad_norm` clips ḡ, but not h̄, because the curvature would then
+    be underestimated. With `training.best`, μ is that of the best epoch, but the
+    rest is that of the last one.
 
     Parameters
     ----------
@@ -45,12 +46,12 @@ class BAdam(BayesMethod):
 
     References
     ----------
-    Bayesian Adaptive Moment Regularization, arXiv 2309.08546. The published step is that above
-    with σ² instead of (σ / σ_0)², σ without bounds, and no clipping: `lr_normalise: false`,
-    `min_sigma: null`, `max_sigma: null`, and `max_grad_norm: .inf` in `training`. For Split MNIST,
-    η is 0.01 and σ_0 is 0.011 there. With these values and σ², the first step of a weight is only
-    1.2e-6, and σ diverged on synthetic data, while a σ to the power of 1 trained well
-    (`sigma_power: 1`).
+    Bayesian Adaptive Moment Regularization, arXiv 2309.08546. The published step has σ²
+    in place of (σ / σ_0)^p, with no bounds and no clipping. The settings for that are
+    `lr_normalise: false`, `min_sigma: null`, `max_sigma: null`, and, in `training`,
+    `max_grad_norm: .inf`. For Split MNIST, η is 0.01 and σ_0 is 0.011 there. The first
+    step of a weight is then only 1.2e-6. On synthetic data, σ diverged with these
+    values, while `sigma_power: 1` trained well.
     """
 
     beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
@@ -73,7 +74,7 @@ class Moments(BayesOptimizer):
         m, v = state["m"], state["v"]
         m.mul_(beta1).add_(gradient, alpha=1 - beta1)
         v.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        # Steps are counted separately for each parameter, because the moments of a new head are new.
+        # Steps are counted per parameter, because the moments of a new head start at zero.
         t = state["step"].item()
         correction = math.sqrt(1 - beta2**t) / (1 - beta1**t)
         return correction * m / (v.sqrt() + TINY)

@@ -1,4 +1,4 @@
-"""Bayesian gradient descent (Zeno et al. 2018): each weight has a learning rate, its variance."""
+"""Bayesian gradient descent (Zeno et al. 2018): each weight's step size is its variance."""
 
 from dataclasses import dataclass
 
@@ -11,29 +11,30 @@ from perdure.methods.parts.bayes_optimizer import BayesOptimizer, Sigmas
 
 @dataclass(kw_only=True)
 class BGD(BayesMethod):
-    """Train one PEFT module on task after task, where weights that have become certain move less.
+    """Train one PEFT module on task after task, with smaller steps for certain weights.
 
-    Each parameter is Gaussian, N(μ, σ²). A step makes K passes, each with a sample
-    θ = μ + σ ε, and computes ḡ, the mean of g over passes, and h̄, the mean of g ε. Here g is the
-    gradient of the sum of losses over a batch, that is, the number of examples in a step times the
-    gradient of the mean.
+    Each parameter has a Gaussian distribution N(μ, σ²). A step makes K passes, each with
+    a sample θ = μ + σ ε, whose gradient is g. It uses ḡ, the mean of g over the passes,
+    and h̄, the mean of g ε. Here, g is the gradient of the sum of losses over a batch: the
+    number of examples in a step times the gradient of the mean loss.
 
-    μ ← μ − η (σ / σ_0)² ḡ;  σ ← σ √(1 + (σ h̄ / 2)²) − σ² h̄ / 2
+    μ ← μ − η (σ / σ_0)^p ḡ;  σ ← σ √(1 + (σ h̄ / 2)²) − σ² h̄ / 2
 
-    σ falls where the curvature of the loss is positive. The model answers with μ. The method does
-    not need to know where a task ends.
+    Here, p is 2. σ falls where the curvature of the loss is positive. The model answers
+    with μ. The method does not need to know where a task ends.
 
-    η is `learning_rate`, for heads `head_learning_rate`; warm-up, schedule and weight decay do not
-    apply. `max_grad_norm` clips the mean gradient in ḡ, but not in h̄, since that would
-    underestimate the curvature. With `training.best`, μ is that of the best epoch, but σ is that of
-    the last one.
+    η is `learning_rate`, or `head_learning_rate` for heads. It is constant, and there is
+    no weight decay. `max_grad_norm` clips ḡ, but not h̄, because the curvature would then
+    be underestimated. With `training.best`, μ is that of the best epoch, but σ is
+    that of the last one.
 
     References
     ----------
-    Zeno, Golan, Hoffer & Soudry, Task Agnostic Continual Learning Using Online Variational Bayes,
-    arXiv 1803.10123. The published step is η σ² ḡ with η = 1, σ without bounds, no clipping, and a
-    σ_0 between 0.01 and 0.05: `lr_normalise: false`, `min_sigma: null`, `max_sigma: null`, and
-    in `training` `learning_rate: 1`, `head_learning_rate: 1` and `max_grad_norm: .inf`.
+    Zeno, Golan, Hoffer & Soudry, Task Agnostic Continual Learning Using Online
+    Variational Bayes, arXiv 1803.10123. The published step is η σ² ḡ with η = 1. There are
+    no bounds and no clipping there, and σ_0 is between 0.01 and 0.05. The settings for
+    that are `lr_normalise: false`, `min_sigma: null`, `max_sigma: null`, and, in
+    `training`, `learning_rate: 1`, `head_learning_rate: 1` and `max_grad_norm: .inf`.
     """
 
     def make(self, groups: list[Group], sigmas: Sigmas, examples: int) -> BayesOptimizer:

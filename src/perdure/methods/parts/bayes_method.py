@@ -1,4 +1,4 @@
-"""The base class of methods that train with a `BayesOptimizer`, and do not need task boundaries."""
+"""The base class of methods that train with a `BayesOptimizer`, without task boundaries."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt, Le
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from perdure.data.task import Task
@@ -24,26 +24,28 @@ from perdure.seeds import derived
 class BayesMethod(PeftMethod):
     """A method that learns a Gaussian over one PEFT module and the heads, from task to task.
 
-    Nothing happens between two tasks: σ and the moments of the optimizer carry over in the state.
-    A parameter that is new, such as the head of a new task, starts with the initial σ.
+    Nothing happens between two tasks: σ and the moments of the optimizer carry over in
+    the state. A parameter that is new, such as the head of a new task, starts with the
+    initial σ.
 
     Parameters
     ----------
     samples
-        K, the number of forward and backward passes in a step, each with a new sample of the
-        parameters. A step takes about K times as long as with other methods.
+        K, the number of forward and backward passes in a step, each with a new sample of
+        the parameters. A step takes about K times as long as with other methods.
     initial_sigma
         σ_0, the initial standard deviation of each parameter.
     sigma_power
         p, the power of σ in the step of μ: 2 as published, or 1.
     lr_normalise
-        Divide σ by σ_0 in the step of μ, so that the learning rate has its usual meaning while
-        σ = σ_0. As published, with `false`, the rate is multiplied by σ_0² too; with a small σ_0,
-        a parameter then hardly moves, unless the rate is very high.
+        Divide σ by σ_0 in the step of μ, so that the learning rate has its usual meaning
+        while σ = σ_0. As published, with `false`, the rate is multiplied by σ_0² too;
+        with a small σ_0, a parameter then hardly moves, unless the rate is very high.
     min_sigma, max_sigma
-        The bounds of σ, as multiples of σ_0. As published, there are none (`null`). But σ grows
-        where the curvature of the loss is negative, and a larger σ makes the estimate of the
-        curvature noisier; without `max_sigma`, σ can diverge, which is an error.
+        The bounds of σ, as multiples of σ_0. As published, there are none (`null`). But σ
+        grows where the curvature of the loss is negative, and a larger σ makes the
+        estimate of the curvature noisier; without `max_sigma`, σ can diverge, which is an
+        error.
     """
 
     usual_rule: ClassVar[str] = "last"
@@ -96,7 +98,7 @@ class BayesMethod(PeftMethod):
         self._drop_old_heads(backbone, task)
 
     def _drop_old_heads(self, backbone: Backbone, task: Task) -> None:
-        """Drop the state of heads that have been removed, and of any old head of the new task."""
+        """Drop the state of removed heads, and of any old head of the new task."""
         names = {name for names in self._names.values() for name in names}
         for parameter in backbone.own(task.name).parameters():
             of_head = self._names[parameter]

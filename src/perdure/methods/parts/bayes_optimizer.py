@@ -1,11 +1,11 @@
-"""Optimizers of a mean-field Gaussian over the parameters, and the base class of their methods.
+"""Optimizers of a mean-field Gaussian over the parameters.
 
     q(θ) = Π_i N(θ_i; μ_i, σ_i²)
 
 References
 ----------
-Zeno, Golan, Hoffer & Soudry, Task Agnostic Continual Learning Using Online Variational Bayes,
-arXiv 1803.10123.
+Zeno, Golan, Hoffer & Soudry, Task Agnostic Continual Learning Using Online Variational
+Bayes, arXiv 1803.10123.
 """
 
 import contextlib
@@ -43,25 +43,27 @@ class BayesOptimizer(Optimizer):
     """The base class of optimizers that learn the mean μ and the σ of each parameter.
 
     Outside of `sampled`, each parameter is its μ. A step needs one or more passes: inside
-    `sampled`, the parameters are θ = μ + σ ε with ε ~ N(0, I), and a backward pass computes their
-    gradient g. The step then uses ḡ, the sum of g over the passes, and h̄, the sum of g ε; losses
-    should be divided by the number of passes, which makes both of them means:
+    `sampled`, the parameters are θ = μ + σ ε with ε ~ N(0, I), and a backward pass
+    computes their gradient g. The step then uses ḡ, the sum of g over the passes, and h̄,
+    the sum of g ε; losses should be divided by the number of passes, which makes both of
+    them means:
 
         μ ← μ − η (σ / s)^p · direction(ḡ)
         σ ← σ √(1 + (σ h̄ / 2)²) − σ² h̄ / 2
 
-    Both use the σ from before the step. s is the initial σ if `normalise` is set, and otherwise 1.
+    Both use the σ from before the step. s is the initial σ if `normalise` is set, and
+    otherwise 1.
 
-    The state of a parameter consists of σ (`sigma`), of the number of its steps (`step`) and of
-    the tensors in `moments`. A parameter without a gradient is not changed.
+    The state of a parameter consists of σ (`sigma`), of the number of its steps (`step`)
+    and of the tensors in `moments`. A parameter without a gradient is not changed.
 
     Parameters
     ----------
     groups
         Parameter groups, each with a learning rate `lr`, which is η.
     examples
-        The factor of ḡ and h̄: the number of examples in a step. The loss is a mean over examples,
-        but the posterior depends on the sum.
+        The factor of ḡ and h̄: the number of examples in a step. The loss is a mean over
+        examples, but the posterior depends on the sum.
     """
 
     moments: ClassVar[tuple[str, ...]] = ()
@@ -84,7 +86,7 @@ class BayesOptimizer(Optimizer):
 
     @abstractmethod
     def direction(self, gradient: Tensor, state: dict[str, Tensor], group: Group) -> Tensor:
-        """Return the direction of a parameter's step, and update the moments in its `state`."""
+        """Return the direction of a parameter's step, and update the moments in `state`."""
 
     def means(self) -> list[nn.Parameter]:
         """Return the parameters of all groups."""
@@ -94,7 +96,7 @@ class BayesOptimizer(Optimizer):
         return means
 
     def products(self) -> list[Tensor]:
-        """Return h̄ of each parameter with a gradient, before it is multiplied by `examples`."""
+        """Return h̄ / `examples` of each parameter that has a gradient."""
         products = []
         for mean in self.means():
             if mean.grad is not None:
@@ -104,7 +106,7 @@ class BayesOptimizer(Optimizer):
 
     @contextlib.contextmanager
     def sampled(self, seed: int) -> Iterator[None]:
-        """Replace the parameters with a sample of q while the block runs, and collect g and g ε.
+        """Replace the parameters with a sample of q while the block runs; collect g and g ε.
 
         The seed determines the sample.
         """
