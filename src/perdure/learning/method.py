@@ -65,6 +65,8 @@ class Method:
     `heads`: the backbone has a head for each task; `lora`: the setting `peft: lora`; `classes`:
     the tasks have classes.
     """
+    task_free: ClassVar[bool] = False
+    """True if the method can learn a graduated stream, whose tasks have no boundaries."""
     instead: ClassVar[str] = "Choose another method."
     """One sentence of advice that is shown if the requirements in `needs` are not met."""
     state: State = field(default_factory=dict, init=False, repr=False)

@@ -47,6 +47,7 @@ class Course:
         self.seed = seed
         self.task = seen[-1]
         examples = method.examples(seen)
+        self._sizes = [len(of_task.data) for of_task in examples]
         self.rows = backbone.encode(examples) if examples else None
 
         groups = _trainable(backbone, method, training, self.rows)
@@ -75,11 +76,14 @@ class Course:
         """
         if self.rows is None:
             return []
-        batches = length_grouped(
-            self.rows.lengths,
-            self.training.batch_size,
-            seed=derived(self.seed, self.task.name, "epoch", epoch),
-        )
+        if self.task.in_order:
+            batches = consecutive(self._sizes, self.training.batch_size)
+        else:
+            batches = length_grouped(
+                self.rows.lengths,
+                self.training.batch_size,
+                seed=derived(self.seed, self.task.name, "epoch", epoch),
+            )
         steps = []
         size = self.training.gradient_accumulation
         for start in range(0, len(batches), size):
@@ -387,6 +391,26 @@ class Best:
 
 
 # -- the order of examples
+
+
+def consecutive(sizes: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Return batches of examples in their order.
+
+    If the examples come from several tasks, `sizes` has the number of each; they are interleaved
+    evenly.
+
+    Examples
+    --------
+    >>> consecutive([4, 2], 3)
+    [[0, 1, 4], [2, 3, 5]]
+    """
+    places: list[tuple[float, int]] = []
+    for size in sizes:
+        first = len(places)
+        for number in range(size):
+            places.append(((number + 1) / size, first + number))
+    order = [index for _, index in sorted(places)]
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
 def length_grouped(lengths: Sequence[int], batch_size: int, *, seed: int) -> list[list[int]]:

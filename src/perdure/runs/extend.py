@@ -17,7 +17,15 @@ from perdure.merging.rule_settings import Rule, RuleLike
 from perdure.runs import more_data, story
 from perdure.runs.export import check_exportable
 from perdure.runs.folder import Run
-from perdure.runs.forget import Forgotten, dependence, less, remove_last, traced, without
+from perdure.runs.forget import (
+    Forgotten,
+    check_boundaries,
+    dependence,
+    less,
+    remove_last,
+    traced,
+    without,
+)
 from perdure.runs.job import Plan, check_examples
 from perdure.runs.layout import Content, Settings, forgotten, is_run
 from perdure.runs.model import Model
@@ -258,6 +266,7 @@ def learn_more(
         state = writer.state
         begun = bool(state.tasks) or state.begun is not None
         if begun:
+            check_boundaries(state.recipe, "learn")
             more_data.check_unchanged(state.recipe, backbone, seed, settings)
         values = more_data.with_entry(state, entry, begun, backbone, seed)
         recipe = Recipe.parse(values, settings)
@@ -327,6 +336,7 @@ def forget(
     with writing(folder) as writer:
         state = writer.state
         _check_known(state, task)
+        check_boundaries(state.recipe, "forget")
         why = dependence(state.recipe)
         recipe = without(state.recipe, task, state.tasks, leaves_traces=bool(why))
         left = less(state.tasks, task)

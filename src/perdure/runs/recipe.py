@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-from annotated_types import Ge
+from annotated_types import Ge, Gt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from perdure import registry
+from perdure.data.graduated import graduated
 from perdure.data.table import read_tasks
 from perdure.data.task import Scenario, Task, TaskStream
 from perdure.errors import CheckpointError, InputError, PerdureWarning
@@ -43,10 +44,11 @@ class Recipe(BaseModel):
 
     `stream` names a benchmark (with its settings), or lists the user's own data, one entry per
     table. `scenario` is the scenario of such a list; for a benchmark, it replaces the benchmark's
-    own. `backbone`, `method` and `rule` are each a name, or a mapping of `name` (`model` for the
-    backbone) and settings. Tasks in `forgotten` are left out of the stream. If later tasks still
-    contain traces of a forgotten task, `traces` maps its name to the number of tasks that were
-    learned before it.
+    own. With `graduated`, the tasks fade into each other (`perdure.data.graduated`); for a
+    benchmark, it can also be given in `stream`. `backbone`, `method` and `rule` are each a name, or
+    a mapping of `name` (`model` for the backbone) and settings. Tasks in `forgotten` are left out
+    of the stream. If later tasks still contain traces of a forgotten task, `traces` maps its name
+    to the number of tasks that were learned before it.
 
     Examples
     --------
@@ -63,6 +65,7 @@ class Recipe(BaseModel):
     about: str | None = None
     stream: Section | list[dict[str, object]]
     scenario: Scenario | None = None
+    graduated: Annotated[float, Gt(0)] | None = None
     backbone: Section
     method: Section
     rule: Section
@@ -85,6 +88,9 @@ class Recipe(BaseModel):
             )
         # a copy, because `put` changes nested mappings, which belong to the caller
         values = {"method": "isolated"} | old_names.recipe(copy.deepcopy(values))
+        stream = values.get("stream")
+        if isinstance(stream, dict) and "graduated" in stream:
+            values["graduated"] = stream.pop("graduated")
         # Settings of the rule are applied last, because the usual rule depends on the method, which
         # the other settings may change.
         for setting in settings:
@@ -153,7 +159,9 @@ class Recipe(BaseModel):
         # without entries, `TaskStream` would complain that it has no tasks, without saying why
         if self.stream == [] and self.forgotten:
             raise _nothing_left(self.forgotten)
-        past = past_of(run) if run else Past()
+        # The segments of a graduated stream consist of the examples of all tasks, so no task can
+        # be replaced with what the run has learned from it.
+        past = past_of(run) if run and not self.graduated else Past()
         if isinstance(self.stream, list):
             scenario = self.scenario or "class"
             stream = own_stream(
@@ -169,7 +177,15 @@ class Recipe(BaseModel):
         tasks = tuple(task for task in stream if task.name not in self.forgotten)
         if not tasks:
             raise _nothing_left(self.forgotten)
-        return replace(stream, tasks=tasks)
+        stream = replace(stream, tasks=tasks)
+        if self.graduated is None:
+            return stream
+        if self.scenario not in (None, "domain"):
+            raise InputError(
+                "The tasks of a graduated stream share all classes, which is `scenario: domain`; "
+                f"the recipe has `scenario: {self.scenario}`."
+            )
+        return graduated(stream, self.graduated, seed=self.seed)
 
     def make_backbone(self) -> Backbone:
         """Load the pre-trained model, on the accelerator if this machine has one."""
@@ -232,7 +248,7 @@ class Recipe(BaseModel):
             never=never_trained(evaluation, self.seed),
         )
         check(plan)
-        if self.scenario is None and isinstance(self.stream, list):
+        if self.scenario is None and isinstance(self.stream, list) and not self.graduated:
             _hint_at_domains(stream, len(run.tasks) if run else 0)
         return plan
 

@@ -49,6 +49,7 @@ class BayesMethod(PeftMethod):
     """
 
     usual_rule: ClassVar[str] = "last"
+    task_free: ClassVar[bool] = True
     tuned: ClassVar[Tuned | None] = Tuned("initial_sigma", 1e-3, 1e-1)
 
     samples: Annotated[int, Ge(1)] = 10
@@ -120,13 +121,14 @@ class BayesMethod(PeftMethod):
             maximum=None if self.max_sigma is None else self.max_sigma * initial,
         )
         in_step = min(examples, training.batch_size * training.gradient_accumulation)
-        self._optimizer = self.make(groups, sigmas, in_step)
-        for mean in self._optimizer.means():
-            for key, value in self._optimizer.state[mean].items():
+        optimizer = self.make(groups, sigmas, in_step)
+        for mean in optimizer.means():
+            for key, value in optimizer.state[mean].items():
                 for name in self._names[mean]:
                     if f"{key}/{name}" in self.state:
                         value.copy_(self.state[f"{key}/{name}"])
-        return self._optimizer
+        self._optimizer = optimizer
+        return optimizer
 
     def around(self, optimizer: Optimizer) -> AbstractContextManager[object]:
         """Return a context manager inside which the parameters are a sample."""
