@@ -1,5 +1,5 @@
 """What a method's own part costs beside training: O-LoRA's penalty at twenty tasks,
-EWC's Fisher information, a step with VCL's samples and divergences.
+EWC's Fisher information, VCL's samples and divergences, and the passes of BGD and BAdam.
 
 On MiniLM with the demo's texts. Both are compared with a plain version in the same run.
 The exit status is 1 when they differ, or a target is missed.
@@ -14,6 +14,8 @@ from measure import Row, in_turn, table
 from perdure import Adapter, Backbone, Training
 from perdure.benchmarks.demo import demo
 from perdure.learning.method import Method
+from perdure.methods.badam import BAdam
+from perdure.methods.bgd import BGD
 from perdure.methods.ewc import EWC
 from perdure.methods.inc_lora import IncLoRA
 from perdure.methods.o_lora import OLoRA
@@ -24,7 +26,7 @@ from perdure.methods.vcl import VCL
 from perdure.models import adapters
 from perdure.models.examples import Examples
 
-TASKS, BATCH, EXAMPLES = 20, 16, 64
+TASKS, BATCH, EXAMPLES, K = 20, 16, 64, 4
 
 
 def prepared(backbone: Backbone, method: Method, task) -> None:
@@ -173,14 +175,53 @@ def variational(backbone: Backbone, examples: Examples, task) -> list[Row]:
     return rows
 
 
+def sampling(backbone: Backbone, examples: Examples, task) -> list[Row]:
+    """A step of BGD and of BAdam with K passes, beside K steps of sequential fine-tuning."""
+    batch, sides = examples.batch(range(BATCH)), {}
+    training = Training(batch_size=BATCH)
+    methods = {"sequential": Sequential(), "bgd": BGD(samples=K), "badam": BAdam(samples=K)}
+    torch.manual_seed(0)
+    for name, method in methods.items():
+        method.begin(backbone, task)
+        parameters = [*method.parameters(backbone), *backbone.own(task.name).parameters()]
+        groups = [{"params": parameters, "lr": 1e-6}]
+        optimizer = method.optimizer(groups, training, examples=len(examples))
+
+        def step(method=method, optimizer=optimizer, parameters=parameters) -> None:
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+            for _ in range(method.passes):
+                with method.around(optimizer):
+                    (method.loss(backbone, batch) / method.passes).backward()
+            method.update(backbone, optimizer.step)
+            optimizer.zero_grad()
+
+        sides[name] = step
+    seconds, _ = in_turn(sides, times=5)
+    return [
+        Row(
+            f"a step of {name} with {K} passes, beside {K} steps of sequential",
+            f"{name} {1e3 * seconds[name]:.0f} ms, sequential {1e3 * seconds['sequential']:.0f} ms",
+            seconds[name] / (K * seconds["sequential"]),
+            1.1,
+            least=False,
+        )
+        for name in ("bgd", "badam")
+    ]
+
+
 def main() -> int:
     torch.set_num_threads(1)
     task = demo(train=EXAMPLES, validation=20, test=20)[0]
     backbone = Backbone.load("minilm", max_length=64)
     backbone.open(task)
     examples = backbone.encode(task.rows("train"))
-    rows = variational(backbone, examples, task)
-    rows += [penalty(backbone, examples, task), *passes(backbone, examples, task)]
+    rows = [
+        *variational(backbone, examples, task),
+        penalty(backbone, examples, task),
+        *passes(backbone, examples, task),
+        *sampling(backbone, examples, task),
+    ]
     print(table(rows))
     return 0 if all(row.met for row in rows) else 1
 

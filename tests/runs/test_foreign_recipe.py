@@ -28,7 +28,7 @@ from perdure.methods.isolated import Isolated
 from perdure.report.summary import summarise
 from perdure.runs.extend import learn_more
 from perdure.runs.job import Plan, check
-from perdure.runs.recipe import own_stream
+from perdure.runs.streams import own_stream
 from perdure.storage.files import read_yaml
 
 HERE = Path(__file__).parents[1]

@@ -22,7 +22,7 @@ from perdure.learning.stopping import stopping
 from perdure.methods.isolated import Isolated
 from perdure.runs.changes import check_changes, differences
 from perdure.runs.extend import evaluate_run, learn_more
-from perdure.runs.recipe import own_stream
+from perdure.runs.streams import own_stream
 from perdure.runs.verify import verify
 from perdure.runs.writer import Writer, create, writing
 from perdure.storage import lock, partial

@@ -4,6 +4,7 @@ class_names.py   Class names from a label column
 examples.py      Examples built from table rows, with standard column names
 exemplars.py     Examples stored for replay
 formats.py       Detection of the prompt and answer columns
+graduated.py     Streams whose tasks fade into each other
 image_folder.py  Image folders with one subfolder per class
 images.py        Images in the form that models read
 network.py       Forbid downloads, for dry runs

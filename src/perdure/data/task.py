@@ -61,6 +61,8 @@ class Task:
         The class names; empty if the answers are free text.
     score
         The metric for the answers: the name of a file in `perdure/evaluation/scores`.
+    in_order
+        If True, training reads the examples in the order of `train`, without shuffling them.
 
     Raises
     ------
@@ -81,6 +83,7 @@ class Task:
     validation: Dataset
     test: Dataset
     score: str = "accuracy"
+    in_order: bool = False
 
     def __post_init__(self):
         # The name is also used for a folder in the run folder.
@@ -394,6 +397,8 @@ class TaskStream:
     name: str
     tasks: tuple[Task, ...]
     scenario: Scenario = "class"
+    fading: float | None = None
+    """The power κ of a graduated stream, whose tasks have no boundaries; None otherwise."""
 
     def __post_init__(self):
         names = self.names

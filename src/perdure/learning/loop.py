@@ -25,6 +25,7 @@ from perdure.merging.combine import folded, task_vectors
 from perdure.models import adapters
 from perdure.models.adapters import Adapter
 from perdure.models.backbone import Backbone
+from perdure.models.examples import Batch
 from perdure.models.inputs import input_covariances
 from perdure.models.recomputing import keep_recomputing, recomputed
 from perdure.seeds import derived, plant
@@ -267,13 +268,8 @@ def _step(
         # Outside of `around`: the check of the first packed batch compares outputs of the model,
         # which must not be random.
         batch = course.batch_of(rows)
-        with course.method.around(course.optimizer):
-            with accelerator.autocast():
-                mean = course.method.loss(course.backbone, batch)
-                # Weighted by the number of examples: the shares add up to the mean over all.
-                share = mean * share_of_examples
-            share.backward()
-        loss += share.detach()
+        for _ in range(course.method.passes):
+            loss += _pass(accelerator, course, batch, share_of_examples)
 
     # The stop request is summed along with the gradients, so all processes see it at the same step.
     # A signal may reach only one of them, and the others would wait for it forever.
@@ -288,6 +284,18 @@ def _step(
     course.scheduler.step()
     course.optimizer.zero_grad()
     return value, rate, asked.item() > 0
+
+
+def _pass(accelerator: Accelerator, course: Course, batch: Batch, weight: float) -> Tensor:
+    """Add the gradients of one pass of a batch, and return its share of the loss of the step."""
+    method = course.method
+    with method.around(course.optimizer):
+        with accelerator.autocast():
+            mean = method.loss(course.backbone, batch)
+            # Weighted by the number of examples: the shares add up to the mean over all.
+            share = mean * (weight / method.passes)
+        share.backward()
+    return share.detach()
 
 
 def _add_up_gradients(parameters: Sequence[nn.Parameter], scalars: Sequence[Tensor]) -> None:

@@ -3,8 +3,8 @@
 A method has nine hooks, all with defaults:
 
     beneath(earlier) → begin(backbone, task) → parameters(backbone) → optimizer(groups,
-    training) → each step: loss(backbone, batch of examples(seen)) inside around(optimizer);
-      then update(backbone, step)
+    training) → each step: loss(backbone, batch of examples(seen)) inside around(optimizer),
+      `passes` times; then update(backbone, step)
     → end(backbone, task, optimizer)
 
 `Method` has only the hooks. `PeftMethod`, the base class of most methods, trains a fresh PEFT
@@ -65,6 +65,8 @@ class Method:
     `heads`: the backbone has a head for each task; `lora`: the setting `peft: lora`; `classes`:
     the tasks have classes.
     """
+    task_free: ClassVar[bool] = False
+    """True if the method can learn a graduated stream, whose tasks have no boundaries."""
     instead: ClassVar[str] = "Choose another method."
     """One sentence of advice that is shown if the requirements in `needs` are not met."""
     state: State = field(default_factory=dict, init=False, repr=False)
@@ -87,6 +89,22 @@ class Method:
     @property
     def trains(self) -> bool:
         """True if anything is trained by gradients, so that the method uses a learning rate."""
+        return True
+
+    @property
+    def passes(self) -> int:
+        """The number of times that each batch of a step is passed through the model.
+
+        Every pass calls `around` and `loss`, and the step uses the mean of the losses.
+        """
+        return 1
+
+    @property
+    def scheduled(self) -> bool:
+        """True if the learning rate follows the schedule of `training`, as it does by default.
+
+        The schedule starts again with each task. If this is False, the learning rate is constant.
+        """
         return True
 
     @property

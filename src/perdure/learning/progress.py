@@ -47,6 +47,7 @@ class Course:
         self.seed = seed
         self.task = seen[-1]
         examples = method.examples(seen)
+        self._sizes = [len(of_task.data) for of_task in examples]
         self.rows = self.encoded(examples) if examples else None
 
         groups = _trainable(backbone, method, training, self.rows)
@@ -60,7 +61,8 @@ class Course:
 
         count = len(self.rows or ())
         self.optimizer = _optimizer(method, groups, training, count)
-        self.scheduler = _scheduler(self.optimizer, training, steps=len(self.plan(0)))
+        steps = len(self.plan(0)) if method.scheduled else None
+        self.scheduler = _scheduler(self.optimizer, training, steps)
         self.best = Best(self.parameters, training)
         self.epoch = self.batch = self.step = 0
         if self.rows is None:  # the method does not train: no epoch is left
@@ -78,11 +80,14 @@ class Course:
         """
         if self.rows is None:
             return []
-        batches = length_grouped(
-            self.rows.lengths,
-            self.training.batch_size,
-            seed=derived(self.seed, self.task.name, "epoch", epoch),
-        )
+        if self.task.in_order:
+            batches = consecutive(self._sizes, self.training.batch_size)
+        else:
+            batches = length_grouped(
+                self.rows.lengths,
+                self.training.batch_size,
+                seed=derived(self.seed, self.task.name, "epoch", epoch),
+            )
         steps = []
         size = self.training.gradient_accumulation
         for start in range(0, len(batches), size):
@@ -288,8 +293,10 @@ def _optimizer(method: Method, groups: list[Group], training: Training, examples
 # -- the learning rate
 
 
-def _scheduler(optimizer: Optimizer, training: Training, *, steps: int) -> LambdaLR:
-    """Return the learning rate schedule for epochs of `steps` steps each."""
+def _scheduler(optimizer: Optimizer, training: Training, steps: int | None) -> LambdaLR:
+    """Return the learning rate schedule for epochs of `steps` steps; with None, it is constant."""
+    if steps is None:
+        return LambdaLR(optimizer, lambda step: 1.0)
     all_steps = training.epochs * steps
     return LambdaLR(
         optimizer,
@@ -388,6 +395,26 @@ class Best:
 
 
 # -- the order of examples
+
+
+def consecutive(sizes: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Return batches of examples in their order.
+
+    If the examples come from several tasks, `sizes` has the number of each; they are interleaved
+    evenly.
+
+    Examples
+    --------
+    >>> consecutive([4, 2], 3)
+    [[0, 1, 4], [2, 3, 5]]
+    """
+    places: list[tuple[float, int]] = []
+    for size in sizes:
+        first = len(places)
+        for number in range(size):
+            places.append(((number + 1) / size, first + number))
+    order = [index for _, index in sorted(places)]
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
 def length_grouped(lengths: Sequence[int], batch_size: int, *, seed: int) -> list[list[int]]:

@@ -18,6 +18,7 @@ class Sequential(PeftMethod):
     """
 
     usual_rule = "last"
+    task_free = True
 
     def begin(self, backbone: Backbone, task: Task) -> None:
         self.go_on(backbone)

@@ -30,6 +30,7 @@ schema.py          Schemas of the files in a run folder
 sources.py         Record which tasks a file was made from
 state.py           The contents of a run folder, read once
 story.py           The main loop: learn, combine, measure and save each task of a stream
+streams.py         Streams of tasks from the entries of a recipe
 task_folder.py     The folder of one task
 tune.py            Tune a method on validation data of the first tasks
 verify.py          Check every file of a run

@@ -12,7 +12,7 @@ from perdure.models.backbone import Backbone
 from perdure.runs import story
 from perdure.runs.folder import Run
 from perdure.runs.job import Plan, check, settings_of
-from perdure.runs.recipe import never_trained
+from perdure.runs.streams import never_trained
 from perdure.storage import files
 
 

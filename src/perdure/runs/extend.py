@@ -17,14 +17,23 @@ from perdure.merging.rule_settings import Rule, RuleLike
 from perdure.runs import more_data, story
 from perdure.runs.export import check_exportable
 from perdure.runs.folder import Run
-from perdure.runs.forget import Forgotten, dependence, less, remove_last, traced, without
+from perdure.runs.forget import (
+    Forgotten,
+    check_boundaries,
+    dependence,
+    less,
+    remove_last,
+    traced,
+    without,
+)
 from perdure.runs.job import Plan, check_examples
 from perdure.runs.layout import Content, Settings, forgotten, is_run
 from perdure.runs.model import Model
 from perdure.runs.past import not_measured
-from perdure.runs.recipe import Recipe, never_trained
+from perdure.runs.recipe import Recipe
 from perdure.runs.resume import check_same, has_more, restored
 from perdure.runs.state import RunState, read
+from perdure.runs.streams import never_trained
 from perdure.runs.writer import writing
 from perdure.settings import named, put
 from perdure.storage.staging import check_free
@@ -258,6 +267,7 @@ def learn_more(
         state = writer.state
         begun = bool(state.tasks) or state.begun is not None
         if begun:
+            check_boundaries(state.recipe, "learn")
             more_data.check_unchanged(state.recipe, backbone, seed, settings)
         values = more_data.with_entry(state, entry, begun, backbone, seed)
         recipe = Recipe.parse(values, settings)
@@ -327,6 +337,7 @@ def forget(
     with writing(folder) as writer:
         state = writer.state
         _check_known(state, task)
+        check_boundaries(state.recipe, "forget")
         why = dependence(state.recipe)
         recipe = without(state.recipe, task, state.tasks, leaves_traces=bool(why))
         left = less(state.tasks, task)

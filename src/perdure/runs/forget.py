@@ -148,6 +148,23 @@ def less(names: Sequence[str], task: str) -> list[str]:
     return [name for name in names if name != task]
 
 
+def check_boundaries(recipe: Settings, command: str) -> None:
+    """Raise `InputError` if the tasks of a run have no boundaries.
+
+    Parameters
+    ----------
+    command
+        The command that needs boundaries, which the message names.
+    """
+    if recipe.get("graduated") is not None:
+        raise InputError(
+            f"`{command}` needs tasks with boundaries, but those of this run, which has learned a "
+            "graduated stream, have none: traces of every task remain in the modules, the head "
+            "and the states of all others, earlier ones included. Start a new run with another "
+            "stream."
+        )
+
+
 # -- the folder
 
 

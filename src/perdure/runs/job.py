@@ -70,6 +70,7 @@ def check(plan: Plan) -> None:
     check_answers(plan.backbone, [*plan.stream, *plan.never], plan.evaluation)
     check_alignment(plan.training, plan.rule)
     check_heads(plan)
+    check_boundaries(plan)
     if plan.training.packing:
         plan.backbone.check_packing()
     check_length(plan.stream, plan.rule)
@@ -168,6 +169,28 @@ def check_heads(plan: Plan) -> None:
         raise InputError(
             "`alignment` aligns the heads of tasks with each other: "
             "with `heads: shared` there is only one."
+        )
+
+
+def check_boundaries(plan: Plan) -> None:
+    """Raise `InputError` if tasks fade into each other, but a part of the run needs boundaries."""
+    if plan.stream.fading is None:
+        return
+    if not plan.method.task_free:
+        raise InputError(
+            f"The method `{method_name(plan.method)}` needs to know where a task ends, but the "
+            "tasks of a graduated stream fade into each other. Use `bgd`, `badam`, `sequential`, "
+            "or `replay` of one of them."
+        )
+    if plan.backbone.has_heads and not plan.training.shares_head:
+        raise InputError(
+            "The tasks of a graduated stream have no boundaries, and so no separate heads: set "
+            "`training: {heads: shared}`."
+        )
+    if plan.training.epochs != 1:
+        raise InputError(
+            f"A graduated stream is read once, but `training.epochs` is {plan.training.epochs}: "
+            "set it to 1."
         )
 
 

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 
 from perdure.errors import InputError
 from perdure.runs.layout import Settings, forgotten
-from perdure.runs.recipe import Recipe, own_stream
+from perdure.runs.recipe import Recipe
 from perdure.runs.state import RunState
+from perdure.runs.streams import own_stream
 from perdure.settings import named
 
 Entry = Mapping[str, object]

@@ -2,20 +2,19 @@
 
 import copy
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-from annotated_types import Ge
+from annotated_types import Ge, Gt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from perdure import registry
 from perdure.data import network
-from perdure.data.table import read_tasks
-from perdure.data.task import Scenario, Task, TaskStream
-from perdure.errors import CheckpointError, InputError, NotHere, PerdureWarning
-from perdure.evaluation import general
+from perdure.data.graduated import graduated
+from perdure.data.task import Scenario, TaskStream
+from perdure.errors import CheckpointError, InputError, PerdureWarning
 from perdure.evaluation.measure import Evaluation
 from perdure.learning import engine
 from perdure.learning.method import Method
@@ -26,12 +25,12 @@ from perdure.models.backbone import Backbone
 from perdure.models.outline import outline as outlined
 from perdure.runs import counting, old_names, story
 from perdure.runs.dry_run import DryRun
-from perdure.runs.expected import expected
 from perdure.runs.folder import Run
 from perdure.runs.job import Plan, check, check_alignment, make_method, settings_of
 from perdure.runs.layout import is_run
-from perdure.runs.past import UNREADABLE, Past, Unreadable, as_entry, past_of
+from perdure.runs.past import Past, past_of
 from perdure.runs.state import RunState, read
+from perdure.runs.streams import never_trained, own_stream, past_benchmark
 from perdure.settings import Section, check_numbers, checked, kinds_of, named, put, sentence
 from perdure.storage import files
 
@@ -47,10 +46,11 @@ class Recipe(BaseModel):
 
     `stream` names a benchmark (with its settings), or lists the user's own data, one entry per
     table. `scenario` is the scenario of such a list; for a benchmark, it replaces the benchmark's
-    own. `backbone`, `method` and `rule` are each a name, or a mapping of `name` (`model` for the
-    backbone) and settings. Tasks in `forgotten` are left out of the stream. If later tasks still
-    contain traces of a forgotten task, `traces` maps its name to the number of tasks that were
-    learned before it.
+    own. With `graduated`, the tasks fade into each other (`perdure.data.graduated`); for a
+    benchmark, it can also be given in `stream`. `backbone`, `method` and `rule` are each a name, or
+    a mapping of `name` (`model` for the backbone) and settings. Tasks in `forgotten` are left out
+    of the stream. If later tasks still contain traces of a forgotten task, `traces` maps its name
+    to the number of tasks that were learned before it.
 
     Examples
     --------
@@ -67,6 +67,7 @@ class Recipe(BaseModel):
     about: str | None = None
     stream: Section | list[dict[str, object]]
     scenario: Scenario | None = None
+    graduated: Annotated[float, Gt(0)] | None = None
     backbone: Section
     method: Section
     rule: Section
@@ -89,6 +90,9 @@ class Recipe(BaseModel):
             )
         # a copy, because `put` changes nested mappings, which belong to the caller
         values = {"method": "isolated"} | old_names.recipe(copy.deepcopy(values))
+        stream = values.get("stream")
+        if isinstance(stream, dict) and "graduated" in stream:
+            values["graduated"] = stream.pop("graduated")
         # Settings of the rule are applied last, because the usual rule depends on the method, which
         # the other settings may change.
         for setting in settings:
@@ -159,7 +163,9 @@ class Recipe(BaseModel):
         # without entries, `TaskStream` would complain that it has no tasks, without saying why
         if self.stream == [] and self.forgotten:
             raise _nothing_left(self.forgotten)
-        past = past_of(run) if run else Past()
+        # The segments of a graduated stream consist of the examples of all tasks, so no task can
+        # be replaced with what the run has learned from it.
+        past = past_of(run) if run and not self.graduated else Past()
         if isinstance(self.stream, list):
             scenario = self.scenario or "class"
             stream = own_stream(
@@ -170,13 +176,21 @@ class Recipe(BaseModel):
                 outline=outline,
             )
         else:
-            stream = _past_benchmark(self.stream, self.seed, past, outline)
+            stream = past_benchmark(self.stream, self.seed, past, outline)
             if self.scenario:
                 stream = replace(stream, scenario=self.scenario)
         tasks = tuple(task for task in stream if task.name not in self.forgotten)
         if not tasks:
             raise _nothing_left(self.forgotten)
-        return replace(stream, tasks=tasks)
+        stream = replace(stream, tasks=tasks)
+        if self.graduated is None:
+            return stream
+        if self.scenario not in (None, "domain"):
+            raise InputError(
+                "The tasks of a graduated stream share all classes, which is `scenario: domain`; "
+                f"the recipe has `scenario: {self.scenario}`."
+            )
+        return graduated(stream, self.graduated, seed=self.seed)
 
     def make_backbone(self, *, outline: bool = False) -> Backbone:
         """Load the pre-trained model, on the accelerator if this machine has one.
@@ -247,7 +261,7 @@ class Recipe(BaseModel):
             never=never_trained(evaluation, self.seed),
         )
         check(plan)
-        if self.scenario is None and isinstance(self.stream, list):
+        if self.scenario is None and isinstance(self.stream, list) and not self.graduated:
             _hint_at_domains(stream, len(run.tasks) if run else 0)
         return plan
 
@@ -368,130 +382,3 @@ def _check_together(method: Method, rule: Rule, training: Training) -> None:
             "`keep_inputs` is for layers with LoRA: it needs a method with `peft: lora`."
         )
     check_fits(rule, method.module)
-
-
-def own_stream(
-    entries: Sequence[Mapping[str, object]],
-    *,
-    scenario: Scenario = "class",
-    seed: int = 0,
-    past: Past | None = None,
-    outline: bool = False,
-) -> TaskStream:
-    """Return a stream of the user's own data, with the tasks of each entry, in order.
-
-    An entry can also name a `benchmark`, and list tasks to leave out (`without`).
-
-    Parameters
-    ----------
-    outline
-        Use placeholders for data that would have to be downloaded.
-    past
-        The tasks that the run has already learned; entries with these tasks need not be readable.
-    """
-    past = past or Past()
-    tasks_by_entry: list[list[Task] | Unreadable] = []
-    for entry in entries:
-        try:
-            tasks = past.compared(entry, _tasks_of(entry, seed))
-        except UNREADABLE as error:
-            if outline and isinstance(error, NotHere):
-                tasks = _expected(entry, error, past)
-            else:
-                tasks = past.instead_of(entry, error)
-        tasks_by_entry.append(tasks)
-    return TaskStream("own", tuple(past.completed(tasks_by_entry)), scenario)
-
-
-def never_trained(evaluation: Evaluation, seed: int) -> tuple[Task, ...]:
-    """Return the tasks that `evaluation.general` names, which are measured but never trained on.
-
-    Raises
-    ------
-    InputError
-        An entry is not valid, or two tasks have the same name.
-    """
-    asked = general.source(evaluation.general)
-    if asked is None or not asked.tasks:
-        return ()
-    return own_stream(asked.tasks, seed=seed).tasks
-
-
-def _tasks_of(entry: Mapping[str, object], seed: int) -> list[Task]:
-    """Read the tasks of one entry in a stream."""
-    options = dict(entry)
-    _check_sources(options.get("data"))
-    left_out = options.pop("without", [])
-    if not isinstance(left_out, list):
-        raise InputError(
-            f"`stream`: `without` is {left_out!r}, but should be a list of task names."
-        )
-    source = options.get("data")
-    if "benchmark" in options:
-        name, settings = named(options, "stream", key="benchmark")
-        tasks = _benchmark(name, settings, seed).tasks
-    elif isinstance(source, (str, dict)):
-        del options["data"]
-        # the data is split with the run's seed, unless the entry has a seed
-        settings = checked(read_tasks, {"seed": seed} | options, "stream")
-        tasks = read_tasks(source, **settings)
-    else:
-        raise InputError(
-            f"`stream`: the entry {options} has no `data` (a file, a folder, or a hub id)."
-        )
-    return [task for task in tasks if task.name not in left_out]
-
-
-def _expected(entry: Mapping[str, object], error: NotHere, past: Past) -> list[Task]:
-    """Return the tasks of an entry that is not here: those learned so far, and placeholders."""
-    tasks: list[Task] = []
-    for task in expected(entry, error):
-        tasks.append(past.tasks.get(task.name, task))
-    return tasks
-
-
-def _past_benchmark(section: Section, seed: int, past: Past, outline: bool) -> TaskStream:
-    """Create a benchmark's stream; if it cannot be read, use the tasks learned so far."""
-    name, options = named(section, "stream")
-    entry = as_entry(section)
-    try:
-        stream = _benchmark(name, options, seed)
-    except UNREADABLE as error:
-        if outline and isinstance(error, NotHere):
-            tasks = _expected(entry, error, past)
-        else:
-            tasks = past.completed([past.instead_of(entry, error)])
-        return TaskStream(name, tuple(tasks), _scenario(section))
-    tasks = past.compared(entry, stream.tasks)
-    return replace(stream, tasks=tuple(tasks))
-
-
-def _scenario(section: Section) -> Scenario:
-    """Return the scenario of a benchmark without creating its stream."""
-    name, options = named(section, "stream")
-    parameter = registry.options(registry.find("benchmark", name)).get("scenario")
-    usual = parameter.default if parameter else "class"
-    return options.get("scenario", usual)
-
-
-def _check_sources(data: object) -> None:
-    """Check the file names in `data`; an empty one would mean the current folder."""
-    # `data` is one source, or one for each split
-    for source in data.values() if isinstance(data, Mapping) else [data]:
-        # the system truncates a path at a null byte
-        if isinstance(source, str) and (not source.strip() or "\0" in source):
-            raise InputError(
-                f"`stream`: `data` is {source!r}, but must be a file, a folder, or a hub id."
-            )
-
-
-def _benchmark(name: str, options: Mapping[str, object], seed: int) -> TaskStream:
-    """Create a benchmark's stream. If the benchmark has a `seed`, it defaults to the run's seed."""
-    if "tasks_made_in_python" in options:
-        raise InputError(
-            f"The stream `{name}` was made in Python, not by a recipe: give it as `stream=…`."
-        )
-    function = registry.find("benchmark", name)
-    if "seed" in registry.options(function):
-        options = {"seed": seed} | dict(options)
-    return function(**checked(function, options, f"stream `{name}`"))
