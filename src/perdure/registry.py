@@ -184,37 +184,33 @@ def _first_paragraph(docstring: str) -> str:
 
 
 def summaries(kind: Kind) -> dict[str, str]:
-    """Return the summaries of all things of a kind, by name, without importing perdure's files.
+    """Return the summaries of all things of a kind, by name, if possible without importing them.
 
     The files import torch, which takes seconds; their docstrings can be read without it.
     """
-    package = importlib.import_module(PACKAGES[kind])
-    own = _files(package) - {point.name for point in _of_others(kind)}
+    others = {point.name for point in _of_others(kind)}
     texts = {}
     for name in names(kind):
-        if name in own:
-            file = Path(package.__path__[0]) / f"{name}.py"
-            texts[name] = _summary_in(file, name)
-        else:
-            texts[name] = summary(find(kind, name))
+        text = None if name in others else _summary_in_file(kind, name)
+        texts[name] = summary(find(kind, name)) if text is None else text
     return texts
 
 
-def _summary_in(file: Path, name: str) -> str:
-    """Return the summary of the thing that one of perdure's files defines.
-
-    Its name is that of the file, except for case and underscores.
-    """
+def _summary_in_file(kind: Kind, name: str) -> str | None:
+    """Return the summary of the thing that a file defines; None if its name is not the file's."""
+    spec = importlib.util.find_spec(f"{PACKAGES[kind]}.{name}")
+    if spec is None or not spec.origin:
+        return None
+    source = Path(spec.origin).read_text(encoding="utf-8")
+    # The names of classes are spelled without underscores, and in capitals. Parsing all files
+    # would take most of the time of `perdure list`.
     letters = "_?".join(name.replace("_", ""))
-    # Parsing all files would take most of the time of `perdure list`.
     docstring = re.search(
         rf'^(?:class|def) {letters}\b.*?"""(.*?)"""',
-        file.read_text(encoding="utf-8"),
+        source,
         re.IGNORECASE | re.MULTILINE | re.DOTALL,
     )
-    if docstring is None:
-        raise InputError(f"`{file}` has no docstring for `{name}`.")
-    return _first_paragraph(inspect.cleandoc(docstring[1]))
+    return _first_paragraph(inspect.cleandoc(docstring[1])) if docstring else None
 
 
 def about(name: str) -> About:
