@@ -391,6 +391,18 @@ def test_replay_is_counted_with_what_it_keeps(strategy, pico, tmp_path):
     compare(Recipe.parse(values), tmp_path)
 
 
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"name": "vcl", "coreset": 2, "sampling": "weights"},
+        {"name": "td_vcl", "n": 2, "kept": 4, "replayed_share": 0.5, "peft": "full"},
+    ],
+)
+def test_posteriors_are_counted_with_the_examples_they_keep(method, pico, tmp_path):
+    values = small_runs.recipe(tmp_path, ("fruit", "colour"), pico("bert"), method=method)
+    compare(Recipe.parse(values), tmp_path)
+
+
 def test_a_run_that_goes_on(pico, tmp_path):
     """Of a run that has learned a task, the others are counted, as they are learned after it."""
     values = small_runs.recipe(tmp_path, ("fruit",), pico("bert"), method="sd_lora")

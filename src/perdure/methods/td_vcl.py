@@ -148,15 +148,26 @@ class TDVCL(Variational):
     def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
         """Store the posterior, and some examples of the task."""
         super().end(backbone, task, optimizer)
+        self._store(task)
+
+    def foresee(self, task: Task) -> None:
+        """Store as many posteriors and examples as `end` would."""
+        super().foresee(task)
+        self.posteriors.push(self.field.normal(), keep=self.depth)
+        self._store(task)
+
+    def _store(self, task: Task) -> None:
+        """Store some examples of a task, and drop those that later tasks do not replay."""
+        if self.n == 1:
+            return
         others = [name for name in self._earlier if name != task.name]
         # The next task replays n - 1 tasks, of which this is one.
         recent = others[-(self.n - 2) :] if self.n > 2 else []
         store = Exemplars.of(self.state).of_tasks(recent)
-        if self.n > 1:
-            random = np.random.default_rng(derived(torch.initial_seed(), task.name, "kept"))
-            chosen = random.permutation(len(task.train))[: self.kept]
-            store.add(task, sorted(chosen.tolist()))
-            self.state |= store.state()
+        random = np.random.default_rng(derived(torch.initial_seed(), task.name, "kept"))
+        chosen = random.permutation(len(task.train))[: self.kept]
+        store.add(task, sorted(chosen.tolist()))
+        self.state |= store.state()
 
     def _terms(self) -> tuple[list[float], list[float]]:
         """Return the weights w_i of the likelihoods and c_i of the KL divergences."""

@@ -81,9 +81,8 @@ class VCL(Variational):
         super().begin(backbone, task)
         self._chosen = []
         if self.coreset:
-            labels = backbone.encode(task.rows("train")).labels
             random = np.random.default_rng(derived(torch.initial_seed(), task.name, "coreset"))
-            self._chosen = exemplars.balanced(labels, self.coreset, random)
+            self._chosen = exemplars.balanced(task.groups("train"), self.coreset, random)
 
     def examples(self, seen: Sequence[Task]) -> Rows:
         """Return the training examples of the new task without its coreset."""

@@ -115,7 +115,8 @@ class MeanField:
                         hooks.append(site.module.register_forward_hook(self._noise(name)))
                     continue
                 mean = self.means[name]
-                if generator is None:
+                # In a dry run, parameters are on the device `meta`, which has no generator.
+                if generator is None and not mean.is_meta:
                     generator = torch.Generator(mean.device).manual_seed(seed)
                 epsilon = torch.empty_like(mean).normal_(generator=generator)
                 sample = mean + self.log_sigmas[name].exp() * epsilon
