@@ -1,4 +1,4 @@
-"""KLDA (Momeni et al. 2024): discriminant analysis on random Fourier features of the backbone."""
+"""KLDA (Momeni et al. 2024): discriminant analysis on random Fourier features."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -30,31 +30,35 @@ from perdure.models.backbone import Backbone
 class KLDA(FrozenMethod):
     """Classify with Gaussian classes in the space of a Gaussian kernel; nothing is trained.
 
-    The feature vector x, scaled to unit length, becomes z = √(2/D) cos(Wᵀx + b), where the columns
-    of W are drawn from N(0, 2γ I) and the entries of b from [0, 2π]. Then zᵀz' approximates the
-    kernel exp(−γ ‖x − x'‖²). The logits are those of linear discriminant analysis on z, computed
-    from running sums as in `lda`. For a given γ, the order of the tasks therefore does not matter,
-    and no examples are stored.
+    The feature vector x, scaled to unit length, becomes z = √(2/D) cos(Wᵀx + b), where the
+    entries of W are drawn from N(0, 2γ) and those of b uniformly from [0, 2π]. The product
+    zᵀz' then approximates the kernel exp(−γ ‖x − x'‖²). The logits are those of linear
+    discriminant analysis on z, computed from running sums as in `lda`. For a given γ, the
+    order of the tasks therefore does not matter, and no examples are stored.
 
-    The rule for γ is γ = q / δ, where q is the bandwidth and δ is the mean squared distance
-    between the training examples of the first task, 2 (1 − ‖mean x‖²). γ then never changes, even
-    if the first task is forgotten.
+    γ = q / δ, where q is the bandwidth and δ the mean squared distance between the training
+    examples of the first task. For vectors of unit length, δ = 2 (1 − ‖mean of x‖²). γ is
+    chosen at the first task and never changes, even if that task is forgotten.
+
+    The default bandwidth and shrinkage were chosen on held-out training examples of CLINC150
+    (MiniLM, 20 examples per class). There a bandwidth of 1 or more was worse.
 
     Parameters
     ----------
     features
         D, the length of z. The state contains a matrix of D² numbers of 8 bytes each.
     bandwidth
-        The q in the rule for γ. Larger values make the kernel narrower.
+        The q in γ = q / δ. Larger values make the kernel narrower.
     shrinkage
-        The s in (1 − s) Σ + s (trace Σ / D) I, where Σ is the covariance that the classes share.
+        The s in (1 − s) Σ + s (trace Σ / D) I, where Σ is the covariance that all classes
+        share.
 
     References
     ----------
     Momeni et al., Continual Learning Using a Kernel-Based Method Over Foundation Models,
-    arXiv 2412.15571. There γ is chosen by a search, x is not scaled, and the regularisation fades
-    as examples are added. Random Fourier features: Rahimi & Recht, Random Features for Large-Scale
-    Kernel Machines, NIPS 2007.
+    arXiv 2412.15571. The public code adds a constant to the sum of squares instead of the
+    shrinkage, so its regularisation fades as examples are added. Random Fourier features:
+    Rahimi & Recht, Random Features for Large-Scale Kernel Machines, NIPS 2007.
     """
 
     tuned = Tuned("bandwidth", 0.03, 3.0)
@@ -67,11 +71,11 @@ class KLDA(FrozenMethod):
         choose_seed(self.state)
 
     def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
-        """Add the sums of the task, and recompute the heads of all tasks, because they share Σ."""
+        """Add the sums of the task, and recompute all heads, because they share Σ."""
         seed = saved_seed(self.state)
         all_tasks = Accumulated(self.state)
         x = features_of(backbone, task, normalise=True)
-        # Checks the features, too: a class without examples or an infinite value has no γ.
+        # γ is computed from x itself, so its values are checked here and not only those of z.
         check_present(statistics_of(backbone, task, x), task)
         gamma = self._gamma(x, task)
 
@@ -104,15 +108,16 @@ class KLDA(FrozenMethod):
         if "gamma" in self.state:
             saved = self.state["gamma"]
             if not heads.is_gamma(saved):
-                raise RunError(f"The kernel width saved in the run is damaged ({saved!r}).")
+                raise RunError(f"The γ saved in the run is damaged ({saved!r}).")
             return saved
         mean = x.double().mean(0)
         distance = 2 * (1 - mean.square().sum())
         # Below this, the distance is a rounding error of features in single precision.
         if distance < 1e-6:
             raise TrainingError(
-                f"Task `{task.name}`: the features of all training examples are equal, so the "
-                "width of the kernel cannot be chosen. Check the examples, and the model's weights."
+                f"Task `{task.name}`: the features of all training examples are equal, so "
+                "the width of the kernel cannot be chosen. Check the examples and the "
+                "model's weights."
             )
         # In single precision, as it is stored in the heads.
         return (self.bandwidth / distance).float().item()

@@ -2,7 +2,8 @@
 
 References
 ----------
-McDonnell et al., RanPAC, 2023, arXiv 2307.02251. Momeni et al., KLDA, 2024, arXiv 2412.15571.
+McDonnell et al., RanPAC, 2023, arXiv 2307.02251.
+Momeni et al., KLDA, 2024, arXiv 2412.15571.
 """
 
 import functools
@@ -16,8 +17,8 @@ from torch import Tensor, nn
 
 from perdure.errors import RunError
 
-# The keys in a head's state that say how it transforms the features. With a seed, the head uses
-# random features; they are Fourier features if there is a γ, too.
+# The keys in a head's state that say how it transforms the features. A head with a seed uses
+# random features, which are Fourier features if it also has a γ.
 SEED = "projection_seed"
 GAMMA = "gamma"
 UNIT = "unit_norm"
@@ -29,7 +30,7 @@ UNIT_NORM: Mapping[str, Tensor] = {UNIT: torch.tensor(True)}
 """The addition to the state of a head that scales its input to unit length."""
 
 MOST_FEATURES = 100_000
-"""The limit for the number of random features; a damaged head must not use up the memory."""
+"""The maximum number of random features, so that a damaged head cannot exhaust the memory."""
 
 
 class UnitHead(nn.Linear):
@@ -81,9 +82,9 @@ class RandomHead(nn.Linear):
 
 
 class FourierHead(nn.Linear):
-    """A head that is linear in random Fourier features of x / ‖x‖, where x is a feature vector.
+    """A head that is linear in random Fourier features of x / ‖x‖, given a feature vector x.
 
-    Its state contains the seed and γ, from which the matrix W and the phases b are computed.
+    Only the seed and γ are saved, from which the matrix W and the phases b are computed.
     """
 
     def __init__(self, width: int, features: int, classes: int, seed: int, gamma: float):
@@ -125,8 +126,8 @@ def fourier(
 ) -> tuple[Float[Tensor, "width features"], Float[Tensor, " features"]]:
     """Return the matrix W and the phases b of random Fourier features.
 
-    The entries of W are drawn from N(0, 2γ), and those of b from [0, 2π]. Recent results are
-    cached, because all tasks of a run use the same W and b.
+    The entries of W are drawn from N(0, 2γ), and those of b uniformly from [0, 2π]. Recent
+    results are cached, because all tasks of a run use the same W and b.
     """
     generator = np.random.RandomState(seed)
     entries = generator.standard_normal((width, features))
@@ -191,7 +192,7 @@ def made(state: Mapping[str, Tensor], width: int) -> nn.Linear:
 
 
 def _check(state: Mapping[str, Tensor]) -> None:
-    """Raise `RunError` if no head can have this state, which may come from an untrusted file."""
+    """Raise `RunError` if no head has such a state; it may come from an untrusted file."""
     weight = state.get("weight", torch.empty(0))
     bias = state.get("bias", torch.empty(0))
     if weight.dim() != 2 or bias.shape != weight.shape[:1]:

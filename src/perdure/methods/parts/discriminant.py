@@ -12,8 +12,8 @@ def discriminant(
 ) -> tuple[Float[Tensor, "classes features"], Float[Tensor, " classes"]]:
     """Return the weights and biases of Gaussian classes that share one covariance Σ.
 
-    The weights of class c are Σ⁻¹ μ_c, and its bias is −μ_cᵀ Σ⁻¹ μ_c / 2 + log π_c. Every class
-    must have an example.
+    The weights of class c are Σ⁻¹ μ_c, and its bias is −μ_cᵀ Σ⁻¹ μ_c / 2 + log π_c. Every
+    class must have at least one example.
 
     Parameters
     ----------
