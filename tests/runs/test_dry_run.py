@@ -36,6 +36,7 @@ T5_LARGE: dict[str, Any] = {
     "vocab_size": 32128,
     "decoder_start_token_id": 0,
 }
+SMALL: dict[str, Any] = {"d_model": 512, "d_ff": 1024, "num_layers": 8, "num_heads": 6}
 LLAMA_2: dict[str, Any] = {
     "hidden_size": 4096,
     "num_hidden_layers": 32,
@@ -85,6 +86,7 @@ MODELS: dict[str, tuple[Any, dict[str, Any], int]] = {
     "meta-llama/Llama-3.2-1B": (LLAMA, LLAMA_32, 1_235_814_400),
     "Qwen/Qwen2.5-0.5B": (transformers.Qwen2Config, QWEN, 494_032_768),
     "smollm2": (LLAMA, SMOLLM, 134_515_008),
+    "flan_t5": (T5, {**T5_LARGE, **GATED, **SMALL}, 76_961_152),
 }
 # The values of LoRA on query and value: layers × rank × (in + out), and those that are trained.
 LORA = {
@@ -96,6 +98,7 @@ LORA = {
     "llama32_1b_super_ni": (16 * 4 * (2 * 2048 + 2048 + 512), 1.0),
     "qwen25_05b_order1": (24 * 8 * (2 * 896 + 896 + 128), 1.0),
     "standard_order1": (30 * 8 * (2 * 576 + 576 + 192), 1.0),
+    "flan_t5_order1": (24 * 2 * 8 * (512 + 384), 1.0),
 }
 ARCHITECTURES = {
     "t5": "T5ForConditionalGeneration",
@@ -217,7 +220,8 @@ def test_a_recipe_is_counted_on_a_configuration_alone(
     assert contents(tmp_path) == [] and unreachable == []
     parameters = MODELS[source][2]
     assert counted.model.parameters == parameters
-    assert counted.model.bytes == 2 * parameters  # bfloat16
+    width = 2 if recipe.backbone.get("dtype") == "bfloat16" else 4
+    assert counted.model.bytes == width * parameters
     assert not counted.model.has_weights and not counted.model.is_tokenized
     training = recipe.make_training()
     values, share = LORA[name]
