@@ -186,6 +186,7 @@ class Variational(PeftMethod):
         training = self._training
         examples = backbone.encode(rows)
         # The last task first: a head that tasks share has its posterior under that task's name.
+        learned = self.field
         self.field = self.field_of(backbone, examples.task_names()[::-1])
         self.state["steps"] = 0
         heads = []
@@ -213,6 +214,7 @@ class Variational(PeftMethod):
                 self.update(backbone, step)
                 optimizer.zero_grad()
         del self.state["steps"]
+        self.field = learned
 
     # -- the choices of a subclass
 
