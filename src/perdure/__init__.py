@@ -109,8 +109,9 @@ __all__ = [
 ]
 
 # Where each name is defined. The module is imported when the name is first used, because
-# transformers and peft take 250 MB of memory and four seconds, and merging two folders on disk
-# needs neither. The imports above are for type checkers only; a test compares the two lists.
+# transformers and peft take 250 MB of memory and four seconds, and merging two folders on
+# disk needs neither. The imports above are for type checkers only; a test compares the
+# two lists.
 _HOMES = {
     "analysis.diagnose": ["diagnose"],
     "checkpoints.card": ["Merged"],

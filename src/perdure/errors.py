@@ -19,8 +19,8 @@ PerdureError
 
 PerdureWarning        a request can be fulfilled only in part (a UserWarning)
 
-Each message says what is wrong, what was given, what is allowed, and what to do. The command line
-prints the message and exits with status 1.
+Each message says what is wrong, what was given, what is allowed, and what to do. The
+command line prints the message and exits with status 1.
 """
 
 import difflib
@@ -37,9 +37,9 @@ LONGEST_NAME = 100  # an error message quotes at most this many characters of an
 def printable(text: str, *, keep: str = "") -> str:
     r"""Escape every character of a text that a terminal would interpret or cannot display.
 
-    Names in an untrusted folder may contain escape sequences (colours, links, clipboard access),
-    line breaks that imitate a second message, or marks that reverse the direction of the text.
-    Letters, accents and emoji are not escaped.
+    Names in an untrusted folder may contain escape sequences (colours, links, clipboard
+    access), line breaks that imitate a second message, or marks that reverse the
+    direction of the text. Letters, accents and emoji are not escaped.
 
     Parameters
     ----------
@@ -129,8 +129,8 @@ class NotFinite(RunError):
 class Stopped(BaseException):
     """The run was asked to stop by the signal with the number `signal`; its progress is saved.
 
-    Like `KeyboardInterrupt`, it is not an `Exception`, so that `except Exception` does not catch
-    it as if something had gone wrong.
+    Like `KeyboardInterrupt`, it is not an `Exception`, so that `except Exception` does
+    not catch it as if something had gone wrong.
     """
 
     def __init__(self, message: str, *, signal: int):

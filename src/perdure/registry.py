@@ -1,13 +1,13 @@
 """Lookup of methods, rules, benchmarks, scores and models by name, without a central list.
 
 A name refers to a file in `perdure/methods`, `perdure/rules`, `perdure/benchmarks`,
-`perdure/evaluation/scores` or `perdure/bundled`, to an entry point that another package declares
-in the group `perdure.methods` (`perdure.rules`, …), or to a Python file by its path
-(`./mine.py`), which is run only if it is trusted.
+`perdure/evaluation/scores` or `perdure/bundled`, to an entry point that another package
+declares in the group `perdure.methods` (`perdure.rules`, …), or to a Python file by its
+path (`./mine.py`), which is run only if it is trusted.
 
-A run folder may come from a stranger and may also name a Python file. Code that reads names from a
-run folder must therefore register them with `named_by_run`: a file that is named only by a run
-folder is not run until the user trusts it.
+A run folder may come from a stranger and may also name a Python file. Code that reads
+names from a run folder must therefore register them with `named_by_run`: a file that is
+named only by a run folder is not run until the user trusts it.
 """
 
 import contextlib
@@ -88,8 +88,8 @@ def find(kind: Kind, name: str) -> Thing:
     UnknownName
         Nothing has that name; the message suggests the most similar one.
     InputError
-        The Python file does not exist, raises an error, or does not define exactly one method (or
-        a function with the name of the file).
+        The Python file does not exist, raises an error, or does not define exactly one
+        method (or a function with the name of the file).
     RunError
         The Python file was named by a run folder and is not trusted.
     """
@@ -124,8 +124,8 @@ def _warn_of_replacement(kind: Kind, point: EntryPoint) -> None:
 def _take(kind: Kind, module: ModuleType, name: str) -> Thing:
     """Return the method, rule or benchmark that a file defines.
 
-    A method is the only class in its file that has a hook `begin`; a rule or a benchmark is the
-    function with the same name as the file.
+    A method is the only class in its file that has a hook `begin`; a rule or a benchmark
+    is the function with the same name as the file.
     """
     things: list[Thing] = []
     for value in vars(module).values():
@@ -148,8 +148,9 @@ def diagnostics() -> dict[str, Any]:
     """Return the declaration of each diagnostic by name, in display order.
 
     Like a method or a rule, a diagnostic is found by its file: the one in
-    `perdure/report/diagnostics` declares it, and the one of the same name in `perdure/analysis`
-    computes it. Recipes do not name diagnostics, so `names` does not list them.
+    `perdure/report/diagnostics` declares it, and the one of the same name in
+    `perdure/analysis` computes it. Recipes do not name diagnostics, so `names` does not
+    list them.
     """
     package = importlib.import_module(DIAGNOSTICS)
     declared = {}
@@ -202,8 +203,8 @@ def _summary_in_file(kind: Kind, name: str) -> str | None:
     if spec is None or not spec.origin:
         return None
     source = Path(spec.origin).read_text(encoding="utf-8")
-    # The names of classes are spelled without underscores, and in capitals. Parsing all files
-    # would take most of the time of `perdure list`.
+    # The names of classes are spelled without underscores, and in capitals. Parsing all
+    # files would take most of the time of `perdure list`.
     letters = "_?".join(name.replace("_", ""))
     docstring = re.search(
         rf'^(?:class|def) {letters}\b.*?"""(.*?)"""',

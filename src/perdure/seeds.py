@@ -1,7 +1,7 @@
 """Random seeds that depend only on their purpose, not on earlier draws.
 
-A resumed run therefore draws the same numbers as one that was never stopped, and learning or
-evaluating a task twice does not change the numbers drawn for the next task.
+A resumed run therefore draws the same numbers as one that was never stopped, and learning
+or evaluating a task twice does not change the numbers drawn for the next task.
 """
 
 import hashlib

@@ -131,8 +131,8 @@ def kinds_of(model: type[BaseModel]) -> dict[str, object]:
     """Return the type of each field of a pydantic model, including its bounds."""
     kinds: dict[str, object] = {}
     for name, field in model.model_fields.items():
-        # pydantic splits `Annotated` types, but `allowed` reads the bounds from such a type.
-        # The trailing None is not a bound: `Annotated` requires at least one entry.
+        # pydantic splits `Annotated` types, but `allowed` reads the bounds from such a
+        # type. The trailing None is not a bound: `Annotated` requires at least one entry.
         kinds[name] = Annotated[field.annotation, *field.metadata, None]
     return kinds
 
@@ -143,8 +143,8 @@ def check_numbers(given: object, value: object, name: str) -> None:
     Raises
     ------
     InputError
-        A boolean was given for a number, a number is infinite, undefined or too large to compute
-        with, or a seed is not accepted by all random number generators.
+        A boolean was given for a number, a number is infinite, undefined or too large to
+        compute with, or a seed is not accepted by all random number generators.
     """
     if is_dataclass(value):
         value = vars(value)
@@ -233,8 +233,8 @@ def _deepest(
 ) -> ErrorDetails:
     """Return the first of pydantic's errors with the longest path.
 
-    For a union, pydantic reports an error for every member that it tried. The one with the longest
-    path is about the member that the user meant.
+    For a union, pydantic reports an error for every member that it tried. The one with
+    the longest path is about the member that the user meant.
     """
     complaints = error.errors()
     depths = []

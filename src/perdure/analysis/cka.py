@@ -19,19 +19,19 @@ BATCH = 256
 class UnbiasedCKA:
     """CKA between every layer of one model and every layer of another, from mini-batches.
 
-    For features X and Y of the same examples, with K = X Xᵀ and L = Y Yᵀ, their diagonals set to 0,
-    and n examples in a batch:
+    For features X and Y of the same examples, with K = X Xᵀ and L = Y Yᵀ, their diagonals
+    set to 0, and n examples in a batch:
 
         HSIC₁(K, L) = [tr(K L) + ΣK ΣL / ((n-1)(n-2)) - 2 · 1ᵀ K L 1 / (n-2)] / (n (n-3))
         CKA = Σ_b HSIC₁(K, L) / sqrt(Σ_b HSIC₁(K, K) · Σ_b HSIC₁(L, L))
 
-    HSIC₁ is unbiased (Song et al. 2012), so batches may be small and features wide (Nguyen et al.
-    2021, arXiv 2010.15327; used on continual learners by Kim & Han 2023, arXiv 2304.01663).
-    A CKA of 1 means that the features are equal up to rotation and scale; a value near 0, of either
-    sign, means that they are independent.
+    HSIC₁ is unbiased (Song et al. 2012), so batches may be small and features wide
+    (Nguyen et al. 2021, arXiv 2010.15327; used on continual learners by Kim & Han 2023,
+    arXiv 2304.01663). A CKA of 1 means that the features are equal up to rotation and
+    scale; a value near 0, of either sign, means that they are independent.
 
-    HSIC₁ is computed as the inner product of K and L after centring both so that the off-diagonal
-    entries of each row sum to 0 (Székely & Rizzo 2014), which is equivalent.
+    HSIC₁ is computed as the inner product of K and L after centring both so that the
+    off-diagonal entries of each row sum to 0 (Székely & Rizzo 2014), which is equivalent.
 
     Examples
     --------
@@ -182,8 +182,8 @@ def compute(subject: Subject) -> dict[str, object]:
 def _over_steps(subject: Subject) -> tuple[list[float], list[float]]:
     """Return the CKA of the features after each task, in two lists.
 
-    The first list compares them with the features of the pre-trained model, the second with those
-    after the previous task.
+    The first list compares them with the features of the pre-trained model, the second
+    with those after the previous task.
     """
     pretrained = torch.cat(subject.tested(0))
     previous = pretrained

@@ -41,20 +41,20 @@ def diagnose(
 ) -> Results:
     """Compute the diagnostics of a run, finished or not, and write them to `diagnostics.json`.
 
-    The file is written to the run folder. The time grows with the square of the number of tasks.
-    Diagnostics that make no sense for the method are left out.
+    The file is written to the run folder. The time grows with the square of the number of
+    tasks. Diagnostics that make no sense for the method are left out.
 
     Parameters
     ----------
     rule, settings
-        A rule to use instead of the run's (a `Rule`, its name, or a mapping with `name` and
-        settings), and settings such as `scale=0.3`.
+        A rule to use instead of the run's (a `Rule`, its name, or a mapping with `name`
+        and settings), and settings such as `scale=0.3`.
     examples
         The maximum number of examples to read per task and split, drawn with the run's seed.
     only
-        The names of the diagnostics to compute, such as `interference` or `zones`; by default, all.
-        Other diagnostics already in the file are kept if the tasks, the rule, the seed and
-        `examples` are the same.
+        The names of the diagnostics to compute, such as `interference` or `zones`; by
+        default, all. Other diagnostics already in the file are kept if the tasks, the
+        rule, the seed and `examples` are the same.
     stream
         The tasks; required if the run's recipe does not describe where they come from.
     quiet
@@ -65,14 +65,15 @@ def diagnose(
     Returns
     -------
     dict
-        The contents of the file: for each diagnostic, its numbers as plain lists, and a sentence on
-        how to read them.
+        The contents of the file: for each diagnostic, its numbers as plain lists, and a
+        sentence on how to read them.
 
     Raises
     ------
     RunError
-        The tasks are not the ones that the run has learned, or it has not learned any. The error is
-        also raised if a task is forgotten in the meantime; nothing is written then.
+        The tasks are not the ones that the run has learned, or it has not learned any.
+        The error is also raised if a task is forgotten in the meantime; nothing is
+        written then.
     InputError
         A name in `only` is unknown, `examples` is less than 4, or there are several processes.
     OutputError

@@ -13,8 +13,9 @@ from perdure.models.examples import Examples, in_order
 def hidden_states(backbone: Backbone, examples: Examples) -> list[Float[Tensor, "examples _"]]:
     """Return the mean hidden state of each example after the embeddings and after each layer.
 
-    The mean is over tokens, without padding, or over image patches. The backbone is used with the
-    adapters that are currently attached. The tensors are on the CPU; their widths may differ.
+    The mean is over tokens, without padding, or over image patches. The backbone is used
+    with the adapters that are currently attached. The tensors are on the CPU; their
+    widths may differ.
 
     Raises
     ------

@@ -1,7 +1,7 @@
 """Interference between task vectors: norms, cosines, shared subspaces and sign conflicts.
 
-Low-rank layers are compared by their factors wherever that is exact. A layer that a task vector
-lacks counts as zero. A value that is undefined because a vector is zero is nan.
+Low-rank layers are compared by their factors wherever that is exact. A layer that a task
+vector lacks counts as zero. A value that is undefined because a vector is zero is nan.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -74,10 +74,10 @@ def cosines(vectors: Vectors) -> Pairwise:
 def sign_conflicts(vectors: Vectors, *, weighted: bool = False) -> Pairwise:
     """Return the share of weights that two tasks change in opposite directions.
 
-    The share is among the weights that both tasks change; 1/2 is expected by chance. If `weighted`,
-    each weight counts with |a b|, where a and b are its two changes, so the share is
-    (1 - <a, b> / <|a|, |b|>) / 2. TIES-Merging (Yadav et al. 2023, arXiv 2306.01708) studies the
-    cost of resolving such conflicts by a vote.
+    The share is among the weights that both tasks change; 1/2 is expected by chance. If
+    `weighted`, each weight counts with |a b|, where a and b are its two changes, so the
+    share is (1 - <a, b> / <|a|, |b|>) / 2. TIES-Merging (Yadav et al. 2023, arXiv
+    2306.01708) studies the cost of resolving such conflicts by a vote.
 
     Examples
     --------
@@ -122,12 +122,13 @@ def _opposed(signed: Tensor, absolute: Tensor) -> Float[Tensor, "tasks tasks"]:
 def overlaps(vectors: Vectors, *, rank: int = 8) -> tuple[Pairwise, Pairwise]:
     """Return the overlaps of the leading left, and of the leading right, singular subspaces of ΔW.
 
-    The overlap of two tasks is the mean squared cosine of the principal angles: ‖U_aᵀ U_b‖² / k for
-    the first k left singular vectors (what a layer writes), and the same for the right ones (what
-    it reads). k is `rank`, or the smaller rank of the two ΔW if that is less. Orthogonal subspaces
-    have an overlap of 0 and equal ones of 1; two random subspaces in d dimensions have an expected
-    overlap of k / d. The overall value is the mean over the layers that both tasks change. Entries
-    that are not matrices are left out.
+    The overlap of two tasks is the mean squared cosine of the principal angles: ‖U_aᵀ
+    U_b‖² / k for the first k left singular vectors (what a layer writes), and the same
+    for the right ones (what it reads). k is `rank`, or the smaller rank of the two ΔW if
+    that is less. Orthogonal subspaces have an overlap of 0 and equal ones of 1; two
+    random subspaces in d dimensions have an expected overlap of k / d. The overall value
+    is the mean over the layers that both tasks change. Entries that are not matrices are
+    left out.
 
     Examples
     --------
@@ -198,8 +199,8 @@ def _zero(shape: torch.Size) -> Entry:
 def _gram(entries: Sequence[Entry]) -> Float[Tensor, "tasks tasks"]:
     """Return the inner products of all pairs of entries, in double precision.
 
-    Low-rank entries are not expanded to full matrices: <B_a A_a, B_b A_b> is the sum of all
-    elements of the elementwise product (B_aᵀ B_b) * (A_a A_bᵀ).
+    Low-rank entries are not expanded to full matrices: <B_a A_a, B_b A_b> is the sum of
+    all elements of the elementwise product (B_aᵀ B_b) * (A_a A_bᵀ).
     """
     low_rank = [entry for entry in entries if isinstance(entry, LowRank)]
     count = len(entries)
@@ -208,8 +209,9 @@ def _gram(entries: Sequence[Entry]) -> Float[Tensor, "tasks tasks"]:
         for block in _blocks(entries):
             gram += block @ block.T
         return gram
-    # The factors of all tasks are concatenated, multiplied in one go, and the products are summed
-    # over the block of each pair of tasks. `member` marks the task of each column of B (row of A).
+    # The factors of all tasks are concatenated, multiplied in one go, and the products
+    # are summed over the block of each pair of tasks. `member` marks the task of each
+    # column of B (row of A).
     left = [entry.B.double() for entry in low_rank]
     right = [entry.A.double() for entry in low_rank]
     B = torch.cat(left, dim=1)

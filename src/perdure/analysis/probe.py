@@ -1,8 +1,9 @@
 """Linear probes: classifiers that are trained on the frozen features after each task.
 
-This is an analysis, not a method: each classifier is trained on examples of *all* tasks (Kim & Han
-2023, arXiv 2304.01663). If the accuracy rises, the features have improved with the new tasks; if it
-is constant, they are stable but not plastic; if it falls, they have lost information.
+This is an analysis, not a method: each classifier is trained on examples of *all* tasks
+(Kim & Han 2023, arXiv 2304.01663). If the accuracy rises, the features have improved with
+the new tasks; if it is constant, they are stable but not plastic; if it falls, they have
+lost information.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ STEPS = 200  # the maximum number of L-BFGS iterations
 class Probe:
     """A linear classifier on standardised features: multinomial logistic regression by L-BFGS.
 
-    The classifier minimises the mean cross-entropy + ‖W‖² / (2 n) over n examples, starting from
-    zero. The objective is convex, so the initial weights do not matter; the bias is not penalised.
-    Constant features are only centred.
+    The classifier minimises the mean cross-entropy + ‖W‖² / (2 n) over n examples,
+    starting from zero. The objective is convex, so the initial weights do not matter; the
+    bias is not penalised. Constant features are only centred.
 
     Examples
     --------
@@ -97,8 +98,8 @@ class Probe:
 def plasticity(A: Float[Tensor, "steps tasks"]) -> Float[Tensor, " tasks"]:
     """Return each task's plasticity, its gain in accuracy when it is learned: A[j, j] - A[j-1, j].
 
-    A[i, j] is the accuracy of a probe on task j after i tasks, where i = 0 is the pre-trained model
-    and tasks are counted from 1.
+    A[i, j] is the accuracy of a probe on task j after i tasks, where i = 0 is the
+    pre-trained model and tasks are counted from 1.
 
     Examples
     --------
@@ -112,8 +113,8 @@ def plasticity(A: Float[Tensor, "steps tasks"]) -> Float[Tensor, " tasks"]:
 def stability(A: Float[Tensor, "steps tasks"]) -> Float[Tensor, " tasks"]:
     """Return each task's stability, its change in accuracy after it is learned: A[N, j] - A[j, j].
 
-    A[i, j] is the accuracy of a probe on task j after i of the N tasks, where tasks are counted
-    from 1. The stability of the last task is 0.
+    A[i, j] is the accuracy of a probe on task j after i of the N tasks, where tasks are
+    counted from 1. The stability of the last task is 0.
 
     Examples
     --------

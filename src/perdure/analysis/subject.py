@@ -40,8 +40,8 @@ class Subject:
     stream: TaskStream
     examples: int
     seed: int
-    # A cache of the test features after each step, which several diagnostics need, and which take
-    # most of the time.
+    # A cache of the test features after each step, which several diagnostics need, and
+    # which take most of the time.
     _tested: dict[int, list[Float[Tensor, "examples width"]]] = field(default_factory=dict)
 
     @property
@@ -77,8 +77,8 @@ class Subject:
     def combined(self, step: int) -> Combined:
         """Return the model after `step` tasks; step 0 is the pre-trained model.
 
-        If the rule searches for its scale, the one that the run recorded for this step is used. If
-        it recorded none, the search takes place now.
+        If the rule searches for its scale, the one that the run recorded for this step is
+        used. If it recorded none, the search takes place now.
         """
         system = self.system.until(step)
         if not step or not self.rule.searches:
@@ -158,8 +158,8 @@ def subject_of(
 ) -> Subject:
     """Load the backbone and the tasks of a run, to diagnose it.
 
-    If no rule is given, the run's rule is used; if no stream is given, the run's recipe creates it.
-    At most `examples` examples will be read per task and split.
+    If no rule is given, the run's rule is used; if no stream is given, the run's recipe
+    creates it. At most `examples` examples will be read per task and split.
 
     Raises
     ------

@@ -24,9 +24,9 @@ from perdure.runs.state import read
 class Uncertainty:
     """The accuracy and the expected calibration error on a task's test examples, task given.
 
-    `accuracy` and `error` are those of the means of the weights, and `averaged_accuracy` and
-    `averaged_error` those of the mean probabilities over samples of the weights. All are from 0
-    to 1.
+    `accuracy` and `error` are those of the means of the weights, and `averaged_accuracy`
+    and `averaged_error` those of the mean probabilities over samples of the weights. All
+    are from 0 to 1.
     """
 
     accuracy: float
@@ -46,9 +46,10 @@ def uncertainty(
 ) -> dict[str, Uncertainty]:
     """Compare a run's answers with answers that are averaged over its posterior.
 
-    p(y | x) = 1/S Σ_s p(y | x, θ_s), where θ_s is a sample of the weights of the module and the
-    heads. The means are those that the model answers with, and σ is that of the last posterior. (If
-    the run adapted its means to a coreset, this σ is from before the adaptation.)
+    p(y | x) = 1/S Σ_s p(y | x, θ_s), where θ_s is a sample of the weights of the module
+    and the heads. The means are those that the model answers with, and σ is that of the
+    last posterior. (If the run adapted its means to a coreset, this σ is from before the
+    adaptation.)
 
     Parameters
     ----------

@@ -19,9 +19,9 @@ from perdure.vectors.task_vector import Entry, LowRank, dense, inner, svd
 class Zones:
     """The zones of a pre-trained weight W0 = U S Vᵀ (SMILE, Tang et al. 2024, arXiv 2408.10174).
 
-    With full orthonormal bases of outputs and inputs, ΔW is a sum of components along u_i v_jᵀ,
-    and its energy ‖ΔW‖² is the sum of their energies. Each component is in exactly one zone, which
-    the larger of i and j determines, so the shares of the zones sum to 1:
+    With full orthonormal bases of outputs and inputs, ΔW is a sum of components along u_i
+    v_jᵀ, and its energy ‖ΔW‖² is the sum of their energies. Each component is in exactly
+    one zone, which the larger of i and j determines, so the shares of the zones sum to 1:
 
     - I: i and j are both among the first k*, the smallest number of leading singular values that
       make up at least half of the sum of all of them;
@@ -29,8 +29,8 @@ class Zones:
     - III: all other components, in directions that W0 does not use (empty if W0 is square and has
       full rank).
 
-    The figure that SMILE reports for zone II leaves out the components with only one of i and j
-    among the first k*; `mixed` returns their energy.
+    The figure that SMILE reports for zone II leaves out the components with only one of i
+    and j among the first k*; `mixed` returns their energy.
 
     Attributes
     ----------

@@ -82,26 +82,26 @@ def clinc150(
 ) -> TaskStream:
     """Ten domains of a voice assistant, each a task with fifteen intents, in short queries.
 
-    An intent has 100 training, 20 validation and 30 test queries. Out-of-scope queries are left
-    out.
+    An intent has 100 training, 20 validation and 30 test queries. Out-of-scope queries
+    are left out.
 
     The data set is under CC BY 3.0 (Larson et al.).
 
     Parameters
     ----------
     folder
-        A folder with `clinc150.parquet`, with the columns `text`, `label` and `split`, and
-        `manifest.json` with the `labels` of `clinc150`. If it is not given, `clinc/clinc_oos`
-        (`plus`) is loaded from the Hugging Face hub. That code follows the data set's card and has
-        not been run against the hub.
+        A folder with `clinc150.parquet`, with the columns `text`, `label` and `split`,
+        and `manifest.json` with the `labels` of `clinc150`. If it is not given,
+        `clinc/clinc_oos` (`plus`) is loaded from the Hugging Face hub. That code follows
+        the data set's card and has not been run against the hub.
     tasks
-        The number of tasks. With 10, a task is a domain. Any other divisor of 150 gives tasks of
-        equal size, which go through the domains in order.
+        The number of tasks. With 10, a task is a domain. Any other divisor of 150 gives
+        tasks of equal size, which go through the domains in order.
     order_seed
         Seed for the order of the domains; by default, the order is fixed and begins with banking.
     train, validation, test
-        The approximate number of queries per task in each split, the same for all intents; by
-        default all.
+        The approximate number of queries per task in each split, the same for all
+        intents; by default all.
     seed
         Seed for the choice of queries.
     scenario
@@ -110,8 +110,8 @@ def clinc150(
     Raises
     ------
     DataError
-        The folder lacks a file, a column or an intent, the hub cannot be reached, or the number of
-        tasks does not divide the number of intents.
+        The folder lacks a file, a column or an intent, the hub cannot be reached, or the
+        number of tasks does not divide the number of intents.
 
     References
     ----------

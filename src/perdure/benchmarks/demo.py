@@ -47,9 +47,10 @@ CLEAR = 0.5
 def demo(*, train: int = 300, validation: int = 100, test: int = 150, seed: int = 0) -> TaskStream:
     """Newswire topics, newsgroups and the sentiment of film reviews: five tasks with 22 classes.
 
-    Reuters-21578 R8 and 20 Newsgroups by date (research use; three parts of the latter are tasks)
-    have test splits of their own. The film reviews of the VADER ground truth (MIT licence; only
-    those with a mean human rating of at least 0.5 in absolute value) are split here.
+    Reuters-21578 R8 and 20 Newsgroups by date (research use; three parts of the latter
+    are tasks) have test splits of their own. The film reviews of the VADER ground truth
+    (MIT licence; only those with a mean human rating of at least 0.5 in absolute value)
+    are split here.
 
     Parameters
     ----------

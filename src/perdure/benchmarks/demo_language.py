@@ -22,8 +22,8 @@ TESTED = 5
 class Question:
     """A question about a text, and the answer word for each class of the task's table.
 
-    The prompt does not list the words. The model has to learn which words answer a question, and
-    this is the first thing it forgets.
+    The prompt does not list the words. The model has to learn which words answer a
+    question, and this is the first thing it forgets.
     """
 
     name: str
@@ -65,17 +65,17 @@ def demo_language(
 ) -> TaskStream:
     """Film reviews, tweets, newswire and newsgroups, as questions that a language model answers.
 
-    Each task has its own answer words, and those of one task are in capitals. A model that keeps
-    answering with the words of its last task is wrong on all other tasks. Film reviews and tweets
-    come from the VADER ground truth (MIT licence; only those with a mean human rating of at least 1
-    in absolute value). Reuters-21578 R8 and 20 Newsgroups by date (research use) have test splits
-    of their own.
+    Each task has its own answer words, and those of one task are in capitals. A model
+    that keeps answering with the words of its last task is wrong on all other tasks. Film
+    reviews and tweets come from the VADER ground truth (MIT licence; only those with a
+    mean human rating of at least 1 in absolute value). Reuters-21578 R8 and 20 Newsgroups
+    by date (research use) have test splits of their own.
 
     Parameters
     ----------
     train, validation, test
-        The number of examples per task, divided equally among its classes; any remainder is
-        dropped.
+        The number of examples per task, divided equally among its classes; any remainder
+        is dropped.
     words
         The maximum number of words in a text; longer texts are truncated.
     seed
@@ -84,8 +84,8 @@ def demo_language(
     Raises
     ------
     DataError
-        A size is too small for one example of each class, or exceeds the number of examples
-        available.
+        A size is too small for one example of each class, or exceeds the number of
+        examples available.
     FetchError
         The packages are not in the cache and cannot be fetched.
 

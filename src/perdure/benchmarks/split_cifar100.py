@@ -25,26 +25,27 @@ def split_cifar100(
 ) -> TaskStream:
     """The hundred classes of CIFAR-100 (photographs of 32 x 32 pixels) in tasks of equal size.
 
-    A class has 500 training and 100 test images. The data set has no formal licence and is for
-    research use.
+    A class has 500 training and 100 test images. The data set has no formal licence and
+    is for research use.
 
     Parameters
     ----------
     folder
-        A folder with one file `cifar100*.parquet`, with the columns `image` (encoded), `label` and
-        `split`, and `cifar100_classes.json`, the list of the classes. If it is not given,
-        `uoft-cs/cifar100` is loaded from the Hugging Face hub. That code follows the data set's
-        card and has not been run against the hub.
+        A folder with one file `cifar100*.parquet`, with the columns `image` (encoded),
+        `label` and `split`, and `cifar100_classes.json`, the list of the classes. If it
+        is not given, `uoft-cs/cifar100` is loaded from the Hugging Face hub. That code
+        follows the data set's card and has not been run against the hub.
     tasks
         The number of tasks, a divisor of the number of classes.
     order_seed
-        Seed for the order of the classes, for NumPy's legacy generator; 1993 gives the order of
-        PyCIL and PILOT. By default, the classes are ordered by name, as in InfLoRA.
+        Seed for the order of the classes, for NumPy's legacy generator; 1993 gives the
+        order of PyCIL and PILOT. By default, the classes are ordered by name, as in
+        InfLoRA.
     train, test
         The approximate number of images per task, the same for all classes; by default all.
     validation
-        The approximate number of training images per task that become its validation split, at most
-        a fifth; by default a tenth, at most 500.
+        The approximate number of training images per task that become its validation
+        split, at most a fifth; by default a tenth, at most 500.
     seed
         Seed for the choice of images.
     scenario
@@ -53,8 +54,8 @@ def split_cifar100(
     Raises
     ------
     DataError
-        The folder lacks a file or column, the hub cannot be reached, the number of tasks does not
-        divide the number of classes, or a class has only one training image.
+        The folder lacks a file or column, the hub cannot be reached, the number of tasks
+        does not divide the number of classes, or a class has only one training image.
 
     References
     ----------

@@ -23,28 +23,29 @@ def split_imagenet_r(
 ) -> TaskStream:
     """The 200 classes of ImageNet-R (30,000 images) in tasks of equal size.
 
-    There are no official splits: a fifth of each class, drawn with `seed`, is used for testing.
-    (Several such splits, of 24,000 and 6,000 images, are in use in the literature.)
+    There are no official splits: a fifth of each class, drawn with `seed`, is used for
+    testing. (Several such splits, of 24,000 and 6,000 images, are in use in the
+    literature.)
 
     The code has the MIT licence; the images belong to many different owners.
 
     Parameters
     ----------
     folder
-        A folder with one subfolder of images per class, as in the data set's archive. If it is not
-        given, `axiong/imagenet-r` is loaded from the Hugging Face hub. That code follows the data
-        set's card and has not been run against the hub.
+        A folder with one subfolder of images per class, as in the data set's archive. If
+        it is not given, `axiong/imagenet-r` is loaded from the Hugging Face hub. That
+        code follows the data set's card and has not been run against the hub.
     tasks
         The number of tasks, a divisor of the number of classes.
     order_seed
-        Seed for the order of the classes, for NumPy's legacy generator; by default, they are
-        ordered by WordNet id.
+        Seed for the order of the classes, for NumPy's legacy generator; by default, they
+        are ordered by WordNet id.
     train, test
-        The approximate number of images per task; the class proportions are preserved. By default
-        all.
+        The approximate number of images per task; the class proportions are preserved. By
+        default all.
     validation
-        The approximate number of training images per task that become its validation split, at most
-        a fifth; by default a tenth, at most 500.
+        The approximate number of training images per task that become its validation
+        split, at most a fifth; by default a tenth, at most 500.
     seed
         Seed for the choice of images.
     scenario
@@ -53,8 +54,8 @@ def split_imagenet_r(
     Raises
     ------
     DataError
-        The folder does not exist, the hub cannot be reached, or the number of tasks does not divide
-        the number of classes.
+        The folder does not exist, the hub cannot be reached, or the number of tasks does
+        not divide the number of classes.
 
     References
     ----------
@@ -78,8 +79,8 @@ def split_imagenet_r(
 
 
 def _from_folder(folder: str, seed: int) -> tuple[tuple[str, ...], dict[Split, Dataset]]:
-    # As one task, for which a fifth is set apart for testing and a tenth for validation. The
-    # latter is put back: each task cuts its own, of the size that was asked for.
+    # As one task, for which a fifth is set apart for testing and a tenth for validation.
+    # The latter is put back: each task cuts its own, of the size that was asked for.
     (task,) = read_tasks(folder, name="imagenet-r", image="image", seed=seed)
     train = concatenate_datasets([task.train, task.validation])
     splits: dict[Split, Dataset] = {

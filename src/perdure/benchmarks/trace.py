@@ -43,31 +43,31 @@ def trace(
 ) -> TaskStream:
     """Eight tasks: stances, summaries, code, science, arithmetic, and simplified German.
 
-    They are the stance of Chinese posts (C-STANCE) and of the Federal Reserve (FOMC), summaries of
-    council meetings (MeetingBank), the next line of Python code (Py150), school questions with
-    explanations (ScienceQA), arithmetic problems (NumGLUE-cm, NumGLUE-ds), and German news in plain
-    language (20Minuten). All are answered with free text, and the prompts are taken from the files
-    unchanged.
+    They are the stance of Chinese posts (C-STANCE) and of the Federal Reserve (FOMC),
+    summaries of council meetings (MeetingBank), the next line of Python code (Py150),
+    school questions with explanations (ScienceQA), arithmetic problems (NumGLUE-cm,
+    NumGLUE-ds), and German news in plain language (20Minuten). All are answered with free
+    text, and the prompts are taken from the files unchanged.
 
-    The scores are those of the authors' code: accuracy (C-STANCE, FOMC and NumGLUE; perdure ignores
-    surrounding white space), the first character (ScienceQA), `rouge_l_union` (MeetingBank),
-    `code_similarity` (Py150), and SARI with the entire prompt as the source (20Minuten). Papers
-    that score TRACE differently report other numbers. The authors sample answers; perdure decodes
-    greedily.
+    The scores are those of the authors' code: accuracy (C-STANCE, FOMC and NumGLUE;
+    perdure ignores surrounding white space), the first character (ScienceQA),
+    `rouge_l_union` (MeetingBank), `code_similarity` (Py150), and SARI with the entire
+    prompt as the source (20Minuten). Papers that score TRACE differently report other
+    numbers. The authors sample answers; perdure decodes greedily.
 
-    They generate up to 512 tokens: set `backbone: {max_new_tokens: 512}`. A longer training answer
-    is an error; it is never truncated. Each data set keeps its own terms.
+    They generate up to 512 tokens: set `backbone: {max_new_tokens: 512}`. A longer
+    training answer is an error; it is never truncated. Each data set keeps its own terms.
 
     Parameters
     ----------
     folder
-        A folder with a subfolder for each task, which contains `train.json`, `eval.json` (the
-        validation split) and `test.json`. Each file is a list of objects with a `prompt` and an
-        `answer`. An example is `LLM-CL-Benchmark_5000`, in the download linked from
-        https://github.com/BeyonderXX/TRACE.
+        A folder with a subfolder for each task, which contains `train.json`, `eval.json`
+        (the validation split) and `test.json`. Each file is a list of objects with a
+        `prompt` and an `answer`. An example is `LLM-CL-Benchmark_5000`, in the download
+        linked from https://github.com/BeyonderXX/TRACE.
     order
-        `order1`, which is the authors' order; `order2`, the second order of SEEKR; or a list of
-        task names.
+        `order1`, which is the authors' order; `order2`, the second order of SEEKR; or a
+        list of task names.
     train, validation, test
         The number of examples per task; by default all.
     seed
@@ -80,8 +80,8 @@ def trace(
     InputError
         The order names a task twice.
     DataError
-        A file is missing, is not a list of examples, or is empty, or an example lacks a prompt or
-        an answer.
+        A file is missing, is not a list of examples, or is empty, or an example lacks a
+        prompt or an answer.
 
     References
     ----------

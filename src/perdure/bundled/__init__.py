@@ -1,7 +1,7 @@
 """Pre-trained models from packages on PyPI, for demos and tests, with one file per model.
 
-The name of a file is the name of a backbone. Backbones are found through `registry.py`; packages
-below this one do not import these files.
+The name of a file is the name of a backbone. Backbones are found through `registry.py`;
+packages below this one do not import these files.
 
 dinov2.py   DINOv2 ViT-S/14, from an ONNX file
 flan_t5.py  Flan-T5-small, fine-tuned to write titles, from 8-bit ONNX files

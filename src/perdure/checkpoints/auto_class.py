@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 
-# The suffix of an architecture's name, and the class that loads it. If no suffix matches (as with
-# `…ForConditionalGeneration`, which could be one of several), the architecture itself is used.
+# The suffix of an architecture's name, and the class that loads it. If no suffix matches
+# (as with `…ForConditionalGeneration`, which could be one of several), the architecture
+# itself is used.
 AUTO = {
     "ForCausalLM": "AutoModelForCausalLM",
     "LMHeadModel": "AutoModelForCausalLM",
@@ -14,9 +15,10 @@ AUTO = {
     "ForMultipleChoice": "AutoModelForMultipleChoice",
     "ForImageClassification": "AutoModelForImageClassification",
 }
-# Model types whose classes have such names, but which those `AutoModel…` classes cannot load: they
-# classify sounds, or answer questions about images. (This is a tuple, not a set, because the type
-# in a damaged configuration could be a list, which is not hashable.)
+# Model types whose classes have such names, but which those `AutoModel…` classes cannot
+# load: they classify sounds, or answer questions about images. (This is a tuple, not a
+# set, because the type in a damaged configuration could be a list, which is not
+# hashable.)
 NOT_IN_TABLES = (
     "blip",
     "data2vec-audio",
@@ -34,8 +36,8 @@ NOT_IN_TABLES = (
     "wav2vec2-conformer",
     "wavlm",
 )
-# Suffixes of models that are a component of another model, or have a head. `AutoModel` would load
-# a different class for their configuration.
+# Suffixes of models that are a component of another model, or have a head. `AutoModel`
+# would load a different class for their configuration.
 PARTS = (
     "EncoderModel",
     "DecoderModel",

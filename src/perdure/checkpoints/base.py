@@ -23,8 +23,8 @@ PICKLES = (
     "tf_model.h5",
     "flax_model.msgpack",
 )
-# Suffixes of files other than weights that belong to a model. Weights in other formats are not
-# copied, because they would not match the merged model.
+# Suffixes of files other than weights that belong to a model. Weights in other formats
+# are not copied, because they would not match the merged model.
 BESIDE = {".json", ".txt", ".model", ".jinja", ".tiktoken", ".spm", ".bpe", ".vocab"}
 # Code is never copied, because it may be untrusted.
 CODE = {".py", ".pyc", ".so"}
@@ -80,8 +80,8 @@ class Checkpoint:
         Raises
         ------
         CheckpointError
-            The folder has no safetensors weights, they are damaged, or its index refers to files
-            outside the folder.
+            The folder has no safetensors weights, they are damaged, or its index refers
+            to files outside the folder.
         FetchError
             The hub has no such model, or cannot be reached.
         """
@@ -111,8 +111,8 @@ class Checkpoint:
     def names(self) -> set[str]:
         """The names by which an adapter's configuration may refer to this model.
 
-        `_name_or_path` in the model's configuration is not included, because it may refer to the
-        model from which this one was derived.
+        `_name_or_path` in the model's configuration is not included, because it may refer
+        to the model from which this one was derived.
         """
         resolved = self.folder.resolve()
         names = {last_part(self.source), resolved.name}
@@ -176,8 +176,8 @@ def _is_there(path: Path) -> bool:
 
 def _check_kind(folder: Path) -> None:
     """Raise if the folder contains a run or an adapter instead of a model."""
-    # Both are identified by a file. If there is also a `config.json`, the folder is a model to
-    # which somebody has added that file.
+    # Both are identified by a file. If there is also a `config.json`, the folder is a
+    # model to which somebody has added that file.
     others = {
         "recipe.yaml": "a run: give only its folder",
         "adapter_config.json": "an adapter, not a model: give the base model first",

@@ -36,16 +36,16 @@ class Merged:
     saved
         The names of fully trained tensors that are copied from adapters.
     error
-        The truncation error ‖ΔW - written ΔW‖ / ‖ΔW‖ over all layers (Frobenius norm), or None
-        for an adapter that has not been written yet. It is 0 for a model, which includes all of
-        ΔW; W + ΔW is then rounded once to the dtype of the base model.
+        The truncation error ‖ΔW - written ΔW‖ / ‖ΔW‖ over all layers (Frobenius norm), or
+        None for an adapter that has not been written yet. It is 0 for a model, which
+        includes all of ΔW; W + ΔW is then rounded once to the dtype of the base model.
     notes
         Warnings for the user, in full sentences.
     loads_with
         The transformers class that loads the model, or the base model of the adapter.
     size, free, memory
-        The size of the output, the free disk space, and an estimate of the memory needed, in
-        bytes.
+        The size of the output, the free disk space, and an estimate of the memory needed,
+        in bytes.
     """
 
     output: Path

@@ -68,8 +68,8 @@ def _missing(base: Checkpoint, folder: PeftFolder, names: LayerNames) -> list[st
 def _existing(base: Checkpoint, folder: PeftFolder, layers: list[str]) -> list[str]:
     """Return only those layers that exist in the adapter's model as loaded by transformers.
 
-    The base model on disk may have additional layers, such as the output layer for another task,
-    and transformers may join several stored layers into one.
+    The base model on disk may have additional layers, such as the output layer for
+    another task, and transformers may join several stored layers into one.
     """
     kind = auto_class.of_task(folder.config.get("task_type"))
     if kind is None:

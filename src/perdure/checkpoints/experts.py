@@ -2,8 +2,8 @@
 
 A parameter with E experts has one A with E·r rows, grouped by expert, and one B with r·E
 columns, in which the experts alternate. On disk, the experts may share a tensor or have
-separate ones. In the second case, two tensors (gate and up) may be joined into one parameter
-during loading.
+separate ones. In the second case, two tensors (gate and up) may be joined into one
+parameter during loading.
 """
 
 import functools
@@ -26,8 +26,8 @@ STACKED = ["MergeModulelist(0)"]
 STACKED_SIDE_BY_SIDE = ["MergeModulelist(0)", "Concatenate(1)"]
 
 
-# The experts of a layer are read one after another, and there may be a hundred of them. Without
-# the cache, the factors of all experts would be read from disk for each of them.
+# The experts of a layer are read one after another, and there may be a hundred of them.
+# Without the cache, the factors of all experts would be read from disk for each of them.
 @functools.lru_cache(maxsize=8)
 def _all_experts(file: TensorFile, key: str) -> Tensor:
     """Read the A or B matrix that is shared by all experts of a parameter."""
@@ -178,8 +178,8 @@ def _parameters(folder: PeftFolder, skeleton: Skeleton) -> dict[str, Parameter]:
                 f"but `target_parameters` lists {len(targeted)} of them. It is unclear which "
                 "factors belong to which parameter, so the adapter cannot be merged."
             )
-        # peft wraps a module once for each parameter, and the last wrapper is the outermost. The
-        # name of each inner wrapper has one more `.base_layer`.
+        # peft wraps a module once for each parameter, and the last wrapper is the
+        # outermost. The name of each inner wrapper has one more `.base_layer`.
         outermost_first = sorted(wrappers, key=len)
         for wrapper, parameter in zip(outermost_first, reversed(targeted), strict=True):
             parameters[wrapper] = _parameter(
@@ -194,8 +194,8 @@ def _parameters(folder: PeftFolder, skeleton: Skeleton) -> dict[str, Parameter]:
 def _module(name: str, skeleton: Skeleton) -> tuple[str, nn.Module]:
     """Find a module of the base model by the name that an adapter uses for it.
 
-    Return the module's name in the base model and the module. The two names may differ in a
-    prefix, such as `model.`, that only one of them has.
+    Return the module's name in the base model and the module. The two names may differ in
+    a prefix, such as `model.`, that only one of them has.
     """
     prefix = f"{skeleton.model.base_model_prefix}."
     for candidate in (name, prefix + name, name.removeprefix(prefix)):

@@ -70,8 +70,8 @@ def truncated(entry: Entry, rank: int | None) -> tuple[LowRank, float, float]:
     else:
         U, S, Vh = torch.linalg.svd(entry, full_matrices=False)
 
-    # The leading singular triples are the closest matrix of that rank (Eckart & Young). The squares
-    # of the other singular values sum to the squared error.
+    # The leading singular triples are the closest matrix of that rank (Eckart & Young).
+    # The squares of the other singular values sum to the squared error.
     squares = S.double().square()
     change = LowRank(U[:, :kept] * S[:kept], Vh[:kept])
     return change, squares[kept:].sum().item(), squares.sum().item()
@@ -100,8 +100,9 @@ def tensors(layers: Mapping[Layer, LowRank]) -> dict[str, Tensor]:
         B = change.B
         kernel = layer.shape[2:]
         if kernel:
-            # A is a convolution with the kernel size of W, and B one with the kernel size 1. (For
-            # other layers, do not use the shape of W, which a `Conv1D` stores as in × out.)
+            # A is a convolution with the kernel size of W, and B one with the kernel size
+            # 1. (For other layers, do not use the shape of W, which a `Conv1D` stores as
+            # in × out.)
             A = A.reshape(len(A), *layer.shape[1:])
             B = B.reshape(*B.shape, *[1] * len(kernel))
         factors[f"{name}.lora_A.weight"] = A.contiguous()
@@ -112,8 +113,8 @@ def tensors(layers: Mapping[Layer, LowRank]) -> dict[str, Tensor]:
 def config(layers: Mapping[Layer, LowRank], stated: Mapping[str, object]) -> dict[str, object]:
     """Return the peft configuration of an adapter with these layers.
 
-    The scale is 1, because alpha equals the rank. Layers whose rank is not the most common one
-    are listed in `rank_pattern` and `alpha_pattern`.
+    The scale is 1, because alpha equals the rank. Layers whose rank is not the most
+    common one are listed in `rank_pattern` and `alpha_pattern`.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """Functions that match adapters to a base model on disk.
 
-Before a rule is applied, they determine which weights each adapter changes and how to handle
-tensors in the adapter other than A and B.
+Before a rule is applied, they determine which weights each adapter changes and how to
+handle tensors in the adapter other than A and B.
 """
 
 import functools
@@ -40,18 +40,18 @@ class Fitted:
     name
         The name of the adapter, which is unique within the merge.
     factors
-        The change to each layer, by the name of the layer's weight in the base model, without
-        `.weight`.
+        The change to each layer, by the name of the layer's weight in the base model,
+        without `.weight`.
     weights
         The location of each layer's weight in the base model, with the same keys as `factors`.
     saved
-        Fully trained tensors, by their names in the base model (or in the adapter, if the base
-        model lacks them).
+        Fully trained tensors, by their names in the base model (or in the adapter, if the
+        base model lacks them).
     spelled
         The name that the adapter uses for each tensor in `saved`, with the same keys as `saved`.
     grown
-        Token tables (one row per token) that were resized before training, by their names in the
-        base model.
+        Token tables (one row per token) that were resized before training, by their names
+        in the base model.
     notes
         Warnings for the user, in full sentences.
     """
@@ -115,8 +115,8 @@ def fit(
 
 def _names(folders: Sequence[PeftFolder]) -> list[str]:
     """Return a unique name for each adapter, which includes parent folders if necessary."""
-    # `en/lora` and `de/lora` are distinguished by the parent folder or, if that is not enough,
-    # by their full paths.
+    # `en/lora` and `de/lora` are distinguished by the parent folder or, if that is not
+    # enough, by their full paths.
     names = [folder.name for folder in folders]
     paths = [folder.folder.resolve() for folder in folders]
     with_parent: list[str] = []
@@ -168,8 +168,8 @@ def _fit(base: Checkpoint, folder: PeftFolder, name: str, skeleton: Skeleton) ->
 
     for factors, weight in pairs.values():
         _check_float(base, weight.tensor, skeleton)
-        # Read the values once, so that damaged ones raise an error now, and not in the middle of
-        # writing. Their shapes have been compared with the base model's before.
+        # Read the values once, so that damaged ones raise an error now, and not in the
+        # middle of writing. Their shapes have been compared with the base model's before.
         _ = factors.change
     return Fitted(
         name=name,
@@ -306,8 +306,8 @@ def _is_copy(base: Checkpoint, tensor: str, value: Tensor) -> bool:
     if not value.ndim or stored.shape != tuple(value.shape):
         return False
     file = base.files[base.where[tensor]]
-    # Compare a few rows at a time. An embedding table may be a large part of the model, and should
-    # not be in memory twice.
+    # Compare a few rows at a time. An embedding table may be a large part of the model,
+    # and should not be in memory twice.
     step = max(1, BLOCK // max(1, stored.row))
     first = 0
     for block in value.split(step):
@@ -327,8 +327,8 @@ def choose_saved(adapters: Sequence[Fitted], choice: str | None = None) -> dict[
     Parameters
     ----------
     choice
-        The adapter whose tensors to use, or `none` to use those of the base model. By default,
-        use the tensors of all adapters, which must not differ.
+        The adapter whose tensors to use, or `none` to use those of the base model. By
+        default, use the tensors of all adapters, which must not differ.
 
     Raises
     ------
@@ -355,8 +355,8 @@ def agreed(
     Parameters
     ----------
     refusal
-        The beginning of the error message for a conflict, in which `{}` stands for the tensor's
-        name.
+        The beginning of the error message for a conflict, in which `{}` stands for the
+        tensor's name.
     choice
         The name of the only adapter whose tensors to use. By default, use those of all adapters.
 

@@ -1,7 +1,7 @@
 """Functions that add ΔW to the weights in a safetensors file and write the result to a new file.
 
-W + ΔW is computed in blocks of rows and rounded once. The operating system copies unchanged
-tensors, so they do not pass through this process.
+W + ΔW is computed in blocks of rows and rounded once. The operating system copies
+unchanged tensors, so they do not pass through this process.
 """
 
 import errno
@@ -113,8 +113,8 @@ class Stack:
 class Workspace:
     """A set of reusable buffers, one for each kind of intermediate result.
 
-    Matrices are folded block by block, and allocating new memory for every block would take longer
-    than computing it.
+    Matrices are folded block by block, and allocating new memory for every block would
+    take longer than computing it.
     """
 
     def __init__(self) -> None:
@@ -151,8 +151,8 @@ def fold(
     replaced
         Full tensors that replace those in `source`, or are new. Changes are added to them.
     copies
-        New tensors that are copies of tensors in `source`, mapped to the names of the originals.
-        Changes are added to the copies.
+        New tensors that are copies of tensors in `source`, mapped to the names of the
+        originals. Changes are added to the copies.
 
     Raises
     ------
@@ -203,8 +203,8 @@ def _header(
     source: TensorFile, replaced: Mapping[str, Tensor], copies: Mapping[str, str]
 ) -> tuple[bytes, dict[str, Stored]]:
     """Return the header of the file to write and the position of each tensor in that file."""
-    # Replaced tensors keep their position, and new ones come last. Tensors that are adjacent in
-    # the source remain adjacent, so `_runs` can yield long runs.
+    # Replaced tensors keep their position, and new ones come last. Tensors that are
+    # adjacent in the source remain adjacent, so `_runs` can yield long runs.
     tensors = dict(source.tensors)
     for name, value in replaced.items():
         tensors[name] = new(value)

@@ -1,10 +1,11 @@
 """The mapping from an adapter's layer names to the weights in a checkpoint.
 
-Adapters use the names of a model in memory. A model for classification or generation contains
-the base model under a prefix (`bert.encoder…`), which either the adapter or the checkpoint may
-lack. In addition, transformers renames the tensors of some checkpoints during loading. For
-example, `attention.attention.query` of DINOv2 is `attention.q_proj` in memory. Such renamings
-are looked up only as a last resort, because that requires importing transformers.
+Adapters use the names of a model in memory. A model for classification or generation
+contains the base model under a prefix (`bert.encoder…`), which either the adapter or the
+checkpoint may lack. In addition, transformers renames the tensors of some checkpoints
+during loading. For example, `attention.attention.query` of DINOv2 is `attention.q_proj`
+in memory. Such renamings are looked up only as a last resort, because that requires
+importing transformers.
 """
 
 import difflib
@@ -26,8 +27,9 @@ class LayerNames:
     Attributes
     ----------
     tensors
-        The name of each weight in the checkpoint, by layer name. The layer names are those of the
-        checkpoint or, if transformers renames layers during loading, those of transformers.
+        The name of each weight in the checkpoint, by layer name. The layer names are
+        those of the checkpoint or, if transformers renames layers during loading, those
+        of transformers.
     used, stored
         The prefix of layer names in the adapter, and the prefix that replaces it in `tensors`.
     """
@@ -124,8 +126,8 @@ def _stems(tensors: Mapping[str, str]) -> dict[str, str]:
 def _with_prefix(layers: list[str], stems: Mapping[str, str]) -> LayerNames | None:
     """Find the change of prefix that makes all layer names match a name in `stems`.
 
-    Layers whose names are already in `stems` are not renamed. Return None if no change of prefix
-    works, or if several do, which would be ambiguous.
+    Layers whose names are already in `stems` are not renamed. Return None if no change of
+    prefix works, or if several do, which would be ambiguous.
     """
     changes: set[tuple[str, str]] | None = None
     for layer in layers:

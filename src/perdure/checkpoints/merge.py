@@ -39,8 +39,8 @@ def merge_checkpoint(
     Parameters
     ----------
     base
-        The folder of a transformers model, a hub id, or the name of a model that is installed as
-        a package.
+        The folder of a transformers model, a hub id, or the name of a model that is
+        installed as a package.
     adapters
         PEFT folders, in the order in which they were learned.
     rule
@@ -48,14 +48,15 @@ def merge_checkpoint(
     output
         The folder to write, which must not exist yet. It is created when all files are complete.
     form
-        `model`: write the base model with W + ΔW, rounded once; `adapter`: write ΔW as a single
-        LoRA adapter for the base model.
+        `model`: write the base model with W + ΔW, rounded once; `adapter`: write ΔW as a
+        single LoRA adapter for the base model.
     rank
-        The rank to which each layer of the written adapter is truncated, using the closest matrix
-        of that rank. By default, nothing is truncated, and the rule must return low-rank changes.
+        The rank to which each layer of the written adapter is truncated, using the
+        closest matrix of that rank. By default, nothing is truncated, and the rule must
+        return low-rank changes.
     saved_modules
-        The adapter whose `modules_to_save` (such as heads) to use, or `none` to use those of the
-        base model. By default, use those of all adapters, which must not differ.
+        The adapter whose `modules_to_save` (such as heads) to use, or `none` to use those
+        of the base model. By default, use those of all adapters, which must not differ.
     any_base
         Accept adapters whose configuration names a different base model.
     dry_run
@@ -64,8 +65,8 @@ def merge_checkpoint(
     Raises
     ------
     CheckpointError
-        A file is damaged, an adapter belongs to another model or cannot be merged, or the result
-        is not finite.
+        A file is damaged, an adapter belongs to another model or cannot be merged, or the
+        result is not finite.
     OutputError
         `output` already exists, the disk is full, or writing is not allowed.
     InputError
@@ -180,11 +181,12 @@ def _memory(merger: Merger) -> int:
     for value in merger.grown.values():
         kept += _bytes(value)
 
-    # Computing a deferred matrix takes one matrix per task, their stack, and a processed copy of it
-    # (3 per task), plus signs, sums and the result (3 more).
+    # Computing a deferred matrix takes one matrix per task, their stack, and a processed
+    # copy of it (3 per task), plus signs, sums and the result (3 more).
     matrices = 3 * len(merger.adapters) + 3
-    # The result of a rule has factors in addition to those of the adapters, hence twice the
-    # factors. `fold` needs blocks of W, ΔW, their sum and the result; six blocks are ample.
+    # The result of a rule has factors in addition to those of the adapters, hence twice
+    # the factors. `fold` needs blocks of W, ΔW, their sum and the result; six blocks are
+    # ample.
     blocks = 6 * 4 * fold.BLOCK
     return RUNTIME + 2 * factors + matrices * largest_matrix + kept + blocks
 

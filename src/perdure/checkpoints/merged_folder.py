@@ -139,8 +139,8 @@ def loads_with(merger: Merger, form: str) -> str:
     for adapter in merger.adapters:
         classes.add(auto_class.of_task(adapter.folder.config.get("task_type")))
     adapter_class = classes.pop() if len(classes) == 1 else None
-    # Use the base model's configuration, unless the adapters contain a different head. The copy
-    # of a tied table is also new, but is not a head.
+    # Use the base model's configuration, unless the adapters contain a different head.
+    # The copy of a tied table is also new, but is not a head.
     known = {*merger.base.where, *merger.tables.copies}
     has_new_head = not known.issuperset(merger.saved)
     if adapter_class and (form == "adapter" or has_new_head):

@@ -23,8 +23,8 @@ from perdure.settings import checked, named
 from perdure.storage.tensors import FLOATS, Stored, new, total_bytes
 from perdure.vectors.task_vector import Entry, OnDemand, TaskVector
 
-# Weights with one row per label. A head with a different number of labels may replace the base
-# model's head, and the configuration then gets new labels.
+# Weights with one row per label. A head with a different number of labels may replace the
+# base model's head, and the configuration then gets new labels.
 HEADS = ("classifier.weight", "score.weight", "classifier.out_proj.weight")
 HEAD_MODULES = tuple(name.removesuffix(".weight") for name in HEADS)
 
@@ -42,8 +42,8 @@ class Merger:
     saved
         Fully trained tensors to copy from adapters, in the dtype of the base model.
     grown
-        Token tables with a different number of rows than in the base model, to which changes are
-        added, in the dtype of the base model.
+        Token tables with a different number of rows than in the base model, to which
+        changes are added, in the dtype of the base model.
     """
 
     base: Checkpoint

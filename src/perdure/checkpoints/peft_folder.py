@@ -1,7 +1,8 @@
 """PEFT folders, read as JSON and safetensors without using peft.
 
-LoRA adds s B A to W, where s = alpha / r (or alpha / sqrt(r) for rsLoRA). The rank r and alpha may
-differ between layers. Adapters that work differently are rejected with an error that says why.
+LoRA adds s B A to W, where s = alpha / r (or alpha / sqrt(r) for rsLoRA). The rank r and
+alpha may differ between layers. Adapters that work differently are rejected with an error
+that says why.
 """
 
 import functools
@@ -28,8 +29,9 @@ PICKLE = "adapter_model.bin"
 PREFIX = "base_model.model."
 # Larger numbers are considered damage, because real ranks and alphas are a million times smaller.
 LARGEST = 1e9
-# Initializations (`init_lora_weights`) that leave W unchanged. Others (pissa, olora, corda, loftq,
-# lora_ga) subtract a part of W, which the base model on disk still contains.
+# Initializations (`init_lora_weights`) that leave W unchanged. Others (pissa, olora,
+# corda, loftq, lora_ga) subtract a part of W, which the base model on disk still
+# contains.
 KEEPS_BASE = ("gaussian", "eva", "orthogonal", "mica")
 REFUSED = {
     "use_dora": "DoRA rescales the rows of W, so the result is not a sum of W and B A",
@@ -43,8 +45,8 @@ REFUSED = {
     "monteclora_config": "its weights are random variables",
     "kasa_config": "KaSA scales the singular values of W",
 }
-# Settings that do not affect the sum W + s B A, or that are handled here. A setting that is
-# in neither table is newer than these tables, and causes a warning.
+# Settings that do not affect the sum W + s B A, or that are handled here. A setting that
+# is in neither table is newer than these tables, and causes a warning.
 HARMLESS = {
     "alpha_pattern",
     "auto_mapping",
@@ -79,8 +81,9 @@ HARMLESS = {
     "use_rslora",
     "velora_config",
 }
-# `LAYER.lora_A.weight`, or `LAYER.lora_embedding_A` for embeddings. In memory, peft's keys contain
-# the adapter's name (`LAYER.lora_A.default.weight`). peft omits it on disk; other tools do not.
+# `LAYER.lora_A.weight`, or `LAYER.lora_embedding_A` for embeddings. In memory, peft's
+# keys contain the adapter's name (`LAYER.lora_A.default.weight`). peft omits it on disk;
+# other tools do not.
 FACTOR = re.compile(
     r"(?P<layer>.+)\.lora_(?P<letter>(?:embedding_)?[AB])"
     r"(?:\.(?P<adapter>[^.]+))??(?:\.(?P<kind>weight|bias))?"
@@ -95,8 +98,8 @@ class Factors:
     Attributes
     ----------
     file, keys
-        The file that contains A and B, and their names in the file. They are read on demand, and
-        not cached.
+        The file that contains A and B, and their names in the file. They are read on
+        demand, and not cached.
     scale
         The factor s, which is alpha / rank or alpha / √rank.
     shape
@@ -157,9 +160,10 @@ class PeftFolder:
     factors
         The change to each layer, by layer name in the model on which the adapter was trained.
     wrapped
-        The names of A and B for individual parameters (`target_parameters`), by the name of the
-        wrapper that peft puts around the parameter's module. If a module has several such
-        parameters, the name of each inner wrapper has one more `.base_layer`.
+        The names of A and B for individual parameters (`target_parameters`), by the name
+        of the wrapper that peft puts around the parameter's module. If a module has
+        several such parameters, the name of each inner wrapper has one more
+        `.base_layer`.
     targets
         The layers that the configuration targets.
     untargeted
@@ -167,8 +171,8 @@ class PeftFolder:
     saved
         The tensors of fully trained modules (`modules_to_save`), read on demand.
     copies
-        Other full tensors, read on demand. For example, peft sometimes saves the embeddings of
-        the base model.
+        Other full tensors, read on demand. For example, peft sometimes saves the
+        embeddings of the base model.
     """
 
     folder: Path
@@ -203,8 +207,8 @@ def read(source: str | Path) -> PeftFolder:
     Raises
     ------
     CheckpointError
-        The folder is not a PEFT folder or is damaged, or the adapter does more than add B A to
-        weights.
+        The folder is not a PEFT folder or is damaged, or the adapter does more than add B
+        A to weights.
     """
     folder = find(source)
     if not (folder / CONFIG).exists():
@@ -217,8 +221,8 @@ def read(source: str | Path) -> PeftFolder:
             "where you trust it, and save it with `save_pretrained` (safetensors)."
         )
     file = TensorFile(inside(folder, WEIGHTS))
-    # Read only headers here. Shapes are compared with those of the base model before values are
-    # loaded, because a header may claim any size.
+    # Read only headers here. Shapes are compared with those of the base model before
+    # values are loaded, because a header may claim any size.
     targets = Targets(config, str(folder / CONFIG))
     keys, saved, copies = _group_tensors(file, targets)
     if not keys:
@@ -227,8 +231,9 @@ def read(source: str | Path) -> PeftFolder:
     untargeted = _untargeted(keys, targets)
     wrapped: dict[str, tuple[str, str]] = {}
     if targets.parameters:
-        # The wrapper of a parameter has factors like a layer, but is not in `target_modules`.
-        # `experts` later uses the model to find the parameter to which the factors belong.
+        # The wrapper of a parameter has factors like a layer, but is not in
+        # `target_modules`. `experts` later uses the model to find the parameter to which
+        # the factors belong.
         for layer in untargeted:
             wrapped[layer] = _keys(file, layer, keys.pop(layer))
         untargeted = []
@@ -260,8 +265,8 @@ def _untargeted(layers: Iterable[str], targets: Targets) -> list[str]:
     """Return those of the given layers that the configuration does not target."""
     untargeted = [layer for layer in layers if targets.named(layer) is False]
     if targets.config.get("ensure_weight_tying"):
-        # peft adds the layer that is tied to a targeted one. Unlike the names of layers in blocks,
-        # its name contains no number.
+        # peft adds the layer that is tied to a targeted one. Unlike the names of layers
+        # in blocks, its name contains no number.
         untargeted = [layer for layer in untargeted if _has_number(layer)]
     return untargeted
 
@@ -347,8 +352,8 @@ def _check_config(folder: Path, config: Mapping[str, object]) -> None:
             f"`{path}`: `bias` is {bias!r}, so biases were trained, too. Only `none` can be merged."
         )
     start = config.get("init_lora_weights", True)
-    # None and True select peft's default initialization. False is a random initialization for its
-    # tests, but does not change W, either.
+    # None and True select peft's default initialization. False is a random initialization
+    # for its tests, but does not change W, either.
     is_switch = start is None or isinstance(start, bool)
     is_named = isinstance(start, str) and start in KEEPS_BASE
     if not is_switch and not is_named:
@@ -369,8 +374,9 @@ def _check_config(folder: Path, config: Mapping[str, object]) -> None:
 def _role(file: TensorFile, key: str) -> tuple[str, str]:
     """Return the name of the layer or full tensor that a key belongs to, and the key's role.
 
-    The role is the letter of a factor (`A`, `B`, `embedding_A`, `embedding_B`), `full` for a fully
-    trained or copied tensor, or `original` for a tensor as it was before training.
+    The role is the letter of a factor (`A`, `B`, `embedding_A`, `embedding_B`), `full`
+    for a fully trained or copied tensor, or `original` for a tensor as it was before
+    training.
     """
     factor = FACTOR.fullmatch(key)
     if factor and factor["kind"] != "bias":

@@ -1,8 +1,9 @@
 """The base model as built by transformers, without allocating its weights.
 
-The files alone do not show whether a square weight belongs to an `nn.Linear` or a `Conv1D`,
-which tables are tied, or how tensors are renamed and joined during loading. Building the model
-takes seconds, so this is done only when one of these questions has to be answered.
+The files alone do not show whether a square weight belongs to an `nn.Linear` or a
+`Conv1D`, which tables are tied, or how tensors are renamed and joined during loading.
+Building the model takes seconds, so this is done only when one of these questions has to
+be answered.
 """
 
 import re
@@ -89,8 +90,9 @@ class Skeleton:
     def joined(self) -> dict[str, dict[str, list[str]]]:
         """The tensors that are joined into one parameter during loading.
 
-        They are grouped by the name of the parameter, and then by the pattern that they match in
-        the conversion table of transformers, in the order in which transformers joins them.
+        They are grouped by the name of the parameter, and then by the pattern that they
+        match in the conversion table of transformers, in the order in which transformers
+        joins them.
         """
         joined: dict[str, dict[str, list[str]]] = {}
         for tensor in sorted(self._loaded, key=_natural):

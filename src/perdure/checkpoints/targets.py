@@ -85,8 +85,8 @@ class Targets:
     def value(self, setting: str, layer: str) -> object:
         """Return the value for a layer in `rank_pattern` or `alpha_pattern`.
 
-        This is the value of the first pattern that matches the end of the layer's name, or None if
-        no pattern matches.
+        This is the value of the first pattern that matches the end of the layer's name,
+        or None if no pattern matches.
 
         Raises
         ------

@@ -1,7 +1,8 @@
 """The token tables, which have one row per token and may be tied or resized.
 
 In many language models, the input embeddings and the output layer share one table
-(`tie_word_embeddings`). If adapters changed only one of the two, the merged model has two tables.
+(`tie_word_embeddings`). If adapters changed only one of the two, the merged model has two
+tables.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,8 +39,8 @@ class Tables:
     saved
         The fully trained tensors to copy from adapters.
     grown
-        Tables with a different number of rows than in the base model, to which the changes from
-        adapters are added.
+        Tables with a different number of rows than in the base model, to which the
+        changes from adapters are added.
     copies
         New tensors that start as copies, mapped to the names of the originals in the base model.
     untied
@@ -67,14 +68,14 @@ def arrange(
     Parameters
     ----------
     choice
-        The adapter whose tables to use, or `none` to use those of the base model. By default, use
-        the tables of all adapters, which must not differ.
+        The adapter whose tables to use, or `none` to use those of the base model. By
+        default, use the tables of all adapters, which must not differ.
 
     Raises
     ------
     CheckpointError
-        Tied tables would have to be separated, which is impossible for this model, or tables
-        would have different numbers of rows.
+        Tied tables would have to be separated, which is impossible for this model, or
+        tables would have different numbers of rows.
     InputError
         Adapters have different tables, and no choice is given.
     """

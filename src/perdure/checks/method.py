@@ -1,8 +1,9 @@
 """The checks that every method must pass; a check raises `CheckFailed` if the method fails it.
 
-A check takes a `MethodUnderTest`; the docstring of the check is the promise that it checks, in one
-sentence. The checks train a pico BERT on a toy stream of three tasks, as `perdure.run` and
-`perdure.learn` do. Some of them also train pico language models on two tasks.
+A check takes a `MethodUnderTest`; the docstring of the check is the promise that it
+checks, in one sentence. The checks train a pico BERT on a toy stream of three tasks, as
+`perdure.run` and `perdure.learn` do. Some of them also train pico language models on two
+tasks.
 """
 
 import inspect
@@ -192,8 +193,8 @@ def _tensors(backbone: Backbone) -> dict[str, Tensor]:
 def _heads_of(backbone: Backbone, method: Method, seen: Sequence[Task]) -> set[str]:
     """Return the names of the tensors of heads that may change.
 
-    These are the heads of the tasks with examples to train on. A method without such examples
-    computes its heads, and may recompute all of them.
+    These are the heads of the tasks with examples to train on. A method without such
+    examples computes its heads, and may recompute all of them.
     """
     with_examples = [rows.task for rows in method.examples(seen)]
     tasks = with_examples or backbone.heads

@@ -1,8 +1,8 @@
 """The checks that every rule must pass; a check raises `CheckFailed` if the rule fails it.
 
-A check takes a `RuleUnderTest`; the docstring of the check is the promise that it checks, in one
-sentence. The checks combine small random task vectors. The second and the third lack a layer,
-because tasks may change different layers.
+A check takes a `RuleUnderTest`; the docstring of the check is the promise that it checks,
+in one sentence. The checks combine small random task vectors. The second and the third
+lack a layer, because tasks may change different layers.
 """
 
 import inspect

@@ -50,8 +50,9 @@ TRAINING: dict[str, object] = {
     "batch_size": 16,
     "backbone_dropout": False,
 }
-# A demo must finish within minutes on a laptop, hence few epochs, short texts and small images.
-# With so little training, sequential fine-tuning forgets less than on a longer stream.
+# A demo must finish within minutes on a laptop, hence few epochs, short texts and small
+# images. With so little training, sequential fine-tuning forgets less than on a longer
+# stream.
 TEXT: dict[str, object] = {
     "stream": "demo",
     "backbone": {"model": "minilm", "max_length": 64},
@@ -62,8 +63,8 @@ VISION: dict[str, object] = {
     "backbone": {"model": "dinov2", "image_size": 56},
     "training": TRAINING | {"learning_rate": 1e-3, "alignment": {"temperature": None}},
 }
-# Small enough to take minutes on two cores. The learning rate, lengths and rule were chosen on
-# validation examples (see recipes/README.md).
+# Small enough to take minutes on two cores. The learning rate, lengths and rule were
+# chosen on validation examples (see recipes/README.md).
 LANGUAGE: dict[str, object] = {
     "stream": "demo_language",
     "backbone": {"model": "smollm2", "chat_template": "none", "max_length": 96},
@@ -98,8 +99,8 @@ class Demo:
     data
         The packages that contain the data.
     other_rule
-        An optional second rule to evaluate on the PIC run, one that uses each task's adapter
-        separately.
+        An optional second rule to evaluate on the PIC run, one that uses each task's
+        adapter separately.
     folder
         The name of the demo's output folder, in the directory `runs`.
     """
@@ -148,17 +149,17 @@ def demo(
     Parameters
     ----------
     kind
-        `texts`: five tasks for MiniLM. `images`: pairs of digits for DINOv2, also with InfLoRA, and
-        with all heads aligned. `language`: four questions that SmolLM2 answers in free text, also
-        with replay.
+        `texts`: five tasks for MiniLM. `images`: pairs of digits for DINOv2, also with
+        InfLoRA, and with all heads aligned. `language`: four questions that SmolLM2
+        answers in free text, also with replay.
 
     Raises
     ------
     FetchError
         The model or the data are not in the cache and cannot be downloaded.
     RunError
-        `output` contains runs with other settings, such as another seed, or another process is
-        writing to them.
+        `output` contains runs with other settings, such as another seed, or another
+        process is writing to them.
     """
     download(kind)
     show = DEMOS[kind]

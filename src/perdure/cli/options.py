@@ -32,8 +32,9 @@ def parts(incomplete: str) -> list[str]:
     return [name for name in registry.diagnostics() if name.startswith(incomplete)]
 
 
-# Aliases, so that an option has the same name and the same help in every command. Options that may
-# be repeated have an empty list as default, as typer requires; no command modifies the list.
+# Aliases, so that an option has the same name and the same help in every command. Options
+# that may be repeated have an empty list as default, as typer requires; no command
+# modifies the list.
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Where to write.")]
 Seed = Annotated[

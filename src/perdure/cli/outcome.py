@@ -37,8 +37,9 @@ def report(run: Path) -> None:
 def reported(run: Path) -> Iterator[None]:
     """Write a run's report after the block has worked on the run.
 
-    If the block fails because its work had already been done, a missing or outdated report is
-    written nevertheless: the earlier command may have been stopped just before writing it.
+    If the block fails because its work had already been done, a missing or outdated
+    report is written nevertheless: the earlier command may have been stopped just before
+    writing it.
     """
     try:
         yield

@@ -66,8 +66,8 @@ def take_options(
 def run(app: Callable[..., object]) -> None:
     """Run the command line; report a user error as one red sentence and exit with status 1.
 
-    With `--debug` anywhere on the command line, or with PERDURE_DEBUG set, the traceback is printed
-    before the sentence. A traceback without `--debug` is a bug.
+    With `--debug` anywhere on the command line, or with PERDURE_DEBUG set, the traceback
+    is printed before the sentence. A traceback without `--debug` is a bug.
     """
     _print_in_any_encoding()
     warnings.formatwarning = _sentence

@@ -27,8 +27,8 @@ from perdure.cli.options import (
 )
 from perdure.cli.outcome import say
 
-# Commands import the library only when they run: importing torch, transformers and peft takes
-# seconds, and `--help` and shell completion do not need them.
+# Commands import the library only when they run: importing torch, transformers and peft
+# takes seconds, and `--help` and shell completion do not need them.
 
 
 def demo(
@@ -206,8 +206,8 @@ def forget(
 ) -> None:
     """Remove a task from a run: its adapter, head and statistics, and all of its scores.
 
-    Tasks that were learned on top of it retain traces of it (except with the method `isolated`);
-    the command says which tasks.
+    Tasks that were learned on top of it retain traces of it (except with the method
+    `isolated`); the command says which tasks.
     """
     from perdure.runs.extend import forget
 

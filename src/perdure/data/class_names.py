@@ -14,8 +14,8 @@ MAX_SHOWN = 60  # characters of a label that a message shows
 def in_order(names: Iterable[str]) -> list[str]:
     """Sort class names: first numbers by value, then all other names alphabetically.
 
-    The order is the same in every process. `nan`, which cannot be compared with numbers, is sorted
-    as text.
+    The order is the same in every process. `nan`, which cannot be compared with numbers,
+    is sorted as text.
 
     Examples
     --------
@@ -70,8 +70,8 @@ def _look_like_quantities(numbers: Sequence[float], mostly_different: bool) -> b
     many = len(numbers) > MAX_FRACTIONS
     if any(number % 1 for number in numbers):
         return many or mostly_different
-    # Classes that are numbered from 0 or 1 have no gaps. With only a few examples per class, most
-    # of the numbers differ, but they are still not quantities.
+    # Classes that are numbered from 0 or 1 have no gaps. With only a few examples per
+    # class, most of the numbers differ, but they are still not quantities.
     without_gaps = max(numbers) - min(numbers) < len(numbers)
     return many and mostly_different and not without_gaps
 

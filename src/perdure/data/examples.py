@@ -1,10 +1,10 @@
 """Examples built from table rows, with standard column names and with classes as text.
 
-Tables and Hugging Face data sets are both converted to the same columns. The input is in `text`, in
-`text` and `text_pair`, in `image`, or in `messages`. The answer is in `label` as a class name, or
-in `target` as free text; if a row has several right answers, they are in `answers`. If a column
-names the task of each row, it becomes `task`. The number of the row in its file is in `row`, for
-error messages.
+Tables and Hugging Face data sets are both converted to the same columns. The input is in
+`text`, in `text` and `text_pair`, in `image`, or in `messages`. The answer is in `label`
+as a class name, or in `target` as free text; if a row has several right answers, they are
+in `answers`. If a column names the task of each row, it becomes `task`. The number of the
+row in its file is in `row`, for error messages.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,8 +28,8 @@ class Columns:
     Attributes
     ----------
     inputs
-        The column that contains the text or the image, the two columns of a text pair in order, or
-        all columns that the prompt uses.
+        The column that contains the text or the image, the two columns of a text pair in
+        order, or all columns that the prompt uses.
     label
         The column that contains the class; None if the answer is free text.
     task
@@ -127,14 +127,14 @@ class Columns:
 def from_tables(tables: Sequence[Table], columns: Columns) -> Dataset:
     """Read the rows of all tables, in order, into memory.
 
-    The cache of `datasets` is not used: every table is read in its current state, and no copy is
-    left on disk.
+    The cache of `datasets` is not used: every table is read in its current state, and no
+    copy is left on disk.
 
     Raises
     ------
     DataError
-        A column is missing, there are no rows, or a cell has the wrong kind of value for its
-        column.
+        A column is missing, there are no rows, or a cell has the wrong kind of value for
+        its column.
     """
     examples = _dataset(_examples(tables, columns))
     if not len(examples):
@@ -168,9 +168,10 @@ def _dataset(examples: Iterable[Mapping[str, object]]) -> Dataset:
 def from_dataset(data: Dataset, source: str, columns: Columns) -> Dataset:
     """Select the columns of a data set that `datasets` has loaded, without copying the inputs.
 
-    Prompts are the exception: they combine columns and are built as new text. An empty cell in a
-    prompt is an error. An empty cell in a plain text column is accepted, because users cannot
-    correct a data set on the hub; it is rejected later if the tokenizer produces no tokens for it.
+    Prompts are the exception: they combine columns and are built as new text. An empty
+    cell in a prompt is an error. An empty cell in a plain text column is accepted,
+    because users cannot correct a data set on the hub; it is rejected later if the
+    tokenizer produces no tokens for it.
 
     Raises
     ------

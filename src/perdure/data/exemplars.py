@@ -24,9 +24,10 @@ COLUMNS = ("text", "text_pair", "messages", "target")
 class Exemplars:
     """The stored examples of each task: inputs as bytes (UTF-8 text or encoded images), and labels.
 
-    If the examples of a task consist of more than a single text, such as text pairs, conversations,
-    or prompts with free-text answers, each input is a JSON list with a value for each of the task's
-    `columns`. The label of an example with a free-text answer is -1.
+    If the examples of a task consist of more than a single text, such as text pairs,
+    conversations, or prompts with free-text answers, each input is a JSON list with a
+    value for each of the task's `columns`. The label of an example with a free-text
+    answer is -1.
 
     Examples
     --------
@@ -293,8 +294,9 @@ def herded(
 ) -> list[int]:
     """Choose at most `per_class` examples of each class so that their mean is near the class mean.
 
-    Examples are chosen one at a time. Each choice brings the mean of the examples chosen so far as
-    close as possible to the class mean. Features are first scaled to unit length.
+    Examples are chosen one at a time. Each choice brings the mean of the examples chosen
+    so far as close as possible to the class mean. Features are first scaled to unit
+    length.
 
     References
     ----------
@@ -323,9 +325,9 @@ def shares(
 ) -> dict[str, int]:
     """Choose randomly how many examples of each task to store, up to `capacity` in total.
 
-    Every example seen so far is equally likely to be stored. The last task in `seen` is the new
-    one. An old task can contribute only examples that are still stored; if there are too few of
-    them, the new task contributes more.
+    Every example seen so far is equally likely to be stored. The last task in `seen` is
+    the new one. An old task can contribute only examples that are still stored; if there
+    are too few of them, the new task contributes more.
 
     Examples
     --------

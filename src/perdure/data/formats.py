@@ -52,8 +52,8 @@ class Request:
         Raises
         ------
         DataError
-            Two options exclude each other, `text` names more than two columns or the same column
-            twice, or `answer` is combined with an image or a pair of texts.
+            Two options exclude each other, `text` names more than two columns or the same
+            column twice, or `answer` is combined with an image or a pair of texts.
         """
         if self.text and self.image:
             raise DataError("Give either `text` or `image`: a task has one kind of input.")
@@ -99,8 +99,8 @@ def reading_of(columns: Sequence[str], source: str, request: Request) -> Reading
     Raises
     ------
     DataError
-        Options are incompatible, a column does not exist, a template is invalid, or it is not clear
-        which column contains the prompt or the answer.
+        Options are incompatible, a column does not exist, a template is invalid, or it is
+        not clear which column contains the prompt or the answer.
 
     Examples
     --------

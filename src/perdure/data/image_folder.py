@@ -42,15 +42,16 @@ def has_metadata(folder: str | Path) -> bool:
 def read_image_folder(folder: str | Path) -> dict[str, Dataset]:
     """Read a folder of images into one data set per split, with the columns `image` and `label`.
 
-    The class of an image is the name of its folder. If all folders at a level above the class
-    folders are named like splits, such as `train` and `test`, they become the splits; otherwise all
-    images are used for training. Hidden files and folders are skipped.
+    The class of an image is the name of its folder. If all folders at a level above the
+    class folders are named like splits, such as `train` and `test`, they become the
+    splits; otherwise all images are used for training. Hidden files and folders are
+    skipped.
 
     Raises
     ------
     DataError
-        There are no images, their classes or splits are ambiguous, a folder cannot be read, or a
-        link leads back to a parent folder.
+        There are no images, their classes or splits are ambiguous, a folder cannot be
+        read, or a link leads back to a parent folder.
     """
     images = _images(folder)
     level = _level_of_splits(folder, images)
@@ -133,8 +134,8 @@ def _level_of_splits(folder: str | Path, images: Images) -> int | None:
             f"The folders in `{folder}` that contain the images are named like splits: "
             f"{sorted(classes)}. Put one folder per class into each of them."
         )
-    # From the outside in. A folder that is alone at its level, as in many archives, is skipped;
-    # the first level with several folders decides.
+    # From the outside in. A folder that is alone at its level, as in many archives, is
+    # skipped; the first level with several folders decides.
     for level in range(levels - 1):
         names = sorted({parts[level] for parts in images})
         splits = [name for name in names if _split_of(name)]
@@ -167,8 +168,8 @@ def _split_of(name: str) -> str | None:
 def _walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """Yield the files in a folder and its subfolders, in sorted order.
 
-    Each file is a tuple of the parts of its path relative to the folder. Links are followed.
-    `above` contains the real paths of the parent folders.
+    Each file is a tuple of the parts of its path relative to the folder. Links are
+    followed. `above` contains the real paths of the parent folders.
     """
     real = os.path.realpath(folder)  # unlike `resolve`, does not fail if a link points to itself
     if real in above:

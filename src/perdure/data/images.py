@@ -1,7 +1,7 @@
 """Images in the form that models read: upright, RGB, with 8 bits per channel.
 
-Every image goes through `read_image`, both in training and in prediction, so a model sees the same
-pixels wherever an image comes from.
+Every image goes through `read_image`, both in training and in prediction, so a model sees
+the same pixels wherever an image comes from.
 """
 
 import hashlib
@@ -60,25 +60,25 @@ class _Refused(Exception):
 def read_image(source: object, name: str | None = None) -> Image.Image:
     """Return an image in the form that models read: upright, RGB, with 8 bits per channel.
 
-    The image is rotated according to its EXIF orientation. For an animation, the first frame is
-    read, or the current frame if `source` is a Pillow image. Transparent pixels are blended with a
-    white background. 16-bit grey values are divided by 257, and floats in [0, 1] are multiplied by
-    255.
+    The image is rotated according to its EXIF orientation. For an animation, the first
+    frame is read, or the current frame if `source` is a Pillow image. Transparent pixels
+    are blended with a white background. 16-bit grey values are divided by 257, and floats
+    in [0, 1] are multiplied by 255.
 
     Parameters
     ----------
     source
-        A path, the bytes of a file, a Pillow image, an array that Pillow accepts, or a mapping with
-        `bytes` or `path`, as in an undecoded column of `datasets`.
+        A path, the bytes of a file, a Pillow image, an array that Pillow accepts, or a
+        mapping with `bytes` or `path`, as in an undecoded column of `datasets`.
     name
         The name of the image in error messages; by default, its path.
 
     Raises
     ------
     DataError
-        The image is missing, empty, damaged or truncated, is not a regular file or not an image,
-        has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, or has samples of an unknown range:
-        32-bit integers, or floats outside [0, 1].
+        The image is missing, empty, damaged or truncated, is not a regular file or not an
+        image, has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, or has samples of an
+        unknown range: 32-bit integers, or floats outside [0, 1].
 
     Examples
     --------
@@ -96,8 +96,9 @@ def read_image(source: object, name: str | None = None) -> Image.Image:
     name = name or "The image"
     try:
         with warnings.catch_warnings():
-            # Pillow warns about odd metadata, which is harmless, and about sizes, which are checked
-            # here. If warnings were turned into errors, a good image would become unreadable.
+            # Pillow warns about odd metadata, which is harmless, and about sizes, which
+            # are checked here. If warnings were turned into errors, a good image would
+            # become unreadable.
             warnings.simplefilter("ignore")
             return _read(source)
     except _Refused as refusal:
@@ -207,9 +208,9 @@ def _normalised(image: Image.Image) -> Image.Image:
 def _load(image: Image.Image) -> None:
     """Decode an image, unless it is already decoded.
 
-    If Pillow knows the name of an uncompressed TIFF file, it maps the file into memory, and swaps
-    width and height if the orientation of the image does so (seen in Pillow 13.0). The name is
-    therefore hidden from Pillow.
+    If Pillow knows the name of an uncompressed TIFF file, it maps the file into memory,
+    and swaps width and height if the orientation of the image does so (seen in Pillow
+    13.0). The name is therefore hidden from Pillow.
     """
     if not isinstance(image, ImageFile.ImageFile):
         return
@@ -278,8 +279,9 @@ def _grey(values: np.ndarray) -> Image.Image:
 def image_column(data: Dataset, column: str, source: str) -> Dataset:
     """Return the data set with one column converted to images.
 
-    The column may contain paths, encoded images, or images. The path of an image that does not come
-    from a file is set to `source` and its row number, as a name for error messages.
+    The column may contain paths, encoded images, or images. The path of an image that
+    does not come from a file is set to `source` and its row number, as a name for error
+    messages.
 
     Raises
     ------
@@ -339,8 +341,8 @@ def _with_paths(
 def as_rows(inputs: Sequence[object]) -> Dataset:
     """Return a data set with an `image` column, from images of any kind that `read_image` accepts.
 
-    Files are read lazily. An image in memory is stored in its current state, even if it was loaded
-    from a file. It is encoded as PNG, which is lossless.
+    Files are read lazily. An image in memory is stored in its current state, even if it
+    was loaded from a file. It is encoded as PNG, which is lossless.
 
     Raises
     ------
@@ -367,8 +369,8 @@ def as_rows(inputs: Sequence[object]) -> Dataset:
 def undecoded(data: Dataset, column: str = "image") -> Any:
     """Return the images in a column without decoding them, as a sequence of `EncodedImage`.
 
-    The images are read one at a time. The return type is `Any`, because columns of `datasets` have
-    no type annotations.
+    The images are read one at a time. The return type is `Any`, because columns of
+    `datasets` have no type annotations.
     """
     images = data.select_columns([column])
     images = images.cast_column(column, ImageColumn(decode=False))

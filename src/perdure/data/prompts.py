@@ -1,8 +1,8 @@
 """Prompts and free-text answers, built from the cells of a row.
 
-A cell with a list of texts (in JSON and Parquet) contains several right answers. A model is trained
-on the first one, and all of them are accepted in evaluation. `perdure.data.formats` decides which
-columns contain prompts and answers.
+A cell with a list of texts (in JSON and Parquet) contains several right answers. A model
+is trained on the first one, and all of them are accepted in evaluation.
+`perdure.data.formats` decides which columns contain prompts and answers.
 """
 
 import difflib
@@ -71,8 +71,8 @@ class Cell(Prompt):
 class Template(Prompt):
     """A prompt with placeholders that are replaced by cells.
 
-    `{{` and `}}` represent literal braces. Numbers, booleans and dates are written in the same way
-    as class names (see `perdure.data.rows`).
+    `{{` and `}}` represent literal braces. Numbers, booleans and dates are written in the
+    same way as class names (see `perdure.data.rows`).
 
     Attributes
     ----------
@@ -107,8 +107,8 @@ class Template(Prompt):
         option
             The name of the setting that contains the template, for error messages.
         closed
-            True if the answer is a class. Then `{choices}` is replaced by a list of the classes,
-            unless a column has that name.
+            True if the answer is a class. Then `{choices}` is replaced by a list of the
+            classes, unless a column has that name.
 
         Raises
         ------

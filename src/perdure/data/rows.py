@@ -1,9 +1,9 @@
 """Tables read row by row, without conversion: CSV, TSV, JSON Lines, JSON lists and Parquet.
 
-In CSV and TSV, every cell is text. In JSON and Parquet, cells have types. If such a cell is used as
-a class name, an integer is written in decimal digits, any other number as in the JSON file (for
-Parquet, with the fewest digits that identify it), a boolean as `true` or `false`, and a date in ISO
-8601 format.
+In CSV and TSV, every cell is text. In JSON and Parquet, cells have types. If such a cell
+is used as a class name, an integer is written in decimal digits, any other number as in
+the JSON file (for Parquet, with the fewest digits that identify it), a boolean as `true`
+or `false`, and a date in ISO 8601 format.
 """
 
 import datetime
@@ -31,8 +31,8 @@ class Row:
     number
         The number of the row, counted from 1, not including the header and blank lines.
     cells
-        The cells by column: strings in CSV, typed values in JSON and Parquet. A JSON row has only
-        the keys of its object, which may differ from those of other rows.
+        The cells by column: strings in CSV, typed values in JSON and Parquet. A JSON row
+        has only the keys of its object, which may differ from those of other rows.
     where
         A description of the row for error messages.
     """
@@ -82,20 +82,20 @@ class Table:
         Parameters
         ----------
         path
-            A file with the extension `.csv`, `.tsv`, `.jsonl`, `.json` or `.parquet`. Wildcards are
-            not expanded.
+            A file with the extension `.csv`, `.tsv`, `.jsonl`, `.json` or `.parquet`.
+            Wildcards are not expanded.
         encoding
             The encoding of a text file. A UTF-8 byte order mark is dropped.
         delimiter
-            The separator between cells of CSV and TSV. The default for `.tsv` is a tab. The default
-            for `.csv` is whichever of comma, semicolon, tab and `|` splits the header into the most
-            columns.
+            The separator between cells of CSV and TSV. The default for `.tsv` is a tab.
+            The default for `.csv` is whichever of comma, semicolon, tab and `|` splits
+            the header into the most columns.
 
         Raises
         ------
         DataError
-            The file does not exist, cannot be read, has another format, or has two columns with the
-            same name.
+            The file does not exist, cannot be read, has another format, or has two
+            columns with the same name.
         """
         path = Path(path)
         ending = path.suffix.lower()
@@ -203,8 +203,8 @@ def class_name(
         The cell is empty, is an index out of range, or has a type that cannot be a class name.
     """
     value = row.cells.get(column)
-    # Checked, because the index -1 would return the last name; in data sets, it marks a hidden
-    # label.
+    # Checked, because the index -1 would return the last name; in data sets, it marks a
+    # hidden label.
     if names is not None and isinstance(value, int):
         if not 0 <= value < len(names):
             raise DataError(

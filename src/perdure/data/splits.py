@@ -14,9 +14,9 @@ SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
     "test": ("test",),
 }
 
-# If there is no validation split, one is taken from the training examples. By default it is a tenth
-# of them, but at most this number, because it is evaluated many times: to keep the best weights,
-# and to choose a scale.
+# If there is no validation split, one is taken from the training examples. By default it
+# is a tenth of them, but at most this number, because it is evaluated many times: to keep
+# the best weights, and to choose a scale.
 MAX_DEFAULT_VALIDATION = 500
 
 
@@ -88,9 +88,9 @@ def bounded(
 ) -> dict[Split, Dataset]:
     """Draw about `sizes[split]` examples from each split, stratified by class.
 
-    A size of None keeps all examples. If `data` has no validation split, one is taken from the
-    training examples: `sizes["validation"]` examples, but at most a fifth of them. By default, it
-    is a tenth of them, but at most 500 examples.
+    A size of None keeps all examples. If `data` has no validation split, one is taken
+    from the training examples: `sizes["validation"]` examples, but at most a fifth of
+    them. By default, it is a tenth of them, but at most 500 examples.
 
     Examples
     --------
@@ -179,8 +179,9 @@ def of_classes(data: Dataset, numbers: Sequence[int]) -> Dataset:
     """
     labels = np.array(data["label"][:])
     largest = max(labels.max(initial=0), *numbers)
-    # A lookup table from old to new labels, with -1 for other classes. Its last entry is for the
-    # label -1, which data sets use for rows without a class: NumPy counts it from the end.
+    # A lookup table from old to new labels, with -1 for other classes. Its last entry is
+    # for the label -1, which data sets use for rows without a class: NumPy counts it from
+    # the end.
     table = np.full(largest + 2, -1)
     table[list(numbers)] = np.arange(len(numbers))
     new_labels = table[labels]
@@ -201,15 +202,15 @@ def class_tasks(
 ) -> tuple[Task, ...]:
     """Divide the classes of a data set into tasks with the same number of classes.
 
-    Each task has about `sizes[split]` examples per split (see `bounded`). With `order_seed`, the
-    classes are first shuffled with NumPy's legacy generator, which reproduces the class orders used
-    in the literature.
+    Each task has about `sizes[split]` examples per split (see `bounded`). With
+    `order_seed`, the classes are first shuffled with NumPy's legacy generator, which
+    reproduces the class orders used in the literature.
 
     Raises
     ------
     DataError
-        The classes cannot be divided into `tasks` equal tasks of at least two classes, or a class
-        has a single training example.
+        The classes cannot be divided into `tasks` equal tasks of at least two classes, or
+        a class has a single training example.
     """
     if tasks < 1 or len(classes) % tasks or tasks == len(classes):
         raise DataError(

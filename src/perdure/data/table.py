@@ -48,55 +48,57 @@ def read_tasks(
 ) -> list[Task]:
     """Read data as a single task, or as one task for each value in the column `task`.
 
-    A task has either classes or free-text answers. If none of `text`, `image`, `prompt`, `answer`
-    and `label` is given, the column names decide: `text` or `image` with `label`; `messages`,
-    conversations whose last turn is the answer; `prompt` and `completion`; or the Alpaca columns
-    `instruction`, `input` (optional) and `output`.
+    A task has either classes or free-text answers. If none of `text`, `image`, `prompt`,
+    `answer` and `label` is given, the column names decide: `text` or `image` with
+    `label`; `messages`, conversations whose last turn is the answer; `prompt` and
+    `completion`; or the Alpaca columns `instruction`, `input` (optional) and `output`.
 
     Parameters
     ----------
     data
-        A CSV, TSV, JSON(-lines) or Parquet file, a folder of such files with names that start with
-        their split, a folder with one subfolder of images per class, a hub id, or a mapping from
-        `train`, `validation` and `test` to files.
+        A CSV, TSV, JSON(-lines) or Parquet file, a folder of such files with names that
+        start with their split, a folder with one subfolder of images per class, a hub id,
+        or a mapping from `train`, `validation` and `test` to files.
     name
         The name of the task; by default, the name of the file without its extension.
     text, image
-        The column that contains the input; by default, `text` or `image`. Two columns for `text`
-        are read as pairs, such as a premise and a hypothesis, in this order.
+        The column that contains the input; by default, `text` or `image`. Two columns for
+        `text` are read as pairs, such as a premise and a hypothesis, in this order.
     prompt
-        The input of a language model: a column, or a template with any columns, such as `"Sentence
-        1: {premise}\\nSentence 2: {hypothesis}\\nAnswer:"`. If the answer is a class, `{choices}`
-        is replaced by a list of the classes. `{{` and `}}` represent literal braces.
+        The input of a language model: a column, or a template with any columns, such as
+        `"Sentence 1: {premise}\\nSentence 2: {hypothesis}\\nAnswer:"`. If the answer is a
+        class, `{choices}` is replaced by a list of the classes. `{{` and `}}` represent
+        literal braces.
     answer
-        The right answer as free text: a column or a template. A cell with a list (in JSON and
-        Parquet) contains several right answers, of which the first is used for training.
+        The right answer as free text: a column or a template. A cell with a list (in JSON
+        and Parquet) contains several right answers, of which the first is used for
+        training.
     label
         The column that contains the class; by default, `label`.
     task
         The column that names the task of each row.
     score
-        The metric for the answers: the name of a file in `perdure/evaluation/scores`, such as
-        `rouge_l`.
+        The metric for the answers: the name of a file in `perdure/evaluation/scores`,
+        such as `rouge_l`.
     config
         The configuration of a hub data set.
     encoding
         The encoding of text files.
     delimiter
-        The separator between the cells of a CSV file; by default, it is detected from the header
-        (see `perdure.data.rows.Table.open`).
+        The separator between the cells of a CSV file; by default, it is detected from the
+        header (see `perdure.data.rows.Table.open`).
     seed
-        The seed for missing splits. A fifth of the examples is used for a missing test split, then
-        a tenth of the rest for a missing validation split. Both are stratified by class if there
-        are classes.
+        The seed for missing splits. A fifth of the examples is used for a missing test
+        split, then a tenth of the rest for a missing validation split. Both are
+        stratified by class if there are classes.
 
     Raises
     ------
     DataError
-        A file or column is missing, text is not in the given encoding, a cell is empty or is not a
-        valid text, class or conversation, a template has an unknown placeholder, the labels look
-        like texts or quantities, a class has too few examples, or a class in the validation or test
-        split does not occur in training.
+        A file or column is missing, text is not in the given encoding, a cell is empty or
+        is not a valid text, class or conversation, a template has an unknown placeholder,
+        the labels look like texts or quantities, a class has too few examples, or a class
+        in the validation or test split does not occur in training.
 
     Examples
     --------
@@ -410,8 +412,8 @@ def _task(
 ) -> Task:
     """Create a task with numbered classes, taking missing splits from its training examples.
 
-    `declared` contains the class names, if the table declares them; `column` is the name of the
-    label column, for error messages.
+    `declared` contains the class names, if the table declares them; `column` is the name
+    of the label column, for error messages.
     """
     labels = splits["train"]["label"][:]
     present = set(labels)

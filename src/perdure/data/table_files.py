@@ -1,8 +1,8 @@
 """Readers for table files, which yield the rows of CSV, JSON and Parquet one at a time.
 
-A reader has the `columns` of its file, and the `class_names` that the file declares for some of
-them. It yields each row as a pair of a line number (None if the format has no lines) and the cells
-by column.
+A reader has the `columns` of its file, and the `class_names` that the file declares for
+some of them. It yields each row as a pair of a line number (None if the format has no
+lines) and the cells by column.
 """
 
 import codecs
@@ -17,8 +17,8 @@ from pyarrow import ArrowException
 
 from perdure.errors import DataError
 
-# The maximum number of characters in a line or a cell, because a file that is not a table may be a
-# single endless line. War and Peace has 3.2 million.
+# The maximum number of characters in a line or a cell, because a file that is not a table
+# may be a single endless line. War and Peace has 3.2 million.
 MAX_LINE = 10_000_000
 DELIMITERS = (",", ";", "\t", "|")
 CHUNK = 1 << 16  # the number of JSON characters to read at a time
@@ -60,8 +60,8 @@ def check_text_file(path: Path) -> None:
     DataError
         The file starts like a gzip or ZIP archive, an Excel workbook or a Parquet file.
     """
-    # These formats start with fixed bytes. Without this check, the error message would be about
-    # the encoding, or about CSV.
+    # These formats start with fixed bytes. Without this check, the error message would be
+    # about the encoding, or about CSV.
     try:
         with path.open("rb") as file:
             beginning = file.read(4)
@@ -126,9 +126,9 @@ def _codec(encoding: str) -> str:
 class Delimited:
     """A reader for tables with a header line: CSV with any delimiter, or TSV.
 
-    If no `delimiter` is given, it is detected: the header is split by each common delimiter, and
-    the one that produces the most columns is used. If the header has only one column, it is a
-    comma.
+    If no `delimiter` is given, it is detected: the header is split by each common
+    delimiter, and the one that produces the most columns is used. If the header has only
+    one column, it is a comma.
     """
 
     def __init__(self, path: Path, encoding: str, delimiter: str | None):
@@ -192,8 +192,8 @@ class Delimited:
         csv.field_size_limit(MAX_LINE)  # by default, at most 131,072 characters are accepted
         line = 1
         try:
-            # Only a strict reader detects a quote that is never closed, which would swallow the
-            # rest of the table.
+            # Only a strict reader detects a quote that is never closed, which would
+            # swallow the rest of the table.
             reader = csv.reader(lines(self.path, self.encoding), delimiter=delimiter, strict=True)
             for cells in reader:
                 if cells:
@@ -352,8 +352,8 @@ class _Buffer:
             try:
                 value, end = decoder.raw_decode(self.text)
             except ValueError:
-                # The value may be incomplete: read more, and decode it again. Because the size
-                # doubles, less than twice the value is decoded in vain.
+                # The value may be incomplete: read more, and decode it again. Because the
+                # size doubles, less than twice the value is decoded in vain.
                 if self.is_whole or len(self.text) > MAX_LINE:
                     raise
                 size = max(2 * size, 2 * len(self.text))

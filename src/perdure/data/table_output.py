@@ -1,8 +1,8 @@
 """Tables written row by row, in the format that the file extension indicates.
 
-The formats are those that `perdure.data.rows` reads. Cells are written as they were read, including
-the digits of JSON numbers, and lists or objects inside a row. In CSV, where every cell is text,
-other values are written as JSON.
+The formats are those that `perdure.data.rows` reads. Cells are written as they were read,
+including the digits of JSON numbers, and lists or objects inside a row. In CSV, where
+every cell is text, other values are written as JSON.
 """
 
 import contextlib
@@ -58,9 +58,9 @@ def check_output(path: Path) -> None:
 def safe_in_spreadsheets(text: str) -> str:
     """Return a text in a form that no spreadsheet interprets as a formula.
 
-    A spreadsheet would evaluate a formula when the table is opened. A text that looks like one is
-    prefixed with an apostrophe, the usual escape character in spreadsheets. Numbers are not
-    changed, even if they start with a sign.
+    A spreadsheet would evaluate a formula when the table is opened. A text that looks
+    like one is prefixed with an apostrophe, the usual escape character in spreadsheets.
+    Numbers are not changed, even if they start with a sign.
 
     Examples
     --------
@@ -75,8 +75,8 @@ def safe_in_spreadsheets(text: str) -> str:
 class DelimitedOutput:
     """A writer for CSV or TSV in UTF-8, with a header.
 
-    `made` lists the columns that perdure adds; their cells are made safe for spreadsheets. The
-    columns of the input are written unchanged.
+    `made` lists the columns that perdure adds; their cells are made safe for
+    spreadsheets. The columns of the input are written unchanged.
     """
 
     def __init__(self, file: BinaryIO, columns: Sequence[str], delimiter: str, made: Sequence[str]):
@@ -189,8 +189,8 @@ def table_output(
     Parameters
     ----------
     table
-        The table that the rows come from. CSV output uses its delimiter, and Parquet output its
-        column types.
+        The table that the rows come from. CSV output uses its delimiter, and Parquet
+        output its column types.
     types
         The types of the columns, inferred from all rows of the table.
     made
@@ -200,8 +200,9 @@ def table_output(
     try:
         yield output
     except BaseException:
-        # A Parquet writer that is still open writes when it is garbage-collected, when the file
-        # may already be closed. What it writes now does not matter: the file is discarded anyway.
+        # A Parquet writer that is still open writes when it is garbage-collected, when
+        # the file may already be closed. What it writes now does not matter: the file is
+        # discarded anyway.
         with contextlib.suppress(Exception):
             output.close()
         raise
@@ -309,8 +310,8 @@ class Types:
     def inferred(self) -> dict[str, pa.DataType]:
         """Return the Parquet type of each column.
 
-        A column that contains lists, objects or values of incompatible types is stored as strings;
-        values other than text are then written as JSON.
+        A column that contains lists, objects or values of incompatible types is stored as
+        strings; values other than text are then written as JSON.
         """
         # Every Parquet type allows nulls, so a cell without a value says nothing about its type.
         types = {}

@@ -46,14 +46,15 @@ Rows = list[TaskRows]
 class Task:
     """A task with a name, classes, and examples.
 
-    Each split has a column `text` (strings) or `image` (PIL images), and a column `label` with
-    indices into `classes`. If there is a column `text_pair`, the two texts of a row are read as a
-    pair. An optional column `row` contains the row number of each example in its table, for error
-    messages.
+    Each split has a column `text` (strings) or `image` (PIL images), and a column `label`
+    with indices into `classes`. If there is a column `text_pair`, the two texts of a row
+    are read as a pair. An optional column `row` contains the row number of each example
+    in its table, for error messages.
 
-    A task without classes has free-text answers. Instead of `label`, its rows have `target`, the
-    answer that is used for training, and optionally `answers`, a list of all right answers. The
-    prompt is in `text`, or in `messages` as the turns of a conversation before the answer.
+    A task without classes has free-text answers. Instead of `label`, its rows have
+    `target`, the answer that is used for training, and optionally `answers`, a list of
+    all right answers. The prompt is in `text`, or in `messages` as the turns of a
+    conversation before the answer.
 
     Parameters
     ----------
@@ -67,8 +68,8 @@ class Task:
     Raises
     ------
     DataError
-        A split is empty or lacks a column, a label is out of range, an answer is empty, or there is
-        only one class.
+        A split is empty or lacks a column, a label is out of range, an answer is empty,
+        or there is only one class.
 
     Examples
     --------
@@ -191,8 +192,8 @@ class Task:
     def has_digests(self, digests: Mapping[str, str]) -> bool:
         """Return whether a run with the given digests has learned these examples.
 
-        Version 0.1.0 hashed the path of an image file instead of its content; runs of that version
-        still match.
+        Version 0.1.0 hashed the path of an image file instead of its content; runs of
+        that version still match.
         """
         if digests == self.digests():
             return True
@@ -263,8 +264,9 @@ def check_images(tasks: Iterable[Task]) -> None:
 class TaskWithoutData(Task):
     """A task that a run has learned, but whose examples are unavailable.
 
-    It replaces the task in a stream, so that the run can continue with new tasks. It has the name,
-    classes and digests that are stored in the run folder. Accessing its examples is an error.
+    It replaces the task in a stream, so that the run can continue with new tasks. It has
+    the name, classes and digests that are stored in the run folder. Accessing its
+    examples is an error.
 
     Parameters
     ----------
@@ -284,8 +286,9 @@ class TaskWithoutData(Task):
     """
 
     def __init__(self, name: str, classes: Sequence[str], *, digests: dict[str, str], missing: str):
-        # The constructor of `Task` is not called, because it checks examples. `vars` is used,
-        # because the class is frozen. `_digests` fills the cache of the property of that name.
+        # The constructor of `Task` is not called, because it checks examples. `vars` is
+        # used, because the class is frozen. `_digests` fills the cache of the property of
+        # that name.
         vars(self).update(
             name=name,
             classes=tuple(classes),
@@ -380,10 +383,10 @@ def _content_or_path(image: EncodedImage) -> bytes:
 class TaskStream:
     """A sequence of tasks, in the order in which they are learned.
 
-    `scenario` determines what is known about an input at test time (van de Ven & Tolias 2022). With
-    `task`, its task is known. With `domain`, its task is unknown, and all tasks have the same
-    classes. With `class`, its task is unknown, and its class may belong to any task. Classes with
-    the same name in different tasks are the same class.
+    `scenario` determines what is known about an input at test time (van de Ven & Tolias
+    2022). With `task`, its task is known. With `domain`, its task is unknown, and all
+    tasks have the same classes. With `class`, its task is unknown, and its class may
+    belong to any task. Classes with the same name in different tasks are the same class.
 
     Examples
     --------

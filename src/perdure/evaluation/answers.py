@@ -41,8 +41,8 @@ class Texts:
 
     @cached_property
     def _scores(self) -> dict[TaskId, float]:
-        # Cached, because some scores take seconds for a test split, and each measurement asks
-        # for them twice.
+        # Cached, because some scores take seconds for a test split, and each measurement
+        # asks for them twice.
         score = registry.find("score", self.metric)
         more = {"sources": self.sources} if takes_sources(score) else {}
         values: dict[TaskId, float] = {}
@@ -90,8 +90,8 @@ class Answers:
     metric
         The name of the task's score.
     confidence
-        The probability of each answer among all possible answers, by `task_id`; only for language
-        models.
+        The probability of each answer among all possible answers, by `task_id`; only for
+        language models.
     """
 
     classes: tuple[str, ...]
@@ -129,8 +129,8 @@ class Answers:
     def counts(self, task_id: TaskId) -> dict[str, dict[str, int]]:
         """Return the confusion matrix: the number of answers by true class and by answered class.
 
-        The keys are class names. True classes are in the order of `classes`; those without
-        examples are left out.
+        The keys are class names. True classes are in the order of `classes`; those
+        without examples are left out.
 
         Examples
         --------

@@ -12,8 +12,8 @@ from torch import Tensor
 class Bin:
     """One bin of a reliability table: the examples with a confidence in (low, high].
 
-    `count` is the number of these examples; `confidence` and `accuracy` are their means, which are
-    None if the bin is empty.
+    `count` is the number of these examples; `confidence` and `accuracy` are their means,
+    which are None if the bin is empty.
     """
 
     low: float
@@ -80,8 +80,8 @@ def reliability(
 def expected_calibration_error(table: Sequence[Bin]) -> float:
     """Return ECE = sum over bins of count / n · |accuracy - confidence|, with n examples in total.
 
-    If the ECE is 0, answers with confidence p are correct with frequency p. Without examples it is
-    nan. See Guo et al. 2017, arXiv 1706.04599.
+    If the ECE is 0, answers with confidence p are correct with frequency p. Without
+    examples it is nan. See Guo et al. 2017, arXiv 1706.04599.
 
     Examples
     --------

@@ -1,9 +1,9 @@
 """Measurements of a language model outside its tasks: its loss on plain text, and its divergence
 from the pre-trained model.
 
-Neither requires a benchmark. The rise of the loss is the measure of forgetting that peft uses. The
-divergence predicts forgetting before any old task is measured (Shenfeld et al., RL's Razor, arXiv
-2509.04259).
+Neither requires a benchmark. The rise of the loss is the measure of forgetting that peft
+uses. The divergence predicts forgetting before any old task is measured (Shenfeld et al.,
+RL's Razor, arXiv 2509.04259).
 """
 
 import hashlib
@@ -53,13 +53,13 @@ class General:
     cross_entropy
         The mean of -log p over the tokens of plain text, in nats.
     divergence
-        KL(pre-trained ‖ current model) on prompts of the new task, in nats; None before the first
-        task, or if the examples of the new task are missing.
+        KL(pre-trained ‖ current model) on prompts of the new task, in nats; None before
+        the first task, or if the examples of the new task are missing.
     scores
         The name and the value of the score of each task that is never trained, by task name.
     task_id
-        How a task's model was chosen: by the task `posterior` if each task has a separate model,
-        or `none` if there is a single model.
+        How a task's model was chosen: by the task `posterior` if each task has a separate
+        model, or `none` if there is a single model.
     """
 
     cross_entropy: float
@@ -345,10 +345,10 @@ def _by_model(picked: Sequence[str] | None, count: int) -> Mapping[str | None, l
 def divergence_from_base(backbone: Backbone, combined: Combined, task: Task) -> float:
     """Return KL(p0 ‖ p) = sum over tokens of p0 · (log p0 - log p) on a task's prompts, in nats.
 
-    p0 is the pre-trained model and p is the combined model. Both read at most `PROMPTS` validation
-    examples, each a prompt with its correct answer. The divergence is averaged over the positions
-    of an example that predict a token of the answer (the last token of the prompt, and all tokens
-    of the answer except the last), and then over examples.
+    p0 is the pre-trained model and p is the combined model. Both read at most `PROMPTS`
+    validation examples, each a prompt with its correct answer. The divergence is averaged
+    over the positions of an example that predict a token of the answer (the last token of
+    the prompt, and all tokens of the answer except the last), and then over examples.
     """
     rows = task.limited({"validation": PROMPTS}, 0).rows("validation")
     examples = backbone.prepare(rows, batch_size=FEW)

@@ -31,15 +31,15 @@ class Evaluation:
         How the task of a test example is determined: it is `given`, inferred by the task
         `posterior`, or unknown (`none`), in which case all heads compete.
     steps
-        When to measure: after each task (`all`), after the `last` task only, or never (`none`;
-        `perdure evaluate` can do it later).
+        When to measure: after each task (`all`), after the `last` task only, or never
+        (`none`; `perdure evaluate` can do it later).
     future
         Also measure tasks before they are learned, which forward transfer needs.
     general
-        Also measure the abilities of a language model outside its tasks, before the first task and
-        after each task: true, a file of plain text, or a mapping of `text` (the file), `tokens`
-        (the number to predict, by default 2048) and `tasks` (entries as in a recipe's stream, for
-        tasks that are never trained).
+        Also measure the abilities of a language model outside its tasks, before the first
+        task and after each task: true, a file of plain text, or a mapping of `text` (the
+        file), `tokens` (the number to predict, by default 2048) and `tasks` (entries as
+        in a recipe's stream, for tasks that are never trained).
     """
 
     task_ids: tuple[TaskId, ...] = TASK_IDS
@@ -270,8 +270,8 @@ def _averages(answers: Mapping[str, Answers | Texts]) -> str:
 def _give_fresh_heads(system: System, tasks: Iterable[Task], seed: int) -> None:
     """Give each future task the shared head, if there is one, or else an untrained head.
 
-    Untrained heads are the same at each step, so that differences between steps are due to
-    learning.
+    Untrained heads are the same at each step, so that differences between steps are due
+    to learning.
     """
     backbone = system.backbone
     # Forked: a measurement must not change the random numbers that training draws later.

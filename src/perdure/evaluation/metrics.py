@@ -1,8 +1,8 @@
 """Metrics computed from the accuracy matrix R (Lopez-Paz & Ranzato 2017).
 
-R[i, j] is the score on task j after learning task i; rows and columns are counted from 0. Scores of
-tasks not yet learned may be missing (nan) if a metric does not need them. Each definition states
-its divisor, because published definitions differ.
+R[i, j] is the score on task j after learning task i; rows and columns are counted from 0.
+Scores of tasks not yet learned may be missing (nan) if a metric does not need them. Each
+definition states its divisor, because published definitions differ.
 """
 
 from collections.abc import Mapping
@@ -65,8 +65,8 @@ def average_incremental_accuracy(R: Float[ndarray, "steps tasks"]) -> float:
 def backward_transfer(R: Float[ndarray, "steps tasks"]) -> float:
     """BWT = (1/(T-1)) sum over j < T-1 of (R[T-1, j] - R[j, j]); negative means forgetting.
 
-    BWT is nan for a single task. Some code divides by T instead, which includes the last task's
-    difference of zero.
+    BWT is nan for a single task. Some code divides by T instead, which includes the last
+    task's difference of zero.
 
     Examples
     --------
@@ -88,10 +88,10 @@ def forward_transfer(
 
     FWT is nan for a single task.
 
-    If each task has a head, the head of a future task is untrained, so FWT is near zero when the
-    task is given. When the task is not given, only classes of learned tasks are predicted, whereas
-    b is measured with the untrained heads of all tasks. FWT is then meaningful only if tasks share
-    classes (scenario `domain`).
+    If each task has a head, the head of a future task is untrained, so FWT is near zero
+    when the task is given. When the task is not given, only classes of learned tasks are
+    predicted, whereas b is measured with the untrained heads of all tasks. FWT is then
+    meaningful only if tasks share classes (scenario `domain`).
 
     Examples
     --------
@@ -110,10 +110,10 @@ def transfer_to_new(R: Float[ndarray, "steps tasks"], alone: Float[ndarray, " ta
 
     It is nan for one task.
 
-    a_j is the score on task j of a model that has learned only task j. The value is positive if
-    earlier tasks help to learn later ones, and negative if the method leaves them too little to
-    learn with. The score file of SAPT and GainLoRA calls the mean of the diagonal "forward
-    transfer", with nothing subtracted.
+    a_j is the score on task j of a model that has learned only task j. The value is
+    positive if earlier tasks help to learn later ones, and negative if the method leaves
+    them too little to learn with. The score file of SAPT and GainLoRA calls the mean of
+    the diagonal "forward transfer", with nothing subtracted.
 
     Examples
     --------
@@ -156,8 +156,8 @@ def gap_reduction(ours: float, best_other: float, upper_bound: float) -> float:
 def forgetting(R: Float[ndarray, "steps tasks"]) -> float:
     """F = (1/(T-1)) sum over j < T-1 of (max over j <= i < T-1 of R[i, j], minus R[T-1, j]).
 
-    This is the mean, over all tasks but the last, of a task's best earlier score minus its final
-    score (Chaudhry et al. 2018). F is nan for a single task.
+    This is the mean, over all tasks but the last, of a task's best earlier score minus
+    its final score (Chaudhry et al. 2018). F is nan for a single task.
 
     Examples
     --------
@@ -177,8 +177,9 @@ def forgetting(R: Float[ndarray, "steps tasks"]) -> float:
 def standard_error(scores: Float[ndarray, " tasks"], examples: Int[ndarray, " tasks"]) -> float:
     """Return SE = (1/T) sqrt(sum over j of p_j (1 - p_j) / n_j), the error of a mean accuracy.
 
-    It accounts for the random choice of test examples: p_j is the share of the n_j test examples of
-    task j that were answered correctly, and the examples are assumed to be independent.
+    It accounts for the random choice of test examples: p_j is the share of the n_j test
+    examples of task j that were answered correctly, and the examples are assumed to be
+    independent.
 
     Examples
     --------

@@ -2,10 +2,10 @@
 
 p(class | x) = sum over t of p(t | x) p(class | t, x)   (Kim et al. 2022, arXiv 2211.02633)
 
-Each class is modelled as a Gaussian over the features of the *frozen* backbone, and all classes
-share one covariance (linear discriminant analysis). Only sums are stored for each task. They do not
-depend on the order of examples or tasks, and they contain no examples. A task is forgotten by
-leaving out its sums.
+Each class is modelled as a Gaussian over the features of the *frozen* backbone, and all
+classes share one covariance (linear discriminant analysis). Only sums are stored for each
+task. They do not depend on the order of examples or tasks, and they contain no examples.
+A task is forgotten by leaving out its sums.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from perdure.vectors.statistics import Statistics, within
 class TaskPosterior:
     """The task posterior log p(t | x), computed from statistics of the tasks.
 
-    p(t | x) is proportional to the sum over the classes c of t of pi_c N(x; mu_c, Sigma). A priori,
-    all tasks are equally likely, and within a task each class is as likely as it was in training.
-    Sigma is the covariance within classes, pooled over tasks and shrunk:
-    (1 - s) Sigma + s (trace Sigma / d) I.
+    p(t | x) is proportional to the sum over the classes c of t of pi_c N(x; mu_c, Sigma).
+    A priori, all tasks are equally likely, and within a task each class is as likely as
+    it was in training. Sigma is the covariance within classes, pooled over tasks and
+    shrunk: (1 - s) Sigma + s (trace Sigma / d) I.
 
-    This is linear discriminant analysis, and it is overconfident: the features of a transformer are
-    not Gaussian, and each of their many dimensions counts as independent evidence. Probabilities
-    are closer to 0 and 1 than they should be, at any shrinkage. They are still good enough to
-    weight the heads.
+    This is linear discriminant analysis, and it is overconfident: the features of a
+    transformer are not Gaussian, and each of their many dimensions counts as independent
+    evidence. Probabilities are closer to 0 and 1 than they should be, at any shrinkage.
+    They are still good enough to weight the heads.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """Progress reports: a bar on a terminal, or an occasional line elsewhere, such as in a job's log.
 
-Both are printed to standard output before the result. With `--quiet` or `--json`, only the result
-is printed.
+Both are printed to standard output before the result. With `--quiet` or `--json`, only
+the result is printed.
 """
 
 import time
@@ -33,8 +33,8 @@ class Progress:
     quiet
         Print nothing, because the user asked for this or because another process reports.
     bar
-        Draw a bar on a terminal, inside a `with` block. Set this to False if parts of the work draw
-        their own bars; nothing is then printed on a terminal.
+        Draw a bar on a terminal, inside a `with` block. Set this to False if parts of the
+        work draw their own bars; nothing is then printed on a terminal.
 
     Examples
     --------

@@ -32,9 +32,9 @@ class Candidate(TypedDict):
 def with_best_scale(system: System, stream: TaskStream) -> tuple[System, list[Candidate]]:
     """Return the system with the best scale on validation examples, and all candidates.
 
-    If the rule does not search, the system is returned unchanged. Test data is never used. The
-    search needs the validation examples of earlier tasks. If these must not be stored, use a scale
-    that needs no data (`1/n`).
+    If the rule does not search, the system is returned unchanged. Test data is never
+    used. The search needs the validation examples of earlier tasks. If these must not be
+    stored, use a scale that needs no data (`1/n`).
     """
     rule = system.rule
     if not rule.searches or not system.learned:
@@ -82,8 +82,9 @@ def with_best_scale(system: System, stream: TaskStream) -> tuple[System, list[Ca
 def _scaled(system: System) -> Iterator[Callable[[Scale], Combined]]:
     """Yield a function that returns the combined model for a scale.
 
-    Low-rank task vectors of `task_arithmetic` are added to the weights of the model, so that each
-    candidate costs only the difference from the previous one, not a complete combination.
+    Low-rank task vectors of `task_arithmetic` are added to the weights of the model, so
+    that each candidate costs only the difference from the previous one, not a complete
+    combination.
     """
     vectors = _low_rank_vectors(system)
     if not vectors:

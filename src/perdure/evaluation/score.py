@@ -15,9 +15,9 @@ from perdure.models.examples import Batch, Examples, in_order
 TaskId = Literal["given", "posterior", "none"]
 """The way in which the task of an input is determined (`task_id`).
 
-The task is `given`, inferred by the task `posterior`, or unknown (`none`). If it is unknown, the
-logits of all heads compete under one softmax, or a language model may answer with the words of any
-task.
+The task is `given`, inferred by the task `posterior`, or unknown (`none`). If it is
+unknown, the logits of all heads compete under one softmax, or a language model may answer
+with the words of any task.
 """
 
 TASK_IDS: tuple[TaskId, ...] = get_args(TaskId)
@@ -34,9 +34,10 @@ def task_logits(
 ) -> dict[str, Float[Tensor, "examples _"]]:
     """Return the logits of each task's head or, without heads, log p of each of its choices.
 
-    `choices` are the classes of each task. This takes one pass over the examples, or one pass for
-    each task if the model is routed. If the task posterior picks one task for each example, pass
-    `log_weights` = log p(t | x), and one pass is enough even for a routed model.
+    `choices` are the classes of each task. This takes one pass over the examples, or one
+    pass for each task if the model is routed. If the task posterior picks one task for
+    each example, pass `log_weights` = log p(t | x), and one pass is enough even for a
+    routed model.
     """
     if not backbone.has_heads:
         return _ranked(backbone, combined, examples, choices, log_weights)
@@ -77,8 +78,9 @@ def _ranked(
 ) -> dict[str, Float[Tensor, "examples _"]]:
     """Return log p(choice | prompt) from a model without heads.
 
-    A routed model reads the prompts once for each task, with that task's adapter and choices. If
-    the task posterior picks the adapter for each example, one pass covers the choices of all tasks.
+    A routed model reads the prompts once for each task, with that task's adapter and
+    choices. If the task posterior picks the adapter for each example, one pass covers the
+    choices of all tasks.
     """
     if combined.picks and log_weights is not None:
         likeliest: list[int] = log_weights.argmax(1).tolist()
@@ -142,8 +144,8 @@ def answered_by(
     Parameters
     ----------
     answer
-        A function that returns an answer for each example of a batch, using the backbone in its
-        current state.
+        A function that returns an answer for each example of a batch, using the backbone
+        in its current state.
     task
         The task whose model answers all examples, if the combined model is routed.
     picked
@@ -256,8 +258,8 @@ def probabilities(
     """Return p(class | x) over the classes of all tasks.
 
     With `log_weights` = log p(t | x), this is the sum over t of p(t | x) p(class | t, x).
-    Without them, it is a single softmax over the logits of all heads. If several tasks have the
-    same class, its probabilities are added.
+    Without them, it is a single softmax over the logits of all heads. If several tasks
+    have the same class, its probabilities are added.
 
     Parameters
     ----------
@@ -311,8 +313,8 @@ def ranked_words(
 ) -> Float[Tensor, "examples words"]:
     """Return log p of the answer words of all tasks, as ranked by a language model.
 
-    A word that several tasks share has a single column. If the tasks have separate models, it
-    contains the highest probability.
+    A word that several tasks share has a single column. If the tasks have separate
+    models, it contains the highest probability.
 
     Parameters
     ----------

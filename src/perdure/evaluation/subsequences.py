@@ -9,14 +9,16 @@ from dataclasses import dataclass
 class Lengths:
     """The lengths of the longest common subsequences of all beginnings of two sequences.
 
-    A row of the usual table is one integer, because neighbours in it differ by 0 or 1 (Hyyrö,
-    2004): a table of all cells would take minutes for the answers to a test split.
+    A row of the usual table is one integer, because neighbours in it differ by 0 or 1
+    (Hyyrö, 2004): a table of all cells would take minutes for the answers to a test
+    split.
 
     Attributes
     ----------
     rows
-        Row i is for the first i items of the left sequence. The number of ones among its lowest j
-        bits is the length that they have in common with the first j items of the right one.
+        Row i is for the first i items of the left sequence. The number of ones among its
+        lowest j bits is the length that they have in common with the first j items of the
+        right one.
     """
 
     rows: list[int]
@@ -47,8 +49,8 @@ def lengths(left: Sequence[Hashable], right: Sequence[Hashable]) -> Lengths:
         places[item] |= bit
         bit <<= 1
     every_bit = bit - 1
-    # Zeros are where the length grows by one: then the sum carries each match up to the next bit
-    # that is still a one.
+    # Zeros are where the length grows by one: then the sum carries each match up to the
+    # next bit that is still a one.
     row = every_bit
     rows = [0]
     for item in left:

@@ -42,15 +42,15 @@ class Learned:
     Attributes
     ----------
     heads
-        The heads that were changed by training this task, by task name: the head of this task, and
-        perhaps the heads of earlier tasks.
+        The heads that were changed by training this task, by task name: the head of this
+        task, and perhaps the heads of earlier tasks.
     state
         The state of the method after this task: tensors and JSON values.
     digests
         The SHA-256 of each split of the task's data.
     gaussians
-        Gaussians over the combined model's features, computed right after the task was learned;
-        None unless heads are aligned.
+        Gaussians over the combined model's features, computed right after the task was
+        learned; None unless heads are aligned.
     """
 
     classes: tuple[str, ...]
@@ -71,8 +71,9 @@ class Learned:
 class System:
     """A backbone, the tasks that it has learned in order, and the rule that combines them.
 
-    The backbone contains the heads as they are after all tasks. An earlier system (`until`) may
-    need older versions of the heads, which the backbone contains inside `loaded`.
+    The backbone contains the heads as they are after all tasks. An earlier system
+    (`until`) may need older versions of the heads, which the backbone contains inside
+    `loaded`.
 
     Attributes
     ----------
@@ -136,8 +137,8 @@ class System:
     def give_heads(self) -> None:
         """Load the heads as they were after the last learned task into the backbone, permanently.
 
-        The head of an earlier task may have been trained further by later tasks. A shared head is
-        taken from the last task.
+        The head of an earlier task may have been trained further by later tasks. A shared
+        head is taken from the last task.
         """
         # All heads are removed first, because some may belong to later tasks.
         for name in self.backbone.heads:
@@ -169,14 +170,14 @@ class System:
     ) -> Answers | Texts:
         """Answer the examples of a task with classes or with text, for each `task_id`.
 
-        A routed rule has no single model that could write free text without knowing the task. The
-        result then has no answers for the task id `none`.
+        A routed rule has no single model that could write free text without knowing the
+        task. The result then has no answers for the task id `none`.
 
         Parameters
         ----------
         among
-            The tasks whose classes are possible answers; each must have a head. By default, all
-            learned tasks.
+            The tasks whose classes are possible answers; each must have a head. By
+            default, all learned tasks.
         combined
             A model to use instead of the rule's, such as a candidate in a search for its scale.
 
@@ -200,8 +201,8 @@ class System:
             if combined.picks:
                 log_weights = settled(log_weights)
         among = {name: classes for name, classes in among.items() if classes}
-        # With weights, a routed model takes a single pass, but its answers are then valid only for
-        # `posterior`: the other task ids need a separate pass for each task.
+        # With weights, a routed model takes a single pass, but its answers are then valid
+        # only for `posterior`: the other task ids need a separate pass for each task.
         only_posterior = set(task_ids) == {"posterior"}
         logits = task_logits(
             self.backbone,

@@ -65,8 +65,8 @@ def find(name: str, kind: AnswerKind, task: str) -> TaskScore:
     UnknownName
         There is no such score.
     InputError
-        The score does not support this kind of answers, or a package that it requires is not
-        installed.
+        The score does not support this kind of answers, or a package that it requires is
+        not installed.
     """
     score = registry.find("score", name)
     kinds = getattr(score, "answers", ("classes", "text"))

@@ -1,7 +1,8 @@
 """Classifier alignment: train all heads jointly on features sampled from remembered classes.
 
-Each head was trained on the classes of one task only, so its logits are not comparable with those
-of other heads. Each class is remembered as a Gaussian over its features; no examples are stored.
+Each head was trained on the classes of one task only, so its logits are not comparable
+with those of other heads. Each class is remembered as a Gaussian over its features; no
+examples are stored.
 """
 
 from __future__ import annotations
@@ -37,12 +38,13 @@ class Alignment:
     batch_size
         The number of feature vectors per step.
     shrinkage
-        The strength s with which the means of older classes are shrunk towards zero, because their
-        features have drifted. The means of task t of T, counted from 0, are multiplied by
-        1 - s + s · (t + 1) / T.
+        The strength s with which the means of older classes are shrunk towards zero,
+        because their features have drifted. The means of task t of T, counted from 0, are
+        multiplied by 1 - s + s · (t + 1) / T.
     temperature
-        Logits are divided by this value and by their norm (computed per head and averaged over
-        heads), so that no head wins by scale alone. With `null` they are not divided.
+        Logits are divided by this value and by their norm (computed per head and averaged
+        over heads), so that no head wins by scale alone. With `null` they are not
+        divided.
 
     References
     ----------
@@ -73,8 +75,8 @@ def align(
     Parameters
     ----------
     gaussians
-        The Gaussians of each task's classes, over the features that the heads receive. The keys
-        are task names, in the order in which the tasks were learned.
+        The Gaussians of each task's classes, over the features that the heads receive.
+        The keys are task names, in the order in which the tasks were learned.
     classes
         The class names of each task. Classes with the same name in several tasks count as one.
     """
@@ -93,8 +95,9 @@ def align(
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * decay
 
-        # L z + μ with z ~ N(0, I) has the covariance L Lᵀ. n: sample, c: class, i and j: features.
-        # Drawn on the CPU, so that a seed gives the same samples on every device.
+        # L z + μ with z ~ N(0, I) has the covariance L Lᵀ. n: sample, c: class, i and j:
+        # features. Drawn on the CPU, so that a seed gives the same samples on every
+        # device.
         noise = torch.randn(
             settings.samples,
             *means.shape,
@@ -112,8 +115,8 @@ def align(
                 [head(inputs) for head in heads],
                 settings.temperature,
             )
-            # An answer is right if it names the class, in whichever task: the probabilities of all
-            # classes with that name are added.
+            # An answer is right if it names the class, in whichever task: the
+            # probabilities of all classes with that name are added.
             wrong = ~same[answers[rows]]
             log_p = logits.log_softmax(1)
             right = log_p.masked_fill(wrong, -torch.inf)
@@ -164,8 +167,9 @@ def _prepared(
     mean = torch.cat(means).float()
     C = torch.cat(covariances).double()
     d = C.shape[-1]
-    # The ridge makes C positive definite, as the Cholesky factorisation requires. It scales with
-    # the features: covariances come in single precision, whose errors grow with that scale.
+    # The ridge makes C positive definite, as the Cholesky factorisation requires. It
+    # scales with the features: covariances come in single precision, whose errors grow
+    # with that scale.
     diagonals = C.diagonal(dim1=1, dim2=2)
     variances = diagonals.sum(1) / d
     ridges = RIDGE * variances.clamp_min(1)

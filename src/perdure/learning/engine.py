@@ -1,7 +1,7 @@
 """Distributed training: the number, the ranks and the communication of several processes.
 
-All processes run the same program with the same data (`accelerate launch`); only the first process
-writes files.
+All processes run the same program with the same data (`accelerate launch`); only the
+first process writes files.
 """
 
 import os
@@ -19,8 +19,8 @@ from perdure.errors import InputError
 PATIENCE = timedelta(days=7)
 """The timeout for communication between processes.
 
-While the first process creates or opens the run, the others wait, and torch's default timeout of
-ten to thirty minutes could kill them.
+While the first process creates or opens the run, the others wait, and torch's default
+timeout of ten to thirty minutes could kill them.
 """
 
 
@@ -28,8 +28,8 @@ def state() -> PartialState:
     """Return accelerate's `PartialState` of this process; the first call initialises it."""
     if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
         return PartialState()
-    # On a machine without an accelerator, accelerate assumes a single process unless it is told to
-    # use the CPU.
+    # On a machine without an accelerator, accelerate assumes a single process unless it
+    # is told to use the CPU.
     alone = not torch.accelerator.is_available()
     return PartialState(cpu=alone, timeout=PATIENCE)
 
@@ -60,8 +60,8 @@ def device(name: str = "auto") -> torch.device:
     Parameters
     ----------
     name
-        The name of a torch device (`cpu`, `cuda`, `cuda:1`, `mps`). `auto` is the accelerator of
-        this machine, or the CPU if it has none.
+        The name of a torch device (`cpu`, `cuda`, `cuda:1`, `mps`). `auto` is the
+        accelerator of this machine, or the CPU if it has none.
 
     Raises
     ------
@@ -74,8 +74,8 @@ def device(name: str = "auto") -> torch.device:
     try:
         chosen = torch.device(name)
         torch.empty(1, device=chosen)  # a valid name does not mean that the device exists
-    # Torch raises one of these, depending on why the device is missing: an unknown name or number,
-    # a build without its backend, or a backend that is not implemented.
+    # Torch raises one of these, depending on why the device is missing: an unknown name
+    # or number, a build without its backend, or a backend that is not implemented.
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         names = ["auto", "cpu"]
         accelerator = torch.accelerator.current_accelerator()
@@ -104,8 +104,9 @@ def as_the_first(values: Sequence[Tensor]) -> None:
 def _through(values: Sequence[Tensor], exchange: Callable[[Tensor], Any]) -> None:
     """Exchange several tensors in one message, because the cost depends on the number of messages.
 
-    The tensors are sent in double precision, which represents all of their values exactly.
-    accelerate's functions are typed for nested structures; for a tensor they return a tensor.
+    The tensors are sent in double precision, which represents all of their values
+    exactly. accelerate's functions are typed for nested structures; for a tensor they
+    return a tensor.
     """
     flat = []
     sizes = []

@@ -41,14 +41,14 @@ class Session:
     Parameters
     ----------
     seed
-        The seed of the run. Every task starts from the same random state, so that fresh modules
-        are identical. A task's head, its order of examples and its dropout depend on `seed` and on
-        the task's name, but not on its position in the stream.
+        The seed of the run. Every task starts from the same random state, so that fresh
+        modules are identical. A task's head, its order of examples and its dropout depend
+        on `seed` and on the task's name, but not on its position in the stream.
     log
         A function that is called with a dictionary after each step.
     keep
-        A function that is called with a snapshot every `checkpoint_steps` steps, before a stop,
-        and after the last step.
+        A function that is called with a snapshot every `checkpoint_steps` steps, before a
+        stop, and after the last step.
     resume
         The snapshot to resume from.
     stop
@@ -135,8 +135,8 @@ def learn(
         with session.stop.later(), recomputing:
             _train(accelerator, course, session)
         backbone.eval()
-        # The random state after training depends on whether the last step was taken now or before
-        # a stop. `end` may draw random numbers, so it gets a fixed state.
+        # The random state after training depends on whether the last step was taken now
+        # or before a stop. `end` may draw random numbers, so it gets a fixed state.
         plant(derived(seed, task.name, "end"))
         method.end(backbone, task, course.optimizer)
         kept = {"inputs": _inputs(backbone, task)} if training.keep_inputs else {}
@@ -232,8 +232,8 @@ def _train_epoch(
         message = f"epoch {course.epoch + 1} of {training.epochs}, loss {loss:.3f}"
         progress.to(course.step, message, reached=course.batch == len(plan))
 
-        # The log comes before the snapshot: a resumed run trims the lines of later steps, but
-        # could not restore missing ones.
+        # The log comes before the snapshot: a resumed run trims the lines of later steps,
+        # but could not restore missing ones.
         is_due = course.step % training.checkpoint_steps == 0
         if session.keep and (stopped or is_due):
             session.keep(course.snapshot())
@@ -248,8 +248,8 @@ def _step(
 
     Returns the loss, the learning rate, and True if any process was asked to stop.
     """
-    # Each step is seeded separately, so that no random state has to be saved; and so is each
-    # process, so that dropout differs between the shares of a batch.
+    # Each step is seeded separately, so that no random state has to be saved; and so is
+    # each process, so that dropout differs between the shares of a batch.
     seed = derived(
         course.seed,
         course.task.name,
@@ -265,14 +265,15 @@ def _step(
         if not rows:  # the last batch may have fewer examples than there are processes
             continue
         share_of_examples = len(rows) / examples
-        # Outside of `around`: the check of the first packed batch compares outputs of the model,
-        # which must not be random.
+        # Outside of `around`: the check of the first packed batch compares outputs of the
+        # model, which must not be random.
         batch = course.batch_of(rows)
         for _ in range(course.method.passes):
             loss += _pass(accelerator, course, batch, share_of_examples)
 
-    # The stop request is summed along with the gradients, so all processes see it at the same step.
-    # A signal may reach only one of them, and the others would wait for it forever.
+    # The stop request is summed along with the gradients, so all processes see it at the
+    # same step. A signal may reach only one of them, and the others would wait for it
+    # forever.
     asked = torch.tensor(float(bool(stop.asked)))
     _add_up_gradients(course.parameters, [loss, asked])
     value = loss.item()
@@ -337,8 +338,8 @@ def _accelerator(training: Training, folder: Path | None) -> Accelerator:
     precision = "bf16" if training.bf16 else "no"
     # accelerate would create the process group with torch's timeout: create it with ours first.
     engine.state()
-    # accelerate's state is global to the Python process, and rejects any precision but that of the
-    # first run.
+    # accelerate's state is global to the Python process, and rejects any precision but
+    # that of the first run.
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()
     accelerator = Accelerator(

@@ -3,13 +3,15 @@
 A method has nine hooks, all with defaults:
 
     beneath(earlier) → begin(backbone, task) → parameters(backbone) → optimizer(groups,
-    training) → each step: loss(backbone, batch of examples(seen)) inside around(optimizer),
+    training) → each step: loss(backbone, batch of examples(seen)) inside
+    around(optimizer),
       `passes` times; then update(backbone, step)
     → end(backbone, task, optimizer)
 
-`Method` has only the hooks. `PeftMethod`, the base class of most methods, trains a fresh PEFT
-module for each task, always from the same initial values. Each method is one file in `methods/`,
-which overrides the hooks that its paper changes. No method derives from another.
+`Method` has only the hooks. `PeftMethod`, the base class of most methods, trains a fresh
+PEFT module for each task, always from the same initial values. Each method is one file in
+`methods/`, which overrides the hooks that its paper changes. No method derives from
+another.
 """
 
 from collections.abc import Callable, Sequence
@@ -62,8 +64,8 @@ class Method:
     needs: ClassVar[frozenset[Need]] = frozenset()
     """The requirements of the method, which are checked before anything is trained.
 
-    `heads`: the backbone has a head for each task; `lora`: the setting `peft: lora`; `classes`:
-    the tasks have classes.
+    `heads`: the backbone has a head for each task; `lora`: the setting `peft: lora`;
+    `classes`: the tasks have classes.
     """
     task_free: ClassVar[bool] = False
     """True if the method can learn a graduated stream, whose tasks have no boundaries."""
@@ -72,17 +74,18 @@ class Method:
     state: State = field(default_factory=dict, init=False, repr=False)
     """The values that the method remembers between tasks, by name.
 
-    They are saved after each task, and with every checkpoint in the middle of a task. A run that
-    resumes from such a checkpoint calls `begin` as for a new task, and then restores the parameters
-    and this dictionary. Anything else that changes during training is lost.
+    They are saved after each task, and with every checkpoint in the middle of a task. A
+    run that resumes from such a checkpoint calls `begin` as for a new task, and then
+    restores the parameters and this dictionary. Anything else that changes during
+    training is lost.
     """
 
     @property
     def isolates(self) -> bool:
         """True if each task is learned as if there were no other tasks.
 
-        Such a task can be removed without a trace. The default is False; a method has to declare
-        that it isolates tasks.
+        Such a task can be removed without a trace. The default is False; a method has to
+        declare that it isolates tasks.
         """
         return False
 
@@ -152,16 +155,16 @@ class Method:
     def optimizer(self, groups: list[Group], training: Training, *, examples: int) -> Optimizer:
         """Return the optimizer for one task, by default AdamW.
 
-        The training loop sets the learning rate schedule. A run that resumes in the middle of a
-        task restores everything in the optimizer's `state_dict`.
+        The training loop sets the learning rate schedule. A run that resumes in the
+        middle of a task restores everything in the optimizer's `state_dict`.
 
         Parameters
         ----------
         groups
             Parameter groups in the format of torch's optimizers, each with a learning rate `lr`.
         examples
-            The number of training examples, which Bayesian optimizers need; 0 if nothing is
-            trained.
+            The number of training examples, which Bayesian optimizers need; 0 if nothing
+            is trained.
         """
         return torch.optim.AdamW(
             groups, lr=training.learning_rate, weight_decay=training.weight_decay
@@ -177,10 +180,10 @@ class Method:
     def examples(self, seen: Sequence[Task]) -> Rows:
         """Return the rows to train on, by default the training examples of the new task.
 
-        `seen[-1]` is the new task, and the others are earlier tasks. The names and classes of
-        earlier tasks are always available, but their examples may be missing (`Task.missing`), and
-        reading those is an error. A method that needs them must declare `keeps_all`, so that a run
-        without them is refused before training.
+        `seen[-1]` is the new task, and the others are earlier tasks. The names and
+        classes of earlier tasks are always available, but their examples may be missing
+        (`Task.missing`), and reading those is an error. A method that needs them must
+        declare `keeps_all`, so that a run without them is refused before training.
 
         Return no rows to skip training; `end` then does all the work.
         """
@@ -206,9 +209,9 @@ class Method:
     def foresee(self, task: Task) -> None:
         """Update `state` after a task in a dry run, which calls this hook instead of `end`.
 
-        `perdure run --dry-run` calls `begin` and this hook for each task, on a backbone without
-        values. Only methods that train on old examples need this hook: it has to store as many
-        examples as `end` would. By default it does nothing.
+        `perdure run --dry-run` calls `begin` and this hook for each task, on a backbone
+        without values. Only methods that train on old examples need this hook: it has to
+        store as many examples as `end` would. By default it does nothing.
         """
 
 
@@ -219,10 +222,10 @@ class PeftMethod(Method):
     Parameters
     ----------
     peft
-        `lora`; `bottleneck` (an adapter after linear layers); or `full`, which is full fine-tuning
-        of all weights and biases of all layers, with weight decay towards the pre-trained model.
-        With `full`, `rank`, `alpha` and `dropout` are ignored, and parameters outside of layers,
-        such as a class token, are not trained.
+        `lora`; `bottleneck` (an adapter after linear layers); or `full`, which is full
+        fine-tuning of all weights and biases of all layers, with weight decay towards the
+        pre-trained model. With `full`, `rank`, `alpha` and `dropout` are ignored, and
+        parameters outside of layers, such as a class token, are not trained.
     rank
         The rank of LoRA, or the width of the bottleneck.
     alpha
@@ -230,9 +233,10 @@ class PeftMethod(Method):
     dropout
         The probability with which an input of the module is dropped during training.
     target_modules
-        Names of linear layers, or a regular expression. The default is query and value for LoRA,
-        the outputs of the attention and feed-forward parts for bottleneck adapters (with
-        `pfeiffer`, of the feed-forward parts only), and all layers with weights for `full`.
+        Names of linear layers, or a regular expression. The default is query and value
+        for LoRA, the outputs of the attention and feed-forward parts for bottleneck
+        adapters (with `pfeiffer`, of the feed-forward parts only), and all layers with
+        weights for `full`.
     """
 
     peft: adapters.Kind = "lora"

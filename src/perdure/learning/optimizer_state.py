@@ -1,9 +1,9 @@
 """Functions that save and restore the state of any optimizer.
 
-The state is a dictionary of tensors and JSON values. `0/exp_avg` is AdamW's `exp_avg` for the first
-parameter; `group/0/hess` is a tensor among the settings of the first parameter group. No optimizer
-is hard-coded here: a fresh optimizer that has taken one step shows which tensors exist, and their
-shapes.
+The state is a dictionary of tensors and JSON values. `0/exp_avg` is AdamW's `exp_avg` for
+the first parameter; `group/0/hess` is a tensor among the settings of the first parameter
+group. No optimizer is hard-coded here: a fresh optimizer that has taken one step shows
+which tensors exist, and their shapes.
 """
 
 from collections.abc import Mapping
@@ -43,8 +43,8 @@ def write(optimizer: Optimizer, values: State, settings: list[Group]) -> None:
         The names, shapes or dtypes of the values do not match the state of this optimizer.
     """
     fresh = read(optimizer)
-    # The fresh optimizer had a gradient for every parameter. A parameter that has had none in the
-    # run so far has no saved state, which is not an error.
+    # The fresh optimizer had a gradient for every parameter. A parameter that has had
+    # none in the run so far has no saved state, which is not an error.
     begun = {"group", *map(_owner, values)}
     expected = {}
     for name, value in fresh.items():
@@ -91,8 +91,8 @@ def _filled(
 ) -> dict[object, object]:
     """Return a copy of nested mappings in which the leaves are replaced.
 
-    Mappings without any new leaf are dropped. Keys keep their types, because torch numbers
-    parameters with integers, not strings.
+    Mappings without any new leaf are dropped. Keys keep their types, because torch
+    numbers parameters with integers, not strings.
     """
     filled: dict[object, object] = {}
     for key, value in tree.items():

@@ -55,8 +55,8 @@ class Course:
         for group in groups:
             self.parameters += group["params"]
         if self.parameters:
-            # Each process has drawn the initial values itself. They come from the same seed, but
-            # may differ between kinds of devices.
+            # Each process has drawn the initial values itself. They come from the same
+            # seed, but may differ between kinds of devices.
             engine.as_the_first(self.parameters)
 
         count = len(self.rows or ())
@@ -75,8 +75,8 @@ class Course:
     def plan(self, epoch: int) -> list[list[list[int]]]:
         """Return the steps of an epoch: each is a list of batches, which are lists of row numbers.
 
-        The order is drawn with a separate seed, so that a run that resumes in the middle of an
-        epoch gets the same plan.
+        The order is drawn with a separate seed, so that a run that resumes in the middle
+        of an epoch gets the same plan.
         """
         if self.rows is None:
             return []
@@ -148,8 +148,8 @@ class Course:
         RunError
             The snapshot was made with other settings.
         """
-        # The file may have been made with other settings, or by someone else. Every mismatch,
-        # whichever exception it causes, becomes one error with one remedy.
+        # The file may have been made with other settings, or by someone else. Every
+        # mismatch, whichever exception it causes, becomes one error with one remedy.
         try:
             self._load(snapshot)
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
@@ -164,8 +164,8 @@ class Course:
         tensors = snapshot.tensors
         self._check_settings(about)
 
-        # The order matters: the empty step may change the parameters, so they are restored after
-        # it.
+        # The order matters: the empty step may change the parameters, so they are
+        # restored after it.
         self.take_empty_step()
         optimizer = about["optimizer"] | part(tensors, "optimizer")
         optimizer_state.write(self.optimizer, optimizer, about["groups"])
@@ -188,8 +188,9 @@ class Course:
         """Raise `ValueError` if a snapshot was made with another optimizer or schedule."""
         expected = plain(self._settings())
         given = {name: about[name] for name in expected}
-        # Numbers may differ in the schedule and in the best score, but not in the optimizer's
-        # settings, because `optimizer_state.write` would restore the old ones.
+        # Numbers may differ in the schedule and in the best score, but not in the
+        # optimizer's settings, because `optimizer_state.write` would restore the old
+        # ones.
         fits = alike(given, expected)
         if fits:
             before = _fixed(given["groups"])
@@ -400,8 +401,8 @@ class Best:
 def consecutive(sizes: Sequence[int], batch_size: int) -> list[list[int]]:
     """Return batches of examples in their order.
 
-    If the examples come from several tasks, `sizes` has the number of each; they are interleaved
-    evenly.
+    If the examples come from several tasks, `sizes` has the number of each; they are
+    interleaved evenly.
 
     Examples
     --------
@@ -420,8 +421,8 @@ def consecutive(sizes: Sequence[int], batch_size: int) -> list[list[int]]:
 def length_grouped(lengths: Sequence[int], batch_size: int, *, seed: int) -> list[list[int]]:
     """Return batches of examples with similar lengths, in random order, to save padding.
 
-    The examples are shuffled, sorted by length within groups of 20 batches, and cut into batches.
-    Finally the order of the batches is shuffled.
+    The examples are shuffled, sorted by length within groups of 20 batches, and cut into
+    batches. Finally the order of the batches is shuffled.
     """
     random = torch.Generator().manual_seed(seed)
     order = torch.randperm(

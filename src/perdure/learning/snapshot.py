@@ -1,7 +1,7 @@
 """A checkpoint in the middle of a task: one file with everything needed to resume training.
 
-It contains no random state, because each step is seeded separately, from the seed of the run, the
-name of the task and the number of the step (`perdure.seeds`).
+It contains no random state, because each step is seeded separately, from the seed of the
+run, the name of the task and the number of the step (`perdure.seeds`).
 """
 
 import hashlib
@@ -38,8 +38,8 @@ class Snapshot:
         OutputError
             The disk is full, or writing is not allowed. An older file is left unchanged.
         """
-        # Cloned, because safetensors refuses tensors that share memory, and training continues to
-        # change these tensors.
+        # Cloned, because safetensors refuses tensors that share memory, and training
+        # continues to change these tensors.
         tensors = {}
         for name, value in self.tensors.items():
             tensors[name] = value.detach().cpu().contiguous().clone()
@@ -123,8 +123,8 @@ def without_tensors(values: State) -> State:
 def alike(value: object, model: object) -> bool:
     """Return True if a value has the same form as a reference value, the `model`.
 
-    Tensors must have the same shape and dtype. JSON values must have the same keys, lengths and
-    types, but the numbers, strings and Booleans in them may differ.
+    Tensors must have the same shape and dtype. JSON values must have the same keys,
+    lengths and types, but the numbers, strings and Booleans in them may differ.
     """
     if isinstance(model, dict):
         return (
@@ -142,8 +142,9 @@ def alike(value: object, model: object) -> bool:
         )
     if isinstance(model, (bool, str, type(None))):
         return type(value) is type(model)
-    # An int may take the place of a float, such as 1 for 1.0, but `True`, which is an int in
-    # Python, may not. NaN, infinity and integers that would overflow as floats fail the comparison.
+    # An int may take the place of a float, such as 1 for 1.0, but `True`, which is an int
+    # in Python, may not. NaN, infinity and integers that would overflow as floats fail
+    # the comparison.
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
     return abs(value) < 2**53

@@ -1,8 +1,8 @@
 """Ctrl-C, SIGTERM and similar signals, handled as requests to stop.
 
-Work that must not be interrupted is finished first; then the run stops and reports how to resume
-it. Batch systems send SIGTERM or SIGUSR1 before they end a job; a terminal sends SIGHUP when it is
-closed.
+Work that must not be interrupted is finished first; then the run stops and reports how to
+resume it. Batch systems send SIGTERM or SIGUSR1 before they end a job; a terminal sends
+SIGHUP when it is closed.
 """
 
 import contextlib
@@ -16,8 +16,8 @@ from perdure.errors import Stopped
 IF_FATAL = ("SIGHUP", "SIGUSR1")
 """Signals that are caught only if they would otherwise end the process.
 
-They are not caught if `nohup` has made the process ignore SIGHUP, so that it outlives its terminal,
-or if the program has installed handlers for them.
+They are not caught if `nohup` has made the process ignore SIGHUP, so that it outlives its
+terminal, or if the program has installed handlers for them.
 """
 
 
@@ -36,8 +36,8 @@ class Stopping:
         self._waits = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        # Only a repetition of the same signal means impatience: after SIGINT from the terminal, a
-        # launcher sends SIGTERM without being asked.
+        # Only a repetition of the same signal means impatience: after SIGINT from the
+        # terminal, a launcher sends SIGTERM without being asked.
         again = self.asked == number
         self.asked = number
         if again or not self._waits:

@@ -20,11 +20,11 @@ class Training:
         The number of examples in a batch, over all processes together. One step uses
         `gradient_accumulation` batches.
     learning_rate
-        The learning rate of the module. The heads have `head_learning_rate`, because they start
-        from scratch and need larger steps.
+        The learning rate of the module. The heads have `head_learning_rate`, because they
+        start from scratch and need larger steps.
     schedule
-        How the learning rate falls to zero after the warm-up: `linear`, `cosine`, or `constant`
-        (no decay).
+        How the learning rate falls to zero after the warm-up: `linear`, `cosine`, or
+        `constant` (no decay).
     warmup
         The share of steps during which the learning rate rises linearly to its full value.
     max_grad_norm
@@ -32,33 +32,35 @@ class Training:
     bf16
         Compute in bfloat16 (autocast); parameters stay in float32.
     packing
-        Pack several short examples into one row to save padding; each of them attends only to
-        itself. Only for causal language models. The loss is the same as for padded batches.
+        Pack several short examples into one row to save padding; each of them attends
+        only to itself. Only for causal language models. The loss is the same as for
+        padded batches.
     gradient_checkpointing
-        Recompute the activations of each layer in the backward pass instead of storing them. A step
-        then takes less memory, but about a third more time. The loss is the same.
+        Recompute the activations of each layer in the backward pass instead of storing
+        them. A step then takes less memory, but about a third more time. The loss is the
+        same.
     backbone_dropout
-        Apply the frozen backbone's dropout during training. Without it, a step is about 1.5 times
-        as fast on a CPU. The module's `dropout` applies in both cases.
+        Apply the frozen backbone's dropout during training. Without it, a step is about
+        1.5 times as fast on a CPU. The module's `dropout` applies in both cases.
     best
-        Keep the parameters of the epoch with the best validation accuracy (with the task given)
-        instead of those of the last epoch.
+        Keep the parameters of the epoch with the best validation accuracy (with the task
+        given) instead of those of the last epoch.
     patience
         Stop training after `patience` epochs without an improvement, and keep the best epoch.
     heads
-        `per_task`: each task has a head, which is trained on the task's examples. `shared`: all
-        tasks share one head, and each task trains it further. This is usual if all tasks have the
-        same classes (`scenario: domain`).
+        `per_task`: each task has a head, which is trained on the task's examples.
+        `shared`: all tasks share one head, and each task trains it further. This is usual
+        if all tasks have the same classes (`scenario: domain`).
     alignment
-        Settings for aligning the heads of all tasks after each task; `{}` means the default
-        settings. If this is null, heads are not aligned.
+        Settings for aligning the heads of all tasks after each task; `{}` means the
+        default settings. If this is null, heads are not aligned.
     keep_inputs
-        Save the covariance of the inputs of each layer with an adapter, which the rule `regmean`
-        needs. This costs one more pass over a task's examples, and d² numbers for an input of
-        width d.
+        Save the covariance of the inputs of each layer with an adapter, which the rule
+        `regmean` needs. This costs one more pass over a task's examples, and d² numbers
+        for an input of width d.
     checkpoint_steps
-        Save a checkpoint every `checkpoint_steps` steps. A run that is killed loses at most that
-        number of steps.
+        Save a checkpoint every `checkpoint_steps` steps. A run that is killed loses at
+        most that number of steps.
     trackers
         The experiment trackers of accelerate to use, such as `tensorboard` or `wandb`.
     """

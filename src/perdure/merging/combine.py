@@ -47,8 +47,8 @@ def _return_type(function: Callable[..., object]) -> type:
     if annotation is None:
         return type(None)
     kind = get_origin(annotation) or annotation
-    # If the annotation is vague (`Any`, a union), check the returned value later instead. A type
-    # that is definitely wrong can be rejected now, before hours of training.
+    # If the annotation is vague (`Any`, a union), check the returned value later instead.
+    # A type that is definitely wrong can be rejected now, before hours of training.
     if (
         kind in (Any, inspect.Signature.empty)
         or not isinstance(kind, type)
@@ -120,8 +120,8 @@ def _factor_vectors(learned: Sequence[Adapter], since: Since) -> dict[str, TaskV
 
     If `since` is "pretrained", all vectors are relative to the start of the first adapter.
     """
-    # Factors can only be subtracted and averaged if their shapes are equal. The product B A also
-    # needs the same scale.
+    # Factors can only be subtracted and averaged if their shapes are equal. The product B
+    # A also needs the same scale.
     first = learned[0]
     scale = adapters.scale(first)
     shapes = _shapes(first.start)
@@ -152,8 +152,8 @@ class Combined:
     Attributes
     ----------
     origin
-        In factor space, the adapter whose start values the vectors are relative to; otherwise
-        None.
+        In factor space, the adapter whose start values the vectors are relative to;
+        otherwise None.
     label
         The rule's label, such as "ties(density=0.3)".
     """
@@ -176,9 +176,9 @@ class Combined:
     def applied(self, backbone: Backbone, task: str | None = None) -> Iterator[Choice]:
         """Temporarily apply the combination to the backbone.
 
-        On exit from the `with` block, the backbone is restored bit for bit. If the task posterior
-        picks a task for each sample, `task` applies to all samples until the yielded `Choice` is
-        given the tasks of the next batch.
+        On exit from the `with` block, the backbone is restored bit for bit. If the task
+        posterior picks a task for each sample, `task` applies to all samples until the
+        yielded `Choice` is given the tasks of the next batch.
         """
         model = backbone.model
         if isinstance(self.vectors, Mixture):

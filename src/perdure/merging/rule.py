@@ -1,10 +1,10 @@
 """The interface of a rule, which combines task vectors into one.
 
-A rule is a function in `rules/`, named after its file. It takes `vectors`, a dict that maps
-tasks to task vectors in the order they were learned, and its settings as keyword arguments. It
-returns a `TaskVector`, or a result that depends on the input: a `dict` with a task vector for
-each task, or a `Mixture`. The declaration of a rule (`@nature`) is trusted; rules are not run
-to verify it.
+A rule is a function in `rules/`, named after its file. It takes `vectors`, a dict that
+maps tasks to task vectors in the order they were learned, and its settings as keyword
+arguments. It returns a `TaskVector`, or a result that depends on the input: a `dict` with
+a task vector for each task, or a `Mixture`. The declaration of a rule (`@nature`) is
+trusted; rules are not run to verify it.
 
 As with methods, settings are checked against their type annotations. For example,
 `Annotated[float, Gt(0), Le(1)]` is a number in (0, 1].
@@ -22,8 +22,8 @@ from perdure import registry
 from perdure.errors import InputError
 
 Order = Literal["order-free", "sequential", "routed"]
-# The statistics that a rule can need in addition to task vectors, and how error messages describe
-# them. Training saves them if `keep_NAME` is set.
+# The statistics that a rule can need in addition to task vectors, and how error messages
+# describe them. Training saves them if `keep_NAME` is set.
 KEPT = {"inputs": "statistics of the layers' inputs"}
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -35,25 +35,25 @@ class Nature:
     Attributes
     ----------
     order
-        `order-free`: the order of the tasks does not matter; `sequential`: it does; `routed`:
-        the input decides which task vector is used.
+        `order-free`: the order of the tasks does not matter; `sequential`: it does;
+        `routed`: the input decides which task vector is used.
     state
         The state to keep for the next task, and how it grows with the number n of tasks.
     needs
-        The names of the statistics that the rule needs in addition to task vectors, out of those
-        saved with adapters (`Adapter.kept`). Each is passed as the parameter of the same name, by
-        task and layer.
+        The names of the statistics that the rule needs in addition to task vectors, out
+        of those saved with adapters (`Adapter.kept`). Each is passed as the parameter of
+        the same name, by task and layer.
     low_rank
         True if the rule accepts only low-rank changes, such as those of LoRA.
     layerwise
-        True if each layer of the result depends only on the same layer of the inputs, which
-        allows merging a model layer by layer (unless `scale` is a mapping, which may depend on
-        the depth of a layer).
+        True if each layer of the result depends only on the same layer of the inputs,
+        which allows merging a model layer by layer (unless `scale` is a mapping, which
+        may depend on the depth of a layer).
     most
         The largest number of tasks that the rule can combine, or None if there is no limit.
     check
-        A function that takes some of the settings by name, and raises `InputError` if their
-        combination is invalid.
+        A function that takes some of the settings by name, and raises `InputError` if
+        their combination is invalid.
     """
 
     order: Order = "sequential"
@@ -117,8 +117,8 @@ def nature_of(rule: Callable[..., object]) -> Nature:
     Raises
     ------
     InputError
-        The rule takes statistics that it does not declare in `needs` (or the reverse), or that
-        are not saved with adapters.
+        The rule takes statistics that it does not declare in `needs` (or the reverse), or
+        that are not saved with adapters.
     """
     declared = getattr(rule, "nature", None) or Nature()
     parameters = inspect.signature(rule).parameters.values()
@@ -162,8 +162,8 @@ def check_settings(rule: Callable[..., object], given: Mapping[str, object]) -> 
 
 
 def _check_setting(name: str, value: object, kind: object) -> None:
-    # Skip other types, such as mappings. pydantic checks them when a `Rule` is created, and a
-    # rule that accepts several types checks them itself.
+    # Skip other types, such as mappings. pydantic checks them when a `Rule` is created,
+    # and a rule that accepts several types checks them itself.
     origin = get_origin(kind)
     if origin is Literal:
         chosen(name, value, kind)

@@ -19,8 +19,8 @@ Space = Literal["delta", "factor"]
 Since = Literal["pretrained", "start"]
 # Statistics saved with adapters for use by rules: by statistic, task and layer.
 KeptByTask = Mapping[str, Mapping[str, Mapping[str, Tensor]]]
-# The type and default of each setting that all rules share. These settings define the space in
-# which a rule is applied, and the search for its scale.
+# The type and default of each setting that all rules share. These settings define the
+# space in which a rule is applied, and the search for its scale.
 WHERE: dict[str, tuple[object, object]] = {
     "space": (Space, "delta"),
     "since": (Since, "pretrained"),
@@ -32,8 +32,8 @@ WHERE: dict[str, tuple[object, object]] = {
 class Rule:
     """A rule with its settings, and the space in which it is applied.
 
-    Parameters that take a `Rule` also accept the name of a rule, or a mapping with `name` and
-    settings, as in a recipe.
+    Parameters that take a `Rule` also accept the name of a rule, or a mapping with `name`
+    and settings, as in a recipe.
 
     Parameters
     ----------
@@ -41,14 +41,14 @@ class Rule:
         The rule's name, or the path of a Python file that defines one.
     space
         `delta`: combine the changes ΔW = s B A that LoRA applies to each layer, exactly;
-        `factor`: combine the parameters of the modules (A and B separately), relative to their
-        common start. The results differ, because the product of summed factors has cross terms
-        B_i A_j. Bottleneck adapters support only `factor`.
+        `factor`: combine the parameters of the modules (A and B separately), relative to
+        their common start. The results differ, because the product of summed factors has
+        cross terms B_i A_j. Bottleneck adapters support only `factor`.
     since
-        `pretrained`: a task vector is everything the module adds to the pre-trained model (the
-        paper's tau = Phi - Phi_pre). If each module starts from the previous one, task vectors
-        include earlier tasks, which are then counted several times. `start`: a task vector is
-        only the change made by training on that task.
+        `pretrained`: a task vector is everything the module adds to the pre-trained model
+        (the paper's tau = Phi - Phi_pre). If each module starts from the previous one,
+        task vectors include earlier tasks, which are then counted several times. `start`:
+        a task vector is only the change made by training on that task.
     search
         Settings for the search, which are used if `scale` is `search`.
     settings
@@ -133,8 +133,8 @@ class Rule:
                 "use it together with `scale: search`."
             )
 
-        # The rule's type annotations do not allow `search`, which a run later replaces by a
-        # number, so set it aside while checking the other settings.
+        # The rule's type annotations do not allow `search`, which a run later replaces by
+        # a number, so set it aside while checking the other settings.
         has_scale = "scale" in registry.options(function)
         searches = has_scale and options.get("scale") == "search"
         if searches:
@@ -205,8 +205,8 @@ class Rule:
     ) -> Any:
         """Apply the rule to task vectors, given by task name.
 
-        The result is one task vector, one per task, or a `Mixture`. User-defined rules may return
-        anything else, so `combine` checks the result.
+        The result is one task vector, one per task, or a `Mixture`. User-defined rules
+        may return anything else, so `combine` checks the result.
 
         Raises
         ------
@@ -222,8 +222,8 @@ class Rule:
                     f"learn the tasks with `training: {{keep_{name}: true}}`."
                 )
             needed[name] = statistics
-        # The function is not a field, because a `Rule` has only plain values, which can be
-        # compared and saved.
+        # The function is not a field, because a `Rule` has only plain values, which can
+        # be compared and saved.
         function = registry.find("rule", self.name)
         return function(vectors, **needed, **self.options)
 

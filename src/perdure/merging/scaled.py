@@ -10,17 +10,17 @@ from perdure.models import adapters
 from perdure.models.matrices import oriented
 from perdure.vectors.task_vector import LowRank, TaskVector, by_depth
 
-# The number of in-place updates after which a sum is recomputed, because each update adds a
-# rounding error in single precision.
+# The number of in-place updates after which a sum is recomputed, because each update adds
+# a rounding error in single precision.
 REFRESH = 32
 
 
 class Scaled:
     """Low-rank task vectors folded into a model's weights, with adjustable scales.
 
-    W = W0 + Σ scale_t ΔW_t is stored in single precision, where ΔW_t = B_t A_t is the change made
-    by task t. Changing scale_t by d adds d B_t A_t, so the cost depends on the number of tasks
-    whose scale changes.
+    W = W0 + Σ scale_t ΔW_t is stored in single precision, where ΔW_t = B_t A_t is the
+    change made by task t. Changing scale_t by d adds d B_t A_t, so the cost depends on
+    the number of tasks whose scale changes.
 
     Attributes
     ----------
@@ -94,8 +94,8 @@ class Scaled:
                 continue
             self._update(name, layer_scales)
             self.now[name] = layer_scales
-            # A bfloat16 weight is rounded from the sum each time, so rounding errors do not
-            # accumulate. In single precision, the weight shares memory with the sum.
+            # A bfloat16 weight is rounded from the sum each time, so rounding errors do
+            # not accumulate. In single precision, the weight shares memory with the sum.
             weight.data = self.sums[name].to(weight.dtype)
 
     def _update(self, name: str, scales: tuple[float, ...]) -> None:

@@ -15,8 +15,8 @@ from perdure.merging.tpe import TPE, needed
 
 Scales = tuple[float, ...]
 GRID = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.8, 1.0, 1.5, 2.0)
-# The smallest step of the coordinate search, as a fraction of the first step. Smaller steps would
-# change the prediction for only a few validation examples.
+# The smallest step of the coordinate search, as a fraction of the first step. Smaller
+# steps would change the prediction for only a few validation examples.
 FINEST = 1 / 8
 
 
@@ -27,12 +27,12 @@ class Search:
     Parameters
     ----------
     over
-        The scales to vary: a single one for `all` tasks, one per task (`tasks`), or one per task
-        and group of layers (`layers`).
+        The scales to vary: a single one for `all` tasks, one per task (`tasks`), or one
+        per task and group of layers (`layers`).
     by
-        `coordinate`: change one scale at a time, by a step that is halved when no change helps;
-        `tpe` (from Optuna) or `cma-es` (pip install 'perdure[search]'). A single scale for all
-        tasks is always searched on the grid.
+        `coordinate`: change one scale at a time, by a step that is halved when no change
+        helps; `tpe` (from Optuna) or `cma-es` (pip install 'perdure[search]'). A single
+        scale for all tasks is always searched on the grid.
     grid
         The values to try for a single scale, in addition to 1/n.
     groups
@@ -71,8 +71,8 @@ def candidates(
     """
     tried: dict[Scales, float] = {}
 
-    # Scoring is expensive, because it evaluates a model on validation data, so no candidate is
-    # scored twice.
+    # Scoring is expensive, because it evaluates a model on validation data, so no
+    # candidate is scored twice.
     def tell(scales: Scales) -> float:
         if scales not in tried:
             tried[scales] = score(scales)
@@ -93,9 +93,10 @@ def candidates(
 def best(tried: dict[Scales, float]) -> Scales:
     """Return the candidate with the highest score.
 
-    With a single scale for all tasks, ties are broken in favour of the smallest scale, which
-    changes the pre-trained model least. Otherwise, they are broken in favour of the candidate that
-    was tried first, which tends to be closest to the start, 1/n for each task.
+    With a single scale for all tasks, ties are broken in favour of the smallest scale,
+    which changes the pre-trained model least. Otherwise, they are broken in favour of the
+    candidate that was tried first, which tends to be closest to the start, 1/n for each
+    task.
     """
 
     def preference(scales: Scales) -> tuple[float, float]:
@@ -154,8 +155,8 @@ def _tpe(tell: Callable[[Scales], float], start: Scales, settings: Search) -> No
 def _cma_es(tell: Callable[[Scales], float], start: Scales, settings: Search) -> None:
     cmaes = _package("cmaes", settings)
     bounds = np.array([[0.0, settings.highest]] * len(start))
-    # CMA-ES's default population is 4 + 3 ln(number of scales). It learns only from complete
-    # generations, so at least one must fit into the budget left after the start.
+    # CMA-ES's default population is 4 + 3 ln(number of scales). It learns only from
+    # complete generations, so at least one must fit into the budget left after the start.
     size = 4 + int(3 * math.log(len(start)))
     size = min(size, settings.budget - 1)
     size = max(size, 2)

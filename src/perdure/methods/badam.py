@@ -21,8 +21,8 @@ class BAdam(BayesMethod):
 
     Each parameter has a Gaussian distribution N(μ, σ²). A step makes K passes, each with
     a sample θ = μ + σ ε, whose gradient is g. It uses ḡ, the mean of g over the passes,
-    and h̄, the mean of g ε. Here, g is the gradient of the sum of losses over a batch: the
-    number of examples in a step times the gradient of the mean loss.
+    and h̄, the mean of g ε. Here, g is the gradient of the sum of losses over a batch:
+    the number of examples in a step times the gradient of the mean loss.
 
     m ← β_1 m + (1 − β_1) ḡ;  v ← β_2 v + (1 − β_2) ḡ²
 

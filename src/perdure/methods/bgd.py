@@ -15,8 +15,8 @@ class BGD(BayesMethod):
 
     Each parameter has a Gaussian distribution N(μ, σ²). A step makes K passes, each with
     a sample θ = μ + σ ε, whose gradient is g. It uses ḡ, the mean of g over the passes,
-    and h̄, the mean of g ε. Here, g is the gradient of the sum of losses over a batch: the
-    number of examples in a step times the gradient of the mean loss.
+    and h̄, the mean of g ε. Here, g is the gradient of the sum of losses over a batch:
+    the number of examples in a step times the gradient of the mean loss.
 
     μ ← μ − η (σ / σ_0)^p ḡ;  σ ← σ √(1 + (σ h̄ / 2)²) − σ² h̄ / 2
 

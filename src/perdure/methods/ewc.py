@@ -22,24 +22,24 @@ class EWC(PeftMethod):
     to earlier tasks.
 
     L = cross-entropy + strength / 2 · Σ_i F_i (θ_i − θ*_i)². The sum is over the module's
-    parameters; heads are not penalised. F is the diagonal of the Fisher information, computed from
-    per-example gradients. With `memory: online`, decay · F_i replaces F_i.
+    parameters; heads are not penalised. F is the diagonal of the Fisher information,
+    computed from per-example gradients. With `memory: online`, decay · F_i replaces F_i.
 
     Parameters
     ----------
     strength
         λ. A suitable value depends on the size of F, so it needs tuning.
     memory
-        `offline`: one penalty for each task, as published. Their sum is equivalent to one penalty
-        with ΣF and the F-weighted mean of the θ*, so the state does not grow with the number of
-        tasks. `online`: F ← decay · F + F_t, around the last task's θ*.
+        `offline`: one penalty for each task, as published. Their sum is equivalent to one
+        penalty with ΣF and the F-weighted mean of the θ*, so the state does not grow with
+        the number of tasks. `online`: F ← decay · F + F_t, around the last task's θ*.
     decay
-        γ, used with `online`: the factor by which the remembered F is multiplied when a task is
-        added. As published, the penalty is multiplied by it too.
+        γ, used with `online`: the factor by which the remembered F is multiplied when a
+        task is added. As published, the penalty is multiplied by it too.
     labels
-        The labels for computing F: `sampled` from p(y | x), in one pass over the examples; `true`
-        (all labels, weighted by p(y | x), with a backward pass for each); or `empirical` (the
-        correct labels).
+        The labels for computing F: `sampled` from p(y | x), in one pass over the
+        examples; `true` (all labels, weighted by p(y | x), with a backward pass for
+        each); or `empirical` (the correct labels).
 
     References
     ----------

@@ -12,8 +12,8 @@ from perdure.models.adapters import Adapter
 class IncLoRA(PeftMethod):
     """Train a fresh LoRA on top of the frozen LoRAs of all earlier tasks; the model is the sum.
 
-    W = W0 + Σ_{j<t} ΔW_j + ΔW_t. O-LoRA and N-LoRA add a penalty to this method, and their papers
-    use it as a baseline.
+    W = W0 + Σ_{j<t} ΔW_j + ΔW_t. O-LoRA and N-LoRA add a penalty to this method, and
+    their papers use it as a baseline.
 
     References
     ----------

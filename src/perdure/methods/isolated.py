@@ -18,16 +18,17 @@ from perdure.models.backbone import Backbone
 class Isolated(PeftMethod):
     """Train one PEFT module per task on the frozen backbone; earlier modules are never changed.
 
-    Phi_t = argmin over Phi of L(D_t; Theta_pre, Phi), starting from Phi_pre or from Phi_{t-1}. No
-    old data is stored.
+    Phi_t = argmin over Phi of L(D_t; Theta_pre, Phi), starting from Phi_pre or from
+    Phi_{t-1}. No old data is stored.
 
     Parameters
     ----------
     start
-        `fresh`: every task starts from the same initial module Phi_pre. `previous`: every task
-        starts from the trained module of the last task (the paper's choice, which trains faster
-        and passes knowledge on). `orthogonal`: every task starts from the last task's B and an
-        orthonormal basis of the rows of its A (as in SLAO, for the rule `slao`; LoRA only).
+        `fresh`: every task starts from the same initial module Phi_pre. `previous`: every
+        task starts from the trained module of the last task (the paper's choice, which
+        trains faster and passes knowledge on). `orthogonal`: every task starts from the
+        last task's B and an orthonormal basis of the rows of its A (as in SLAO, for the
+        rule `slao`; LoRA only).
 
     References
     ----------

@@ -14,8 +14,9 @@ from perdure.models.backbone import Backbone
 class Joint(PeftMethod):
     """Train one fresh PEFT module and fresh heads on all tasks seen so far, mixed (rule `last`).
 
-    Training restarts from scratch at every task, so each row of the accuracy matrix is measured on
-    a jointly trained model. The total cost grows with the square of the number of tasks.
+    Training restarts from scratch at every task, so each row of the accuracy matrix is
+    measured on a jointly trained model. The total cost grows with the square of the
+    number of tasks.
 
     References
     ----------

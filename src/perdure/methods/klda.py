@@ -30,18 +30,18 @@ from perdure.models.backbone import Backbone
 class KLDA(FrozenMethod):
     """Classify with Gaussian classes in the space of a Gaussian kernel; nothing is trained.
 
-    The feature vector x, scaled to unit length, becomes z = √(2/D) cos(Wᵀx + b), where the
-    entries of W are drawn from N(0, 2γ) and those of b uniformly from [0, 2π]. The product
-    zᵀz' then approximates the kernel exp(−γ ‖x − x'‖²). The logits are those of linear
-    discriminant analysis on z, computed from running sums as in `lda`. For a given γ, the
-    order of the tasks therefore does not matter, and no examples are stored.
+    The feature vector x, scaled to unit length, becomes z = √(2/D) cos(Wᵀx + b), where
+    the entries of W are drawn from N(0, 2γ) and those of b uniformly from [0, 2π]. The
+    product zᵀz' then approximates the kernel exp(−γ ‖x − x'‖²). The logits are those of
+    linear discriminant analysis on z, computed from running sums as in `lda`. For a given
+    γ, the order of the tasks therefore does not matter, and no examples are stored.
 
-    γ = q / δ, where q is the bandwidth and δ the mean squared distance between the training
-    examples of the first task. For vectors of unit length, δ = 2 (1 − ‖mean of x‖²). γ is
-    chosen at the first task and never changes, even if that task is forgotten.
+    γ = q / δ, where q is the bandwidth and δ the mean squared distance between the
+    training examples of the first task. For vectors of unit length, δ = 2 (1 − ‖mean of
+    x‖²). γ is chosen at the first task and never changes, even if that task is forgotten.
 
-    The default bandwidth and shrinkage were chosen on held-out training examples of CLINC150
-    (MiniLM, 20 examples per class). There a bandwidth of 1 or more was worse.
+    The default bandwidth and shrinkage were chosen on held-out training examples of
+    CLINC150 (MiniLM, 20 examples per class). There a bandwidth of 1 or more was worse.
 
     Parameters
     ----------

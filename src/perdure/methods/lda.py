@@ -24,9 +24,9 @@ from perdure.models.backbone import Backbone
 class LDA(FrozenMethod):
     """Classify with Gaussian classes that share one covariance Σ; nothing is trained.
 
-    The logit of class c is xᵀ Σ⁻¹ μ_c − μ_cᵀ Σ⁻¹ μ_c / 2 + log π_c. Σ is pooled over all tasks so
-    far and shrunk. It is computed from running sums, so the order of the tasks does not matter and
-    no examples are stored.
+    The logit of class c is xᵀ Σ⁻¹ μ_c − μ_cᵀ Σ⁻¹ μ_c / 2 + log π_c. Σ is pooled over all
+    tasks so far and shrunk. It is computed from running sums, so the order of the tasks
+    does not matter and no examples are stored.
 
     Parameters
     ----------

@@ -22,25 +22,26 @@ from perdure.models.logits import Logits
 class LwF(PeftMethod):
     """Train one PEFT module on task after task, and distil the old heads' outputs on new examples.
 
-    L = cross-entropy + strength · T² · mean over old heads of
-    KL(softmax(z_old / T) ‖ softmax(z / T)), where z_old comes from the module and the heads as they
-    were when the task began. The old heads are trained too, each towards its old outputs. No old
+    L = cross-entropy + strength · T² · mean over old heads of KL(softmax(z_old / T) ‖
+    softmax(z / T)), where z_old comes from the module and the heads as they were when the
+    task began. The old heads are trained too, each towards its old outputs. No old
     examples are stored.
 
     Parameters
     ----------
     strength
-        λ_o, the weight of T² times the mean over old heads. In the paper, λ_o is the weight of the
-        sum over old heads, without T².
+        λ_o, the weight of T² times the mean over old heads. In the paper, λ_o is the
+        weight of the sum over old heads, without T².
     temperature
         The temperature T of the softmax.
     conflict
-        `keep`: distil every example of the batch. `drop`: omit the distillation of an example of
-        the new task if its gradient opposes that of the cross-entropy, that is, if their inner
-        product is negative. For an encoder, the gradients are those with respect to the pooled
-        feature of the example; for a language model, with respect to the logits at each predicted
-        token, so the decision is made for each token. Old examples, which `replay` adds, are always
-        distilled. None, the default, means `keep`.
+        `keep`: distil every example of the batch. `drop`: omit the distillation of an
+        example of the new task if its gradient opposes that of the cross-entropy, that
+        is, if their inner product is negative. For an encoder, the gradients are those
+        with respect to the pooled feature of the example; for a language model, with
+        respect to the logits at each predicted token, so the decision is made for each
+        token. Old examples, which `replay` adds, are always distilled. None, the default,
+        means `keep`.
 
     References
     ----------
@@ -49,10 +50,11 @@ class LwF(PeftMethod):
     works for any examples. The paper's first stage, which trains only the new head, is omitted.
     Old heads are trained with the learning rate of the module, not that of the new head.
 
-    `conflict: drop` is an ingredient that the abstract of Han, Na & Hwang, Selective Regularization
-    for Class-Incremental Learning (SRIL), arXiv 2305.05175, describes in words: it lets the
-    gradients of both losses decide between "pattern completion" (distil) and "pattern separation"
-    (do not). The body of the paper was not available, so this is not an implementation of SRIL.
+    `conflict: drop` is an ingredient that the abstract of Han, Na & Hwang, Selective
+    Regularization for Class-Incremental Learning (SRIL), arXiv 2305.05175, describes in
+    words: it lets the gradients of both losses decide between "pattern completion"
+    (distil) and "pattern separation" (do not). The body of the paper was not available,
+    so this is not an implementation of SRIL.
     """
 
     usual_rule = "last"

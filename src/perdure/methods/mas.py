@@ -23,9 +23,9 @@ class MAS(PeftMethod):
     """Train one PEFT module on task after task, with a penalty on changes to weights that earlier
     outputs depend on.
 
-    L = cross-entropy + strength · Σ_i Ω_i (θ_i − θ*_i)². Ω_i is the sum over tasks of
-    E_x |∂‖f(x)‖² / ∂θ_i|, where f(x) are the logits of the task's head and the gradient is computed
-    per example. Labels are not used.
+    L = cross-entropy + strength · Σ_i Ω_i (θ_i − θ*_i)². Ω_i is the sum over tasks of E_x
+    |∂‖f(x)‖² / ∂θ_i|, where f(x) are the logits of the task's head and the gradient is
+    computed per example. Labels are not used.
 
     Parameters
     ----------

@@ -19,9 +19,9 @@ from perdure.models.examples import Batch
 class NLoRA(PeftMethod):
     """Train a fresh LoRA on top of the frozen earlier ones, with an l1 penalty on ΔW.
 
-    L = cross-entropy + sparsity · Σ over layers of ‖ΔW_t‖₁, where ΔW_t = alpha / rank · B_t A_t and
-    ‖·‖₁ is the sum of absolute entries. Sparse changes of different tasks rarely affect the same
-    entry.
+    L = cross-entropy + sparsity · Σ over layers of ‖ΔW_t‖₁, where ΔW_t = alpha / rank ·
+    B_t A_t and ‖·‖₁ is the sum of absolute entries. Sparse changes of different tasks
+    rarely affect the same entry.
 
     Parameters
     ----------

@@ -17,17 +17,17 @@ from perdure.models.backbone import Backbone
 class NCM(FrozenMethod):
     """Answer with the class whose mean feature μ is closest; nothing is trained.
 
-    The logits are xᵀμ / ‖μ‖ (`cosine`; the length of x does not change the order of the classes) or
-    xᵀμ − ‖μ‖² / 2 (`euclidean`), divided by the temperature. The head of a task does not depend on
-    other tasks.
+    The logits are xᵀμ / ‖μ‖ (`cosine`; the length of x does not change the order of the
+    classes) or xᵀμ − ‖μ‖² / 2 (`euclidean`), divided by the temperature. The head of a
+    task does not depend on other tasks.
 
     Parameters
     ----------
     metric
         The similarity measure.
     temperature
-        The temperature of the class probabilities, which are weighted by the task posterior. It
-        does not change the answers if the task is given.
+        The temperature of the class probabilities, which are weighted by the task
+        posterior. It does not change the answers if the task is given.
     normalise
         Scale each feature vector to unit length before the means are computed, and x as well.
 

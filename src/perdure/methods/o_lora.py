@@ -21,9 +21,9 @@ from perdure.models.examples import Batch
 class OLoRA(PeftMethod):
     """Train a fresh LoRA on top of the frozen earlier ones, with its A kept orthogonal to theirs.
 
-    L = cross-entropy + orthogonality · Σ over layers and j < t of ‖A_j A_tᵀ‖₁ + decay · Σ over
-    layers of (‖A_t‖ + ‖B_t‖), where ‖·‖₁ is the sum of absolute entries. Fresh modules are
-    identical for all tasks of a run, so the penalty starts at its maximum.
+    L = cross-entropy + orthogonality · Σ over layers and j < t of ‖A_j A_tᵀ‖₁ + decay · Σ
+    over layers of (‖A_t‖ + ‖B_t‖), where ‖·‖₁ is the sum of absolute entries. Fresh
+    modules are identical for all tasks of a run, so the penalty starts at its maximum.
 
     Parameters
     ----------
@@ -53,8 +53,8 @@ class OLoRA(PeftMethod):
     def begin(self, backbone: Backbone, task: Task) -> None:
         """Attach the new branch, and stack the matrices A of earlier tasks to speed up `overlap`.
 
-        The A_j of a layer are concatenated along their rows. Layers with the same input width are
-        then stacked, so that one batched product serves all of them.
+        The A_j of a layer are concatenated along their rows. Layers with the same input
+        width are then stacked, so that one batched product serves all of them.
         """
         self.attach(backbone)
         self._stacks: list[tuple[list[str], Float[Tensor, "layers directions in"]]] = []

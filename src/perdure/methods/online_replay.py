@@ -105,8 +105,8 @@ class OnlineReplay(PeftMethod):
         module = adapters.trainable(backbone.model).values()
         self._teacher = copied(backbone, module) if distils else {}
         self._blocks = blocks_at(backbone, self.depths) if distils else []
-        # For each batch of the current step: the loss of its held-out examples, to be computed
-        # after the trial step, and the size of the batch.
+        # For each batch of the current step: the loss of its held-out examples, to be
+        # computed after the trial step, and the size of the batch.
         self._ahead: list[tuple[Callable[[], Tensor], int]] = []
 
     def parameters(self, backbone: Backbone) -> list[nn.Parameter]:
@@ -128,20 +128,20 @@ class OnlineReplay(PeftMethod):
     def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
         pairs = self._draw(backbone, batch)
         losses, distance = self._losses(backbone, pairs)
-        held = self._hold_out(len(losses)).to(losses.device)
-        loss = losses[~held].sum() / len(losses) + self.distillation * distance
-        if not held.any():
+        is_tested = self._hold_out(len(losses)).to(losses.device)
+        loss = losses[~is_tested].sum() / len(losses) + self.distillation * distance
+        if not is_tested.any():
             return loss
         autocast = torch.is_autocast_enabled(losses.device.type)
 
         def ahead() -> Tensor:
             with torch.autocast(losses.device.type, dtype=torch.bfloat16, enabled=autocast):
                 again, _ = self._losses(backbone, pairs, distil=False)
-            return again[held].sum()
+            return again[is_tested].sum()
 
         self._ahead.append((ahead, len(losses)))
         # Only for the value in the log: `update` adds the gradient of the held-out examples.
-        return loss + losses[held].detach().sum() / len(losses)
+        return loss + losses[is_tested].detach().sum() / len(losses)
 
     def update(self, backbone: Backbone, step: Callable[[], None]) -> None:
         """Add the gradient of the held-out examples, and take a step."""
@@ -164,11 +164,11 @@ class OnlineReplay(PeftMethod):
 
     def _hold_out(self, size: int) -> Bool[Tensor, " batch"]:
         """Choose the examples to hold out: at least one, but not all, of two or more."""
-        held = torch.zeros(size, dtype=torch.bool)
+        is_tested = torch.zeros(size, dtype=torch.bool)
         if self.held_out and size > 1:
             count = min(max(1, round(self.held_out * size)), size - 1)
-            held[torch.randperm(size)[:count]] = True
-        return held
+            is_tested[torch.randperm(size)[:count]] = True
+        return is_tested
 
     def _losses(
         self, backbone: Backbone, pairs: Pairs, *, distil: bool = True

@@ -29,17 +29,17 @@ RIDGES = tuple(10.0**n for n in range(-8, 9))
 class RanPAC(FrozenMethod):
     """Answer by ridge regression on random features of the frozen backbone; nothing is trained.
 
-    The logits are V h with h = max(0, x P), P random, and V = Q (G + λ I)⁻¹. G = Σ h hᵀ and
-    Q = Σ y hᵀ (y one-hot over all classes) are sums over the examples of all tasks. For a given λ,
-    V is therefore the regression on all tasks together, in any order, and no examples are stored.
-    After each task, λ is chosen from 10⁻⁸ … 10⁸ by the squared error on the new task's validation
-    examples.
+    The logits are V h with h = max(0, x P), P random, and V = Q (G + λ I)⁻¹. G = Σ h hᵀ
+    and Q = Σ y hᵀ (y one-hot over all classes) are sums over the examples of all tasks.
+    For a given λ, V is therefore the regression on all tasks together, in any order, and
+    no examples are stored. After each task, λ is chosen from 10⁻⁸ … 10⁸ by the squared
+    error on the new task's validation examples.
 
     Parameters
     ----------
     features
-        The length of h. The state contains a matrix of features² numbers of 8 bytes each. The
-        paper uses 10,000 features.
+        The length of h. The state contains a matrix of features² numbers of 8 bytes each.
+        The paper uses 10,000 features.
     normalise
         Scale each feature vector x to unit length.
 

@@ -25,10 +25,10 @@ class Replay(Wrapper):
     """Learn with another method, on the new task's examples mixed with stored examples of old
     tasks.
 
-    Old examples have the same weight as new ones. Each uses the head of its task, which is trained
-    further. After each task, some of its examples are added to the store, which is part of the
-    method's state and so is saved in the task's folder. The size of the store is `store_bytes` in
-    `events.jsonl`.
+    Old examples have the same weight as new ones. Each uses the head of its task, which
+    is trained further. After each task, some of its examples are added to the store,
+    which is part of the method's state and so is saved in the task's folder. The size of
+    the store is `store_bytes` in `events.jsonl`.
 
     Parameters
     ----------
@@ -37,12 +37,13 @@ class Replay(Wrapper):
     per_class
         The number of examples to store for each class, or for each task if answers are free text.
     strategy
-        The way in which the stored examples are chosen. `balanced`: at random from each class.
-        `herding`: such that their mean feature is closest to the mean feature of the class (for a
-        language model, features are means of the last hidden states over the prompt). `reservoir`:
-        a uniform sample, of `per_class` times the number of classes, from all examples seen. The
-        sample is not quite uniform if the number of classes grows faster than the number of
-        examples, because examples that were dropped earlier cannot be brought back.
+        The way in which the stored examples are chosen. `balanced`: at random from each
+        class. `herding`: such that their mean feature is closest to the mean feature of
+        the class (for a language model, features are means of the last hidden states over
+        the prompt). `reservoir`: a uniform sample, of `per_class` times the number of
+        classes, from all examples seen. The sample is not quite uniform if the number of
+        classes grows faster than the number of examples, because examples that were
+        dropped earlier cannot be brought back.
 
     References
     ----------

@@ -19,8 +19,8 @@ class SDLoRA(PeftMethod):
 
     ΔW = alpha / rank · (Σ_{j<t} m_j D_j + B_t A_t), where D_j = B_j A_j / ‖B_j A_j‖ is
     frozen, and m_j, one number for each layer and earlier task, is trained from its last
-    value. The module of task t contains the entire sum: its rank is t times the rank of one
-    branch, and the rule `last` uses the module unchanged.
+    value. The module of task t contains the entire sum: its rank is t times the rank of
+    one branch, and the rule `last` uses the module unchanged.
 
     References
     ----------
@@ -103,8 +103,8 @@ class SDLoRA(PeftMethod):
 class _Branches:
     """The branches of all tasks in the module of one layer.
 
-    The earlier branches are the first `earlier_rows` rows of A and columns of B, with `rank` rows
-    and columns for each task.
+    The earlier branches are the first `earlier_rows` rows of A and columns of B, with
+    `rank` rows and columns for each task.
     """
 
     def __init__(self, inner: nn.Linear, outer: nn.Linear, rank: int):
@@ -145,8 +145,8 @@ class _Branches:
     def keep_still(self) -> None:
         """Set the gradients of the earlier directions to zero.
 
-        `put_back` alone is not enough, because these gradients would count towards the gradient
-        norm used for clipping.
+        `put_back` alone is not enough, because these gradients would count towards the
+        gradient norm used for clipping.
         """
         if not self.earlier_rows:
             return

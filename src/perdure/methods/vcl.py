@@ -23,21 +23,23 @@ from perdure.seeds import derived
 class VCL(Variational):
     """Learn a Gaussian posterior q_t over the module and the head, with q_{t-1} as its prior.
 
-    L = cross-entropy, averaged over examples and samples of q, + beta / N · KL(q ‖ q_{t-1}). The
-    prior of the first task, and of each new head, is N(initial value, prior_sigma²). The model
-    answers with the means. The settings `beta`, `divisor`, `prior_sigma`, `initial_sigma` and
-    `sampling` are explained in docs/methods.md.
+    L = cross-entropy, averaged over examples and samples of q, + beta / N · KL(q ‖
+    q_{t-1}). The prior of the first task, and of each new head, is N(initial value,
+    prior_sigma²). The model answers with the means. The settings `beta`, `divisor`,
+    `prior_sigma`, `initial_sigma` and `sampling` are explained in docs/methods.md.
 
-    With a coreset, some examples of each task are set aside. After the task, the posterior is
-    adapted to the coresets of all tasks, and the model answers with the adapted means; but the next
-    task's prior is the posterior from before that. The coresets are part of the method's state; the
-    size of their inputs is `store_bytes` in `events.jsonl`.
+    With a coreset, some examples of each task are set aside. After the task, the
+    posterior is adapted to the coresets of all tasks, and the model answers with the
+    adapted means; but the next task's prior is the posterior from before that. The
+    coresets are part of the method's state; the size of their inputs is `store_bytes` in
+    `events.jsonl`.
 
     Parameters
     ----------
     coreset
-        The number of examples of each class (of each task, if answers are free text) that are set
-        aside, at random. With 0, nothing is stored but q_{t-1}: two numbers per parameter.
+        The number of examples of each class (of each task, if answers are free text) that
+        are set aside, at random. With 0, nothing is stored but q_{t-1}: two numbers per
+        parameter.
     coreset_epochs
         The number of passes over the coresets for the adaptation.
 
@@ -51,8 +53,8 @@ class VCL(Variational):
 
     coreset: Annotated[int, Ge(0)] = 0
     coreset_epochs: Annotated[int, Ge(1)] = 10
-    # Both are set before each task, in a resumed run too: the tasks passed to `examples`, and the
-    # row numbers of the task's coreset.
+    # Both are set before each task, in a resumed run too: the tasks passed to `examples`,
+    # and the row numbers of the task's coreset.
     _seen: list[Task] = field(default_factory=list, init=False, repr=False)
     _chosen: list[int] = field(default_factory=list, init=False, repr=False)
 

@@ -1,7 +1,7 @@
 """The configuration of an adapter, read from its file and checked.
 
-A run folder may come from an untrusted source, so only the settings that perdure writes are read.
-Any other setting must be unset or have its default value.
+A run folder may come from an untrusted source, so only the settings that perdure writes
+are read. Any other setting must be unset or have its default value.
 """
 
 from collections.abc import Callable
@@ -74,9 +74,9 @@ _WRITTEN: TypeAdapter[_WrittenLora | _WrittenBottleneck | _WrittenFull] = TypeAd
 def config_from(path: Path, layers: set[str]) -> peft.PeftConfig:
     """Read the peft configuration of an adapter from a run folder.
 
-    perdure 0.1 wrote `target_modules` as a regular expression. Such a pattern is replaced by
-    `layers`, the names of the layers for which the adapter has parameters. It is never matched,
-    because matching a pattern from a file could take forever.
+    perdure 0.1 wrote `target_modules` as a regular expression. Such a pattern is replaced
+    by `layers`, the names of the layers for which the adapter has parameters. It is never
+    matched, because matching a pattern from a file could take forever.
 
     Raises
     ------

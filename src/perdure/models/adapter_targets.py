@@ -68,21 +68,22 @@ def configure(
     Parameters
     ----------
     target_modules
-        The names of linear layers (including GPT-2's `Conv1D`), or one regular expression. By
-        default, LoRA is applied to the query and value projections, and bottleneck adapters to the
-        outputs of attention and feed-forward layers (`"houlsby"`: Houlsby et al. 2019).
-        `"pfeiffer"` selects only the outputs of feed-forward layers (Pfeiffer et al. 2021). `full`
-        trains all layers that have a weight: linear layers, embeddings, norms and convolutions. It
-        does not train parameters outside such layers, such as a class token, or weights that
-        several layers share, such as tied input and output embeddings.
+        The names of linear layers (including GPT-2's `Conv1D`), or one regular
+        expression. By default, LoRA is applied to the query and value projections, and
+        bottleneck adapters to the outputs of attention and feed-forward layers
+        (`"houlsby"`: Houlsby et al. 2019). `"pfeiffer"` selects only the outputs of
+        feed-forward layers (Pfeiffer et al. 2021). `full` trains all layers that have a
+        weight: linear layers, embeddings, norms and convolutions. It does not train
+        parameters outside such layers, such as a class token, or weights that several
+        layers share, such as tied input and output embeddings.
     blocks
         Use layers only from the first `blocks` blocks of the transformer.
 
     Raises
     ------
     BackboneError
-        The model has no layers of these names, a layer shares its weight with another one, or the
-        model is in 4 bits and the adapter is not LoRA.
+        The model has no layers of these names, a layer shares its weight with another
+        one, or the model is in 4 bits and the adapter is not LoRA.
     InputError
         `target_modules` is not a valid regular expression, or takes too long to match.
     """

@@ -2,9 +2,9 @@
 
 Functions to attach an adapter, read and write its parameters, turn it off, and compute its ΔW.
 
-A model contains at most one adapter at a time, under peft's default name `default`. After a task,
-its parameters are stored outside the model, as an `Adapter`. The model therefore does not grow with
-the number of tasks.
+A model contains at most one adapter at a time, under peft's default name `default`. After
+a task, its parameters are stored outside the model, as an `Adapter`. The model therefore
+does not grow with the number of tasks.
 """
 
 import contextlib
@@ -41,11 +41,11 @@ class Adapter:
     config
         The peft configuration of the module; None if the method trains no module.
     start, parameters
-        The parameters of the module before and after training on the task, on the CPU, under the
-        names that peft gives them.
+        The parameters of the module before and after training on the task, on the CPU,
+        under the names that peft gives them.
     kept
-        Additional tensors for rules, by name and then by layer. `inputs` contains E[x xᵀ] of a
-        layer's inputs.
+        Additional tensors for rules, by name and then by layer. `inputs` contains E[x xᵀ]
+        of a layer's inputs.
     """
 
     name: str
@@ -147,8 +147,8 @@ def read(model: nn.Module) -> Parameters:
     """Return a copy of the adapter's parameters, on the CPU."""
     if not attached(model):
         return {}
-    # By default, peft asks the hub whether the vocabulary was changed. No adapter here extends the
-    # vocabulary, and a run must not need the network.
+    # By default, peft asks the hub whether the vocabulary was changed. No adapter here
+    # extends the vocabulary, and a run must not need the network.
     state = peft.get_peft_model_state_dict(
         model, adapter_name="default", save_embedding_layers=False
     )
@@ -207,8 +207,8 @@ def factors(model: nn.Module) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
 def folded(model: nn.Module, changes: Mapping[str, Tensor]) -> Iterator[None]:
     """Add changes to the weights of a model while the block runs.
 
-    The original weights are kept and restored afterwards, because subtracting the changes would
-    leave rounding errors. An adapter may be attached or detached in the meantime.
+    The original weights are kept and restored afterwards, because subtracting the changes
+    would leave rounding errors. An adapter may be attached or detached in the meantime.
 
     Parameters
     ----------
@@ -229,8 +229,9 @@ def folded(model: nn.Module, changes: Mapping[str, Tensor]) -> Iterator[None]:
                     continue
                 change = oriented(layer, change)
             originals.append((weight, weight.data))
-            # Assign to `.data`, so that references to the parameter stay valid. Add in single
-            # precision even to weights in half precision, so that only the sum is rounded.
+            # Assign to `.data`, so that references to the parameter stay valid. Add in
+            # single precision even to weights in half precision, so that only the sum is
+            # rounded.
             sum_of_both = weight.data.float() + change.to(weight.device).float()
             weight.data = sum_of_both.to(weight.dtype)
         yield
@@ -246,8 +247,9 @@ def deltas(
 ) -> dict[str, tuple[Float[Tensor, "out rank"], Float[Tensor, "rank in"]] | Tensor]:
     """Return the change that an adapter makes to the weights, by layer.
 
-    For LoRA, each change consists of the factors B and A of ΔW = B A, with the scale alpha / rank
-    included in B. For `full`, it is ΔW itself, with Δb under the layer's name followed by `.bias`.
+    For LoRA, each change consists of the factors B and A of ΔW = B A, with the scale
+    alpha / rank included in B. For `full`, it is ΔW itself, with Δb under the layer's
+    name followed by `.bias`.
 
     Raises
     ------

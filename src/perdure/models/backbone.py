@@ -28,8 +28,8 @@ Pooling = Literal["auto", "stock", "mean"]
 class Backbone(nn.Module, ABC):
     """A pre-trained transformer with its processor, which stays frozen while tasks are learned.
 
-    The pre-trained weights never change. Trained modules are either inserted into `model` by
-    `perdure.models.adapters`, or belong to a single task, like its head.
+    The pre-trained weights never change. Trained modules are either inserted into `model`
+    by `perdure.models.adapters`, or belong to a single task, like its head.
 
     Attributes
     ----------
@@ -87,24 +87,26 @@ class Backbone(nn.Module, ABC):
         Parameters
         ----------
         source
-            A folder, a hub id, or the name of a model in a package on PyPI, such as `minilm`
-            (all-MiniLM-L6-v2, for texts) or `dinov2` (DINOv2 ViT-S/14, for images of 98 × 98
-            pixels, fine-tuned to detect salient objects).
+            A folder, a hub id, or the name of a model in a package on PyPI, such as
+            `minilm` (all-MiniLM-L6-v2, for texts) or `dinov2` (DINOv2 ViT-S/14, for
+            images of 98 × 98 pixels, fine-tuned to detect salient objects).
         pooling
-            The feature that heads read. `stock`: the input of the head in transformers' own
-            classification model; `mean`: the mean of the last hidden states over all tokens except
-            padding; `auto`: `mean` for checkpoints made by sentence-transformers, for text encoders
-            without a trained pooler, and for the encoder of the T5 family, otherwise `stock`. With
-            `auto`, a causal or encoder–decoder checkpoint that includes its output layer is loaded
-            as a language model instead, which answers with text and has no heads.
+            The feature that heads read. `stock`: the input of the head in transformers'
+            own classification model; `mean`: the mean of the last hidden states over all
+            tokens except padding; `auto`: `mean` for checkpoints made by
+            sentence-transformers, for text encoders without a trained pooler, and for the
+            encoder of the T5 family, otherwise `stock`. With `auto`, a causal or
+            encoder–decoder checkpoint that includes its output layer is loaded as a
+            language model instead, which answers with text and has no heads.
         max_length
-            The maximum length of texts and prompts in tokens; longer ones are cut. The default is
-            128, or 1024 for the prompts of language models, or the model's own limit if that is
-            lower.
+            The maximum length of texts and prompts in tokens; longer ones are cut. The
+            default is 128, or 1024 for the prompts of language models, or the model's own
+            limit if that is lower.
         image_size
-            The height and width of images in pixels; by default, the size that the checkpoint's
-            processor uses. Smaller images are faster: the time that a vision transformer takes
-            grows with the square of this size. The position embeddings are interpolated.
+            The height and width of images in pixels; by default, the size that the
+            checkpoint's processor uses. Smaller images are faster: the time that a vision
+            transformer takes grows with the square of this size. The position embeddings
+            are interpolated.
         head
             The name of the last linear layer, in case it is not found automatically.
         revision
@@ -114,25 +116,27 @@ class Backbone(nn.Module, ABC):
         truncate
             The part of an overlong prompt to cut off, for language models.
         chat_template
-            For language models. `auto`: format prompts as conversations if the tokenizer has a chat
-            template; `none`: use prompts as plain text.
+            For language models. `auto`: format prompts as conversations if the tokenizer
+            has a chat template; `none`: use prompts as plain text.
         system_message
             The system message for conversations that do not begin with one.
         normalized
             Rank a language model's choices by log p per token rather than by log p.
         dtype
-            The data type of a language model's frozen weights in memory. Compared with `float32`,
-            `bfloat16` takes half the memory, and `nf4` about an eighth: it stores linear layers in
-            4 bits, with bitsandbytes (`perdure[4bit]`). Adapters and the optimizer stay in
-            `float32`. Merged weights and exports are also computed in `float32`, from the rounded
-            weights. Nothing can be merged into 4-bit weights: a combined change is applied
-            alongside the layer, and a run on such a model is exported as an adapter.
+            The data type of a language model's frozen weights in memory. Compared with
+            `float32`, `bfloat16` takes half the memory, and `nf4` about an eighth: it
+            stores linear layers in 4 bits, with bitsandbytes (`perdure[4bit]`). Adapters
+            and the optimizer stay in `float32`. Merged weights and exports are also
+            computed in `float32`, from the rounded weights. Nothing can be merged into
+            4-bit weights: a combined change is applied alongside the layer, and a run on
+            such a model is exported as an adapter.
 
         Raises
         ------
         BackboneError
-            There is no such model, it classifies neither texts nor images, its head is not found,
-            or one of its files is damaged. `docs/run-folder.md` lists what is rejected.
+            There is no such model, it classifies neither texts nor images, its head is
+            not found, or one of its files is damaged. `docs/run-folder.md` lists what is
+            rejected.
         InputError
             A `revision` is given for something other than a hub id.
         """
@@ -293,8 +297,8 @@ class Backbone(nn.Module, ABC):
         hidden
             The result of `forward` for the batch.
         head
-            The name of a task whose head is used for all examples. The targets of examples from
-            other tasks are then -1 (unknown).
+            The name of a task whose head is used for all examples. The targets of
+            examples from other tasks are then -1 (unknown).
         """
 
     def losses(self, batch: Batch, hidden: Tensor | None = None) -> Float[Tensor, " batch"]:
@@ -385,8 +389,8 @@ def evaluating(backbone: Backbone) -> Iterator[None]:
 def pooled(backbone: Backbone, examples: Examples) -> Float[Tensor, "examples width"]:
     """Return the feature of each example that the heads read, on the CPU.
 
-    It is computed with the current state of the model. For a model without heads, the feature is
-    the one that the task posterior reads.
+    It is computed with the current state of the model. For a model without heads, the
+    feature is the one that the task posterior reads.
     """
     feature = backbone if backbone.has_heads else backbone.features
     with evaluating(backbone):

@@ -1,8 +1,9 @@
 """Bottleneck adapters as a PEFT tuner; peft itself does not provide them.
 
-The output y of a linear layer becomes y + up(gelu(down(y))), with `width` hidden units. Initially,
-`up` is zero, so a new adapter changes nothing. Importing perdure registers the adapter type
-`BOTTLENECK` with peft, after which such an adapter loads with `peft.PeftModel.from_pretrained`.
+The output y of a linear layer becomes y + up(gelu(down(y))), with `width` hidden units.
+Initially, `up` is zero, so a new adapter changes nothing. Importing perdure registers the
+adapter type `BOTTLENECK` with peft, after which such an adapter loads with
+`peft.PeftModel.from_pretrained`.
 
 References
 ----------

@@ -36,9 +36,10 @@ class Encoder(Backbone):
     Parameters
     ----------
     model
-        With `pooling="stock"`, an `AutoModelFor…Classification` whose last linear layer has been
-        replaced by an identity, so that it returns the feature. With `"mean"`, the bare encoder,
-        whose last hidden states are averaged over all tokens except padding.
+        With `pooling="stock"`, an `AutoModelFor…Classification` whose last linear layer
+        has been replaced by an identity, so that it returns the feature. With `"mean"`,
+        the bare encoder, whose last hidden states are averaged over all tokens except
+        padding.
     processor
         The tokenizer or image processor of the checkpoint.
     source
@@ -52,8 +53,8 @@ class Encoder(Backbone):
     dtype
         The data type in which `save` writes the weights.
     stock_head_has_bias
-        True if the head of the stock model has a bias, like the heads added here. In transformers,
-        the heads of decoder models have none.
+        True if the head of the stock model has a bias, like the heads added here. In
+        transformers, the heads of decoder models have none.
     """
 
     def __init__(
@@ -262,9 +263,9 @@ class Encoder(Backbone):
     def features(self, batch: Batch) -> Float[Tensor, "batch features"]:
         """Return the features for the task posterior.
 
-        For texts, they are the mean of the last hidden states over tokens. For images, they are the
-        class token concatenated with the mean over patches; for images in a convolutional model,
-        the mean over positions.
+        For texts, they are the mean of the last hidden states over tokens. For images,
+        they are the class token concatenated with the mean over patches; for images in a
+        convolutional model, the mean over positions.
         """
         encoder = getattr(self.model, "base_model", self.model)
         output = encoder(**batch.inputs)
@@ -306,16 +307,16 @@ class Encoder(Backbone):
     def save(self, folder: Path, tasks: Sequence[str], labels: Sequence[str]) -> None:
         """Write a stock checkpoint with a single head, which joins the heads of the given tasks.
 
-        It can be loaded with `AutoModelFor…Classification`, or with `SentenceTransformer`, whose
-        output is then the logits.
+        It can be loaded with `AutoModelFor…Classification`, or with
+        `SentenceTransformer`, whose output is then the logits.
 
         Raises
         ------
         BackboneError
             The head of the stock model has no bias, but the heads of the tasks have one.
         RunError
-            A head uses random features, or features of unit length in a stock model that does not
-            scale them.
+            A head uses random features, or features of unit length in a stock model that
+            does not scale them.
         """
         head = self._joined(tasks)
         normalise = any(isinstance(self.own(task), heads.UnitHead) for task in tasks)

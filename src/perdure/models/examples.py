@@ -52,8 +52,9 @@ class Batch:
     inputs
         The keyword arguments of the model.
     targets
-        The correct answer to each example: the index of its class among the classes of its task, or
-        -1 if it is unknown. For a language model, the correct token at each of the `places`.
+        The correct answer to each example: the index of its class among the classes of
+        its task, or -1 if it is unknown. For a language model, the correct token at each
+        of the `places`.
     tasks
         The name of each example's task.
     places
@@ -88,9 +89,9 @@ class Examples:
     collate
         The function that combines inputs into tensors, padding texts to the longest.
     without_tokens
-        The indices of the texts for which the tokenizer returns no tokens. Each is replaced by a
-        placeholder to avoid a division by zero. The model's output for a placeholder must be
-        ignored.
+        The indices of the texts for which the tokenizer returns no tokens. Each is
+        replaced by a placeholder to avoid a division by zero. The model's output for a
+        placeholder must be ignored.
     batch_size
         The default batch size.
     cut

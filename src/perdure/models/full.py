@@ -1,9 +1,10 @@
 """Full fine-tuning as a PEFT tuner.
 
-Each weight and bias of a layer gets a trainable change, initially zero. As with other kinds of
-adapters, the pre-trained values are not modified, so the change can be turned off, saved, loaded
-and combined. Weight decay pulls the change towards zero, and thus the model towards the pre-trained
-one. Importing perdure registers the adapter type `FULL` with peft.
+Each weight and bias of a layer gets a trainable change, initially zero. As with other
+kinds of adapters, the pre-trained values are not modified, so the change can be turned
+off, saved, loaded and combined. Weight decay pulls the change towards zero, and thus the
+model towards the pre-trained one. Importing perdure registers the adapter type `FULL`
+with peft.
 """
 
 from dataclasses import dataclass, field

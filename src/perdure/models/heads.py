@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from perdure.errors import RunError
 
-# The keys in a head's state that say how it transforms the features. A head with a seed uses
-# random features, which are Fourier features if it also has a γ.
+# The keys in a head's state that say how it transforms the features. A head with a seed
+# uses random features, which are Fourier features if it also has a γ.
 SEED = "projection_seed"
 GAMMA = "gamma"
 UNIT = "unit_norm"
@@ -126,8 +126,8 @@ def fourier(
 ) -> tuple[Float[Tensor, "width features"], Float[Tensor, " features"]]:
     """Return the matrix W and the phases b of random Fourier features.
 
-    The entries of W are drawn from N(0, 2γ), and those of b uniformly from [0, 2π]. Recent
-    results are cached, because all tasks of a run use the same W and b.
+    The entries of W are drawn from N(0, 2γ), and those of b uniformly from [0, 2π].
+    Recent results are cached, because all tasks of a run use the same W and b.
     """
     generator = np.random.RandomState(seed)
     entries = generator.standard_normal((width, features))

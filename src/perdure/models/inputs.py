@@ -1,7 +1,7 @@
 """Covariances of the inputs of a backbone's layers.
 
-Some rules use the covariances stored with an adapter; some methods derive from them the subspace in
-which they train.
+Some rules use the covariances stored with an adapter; some methods derive from them the
+subspace in which they train.
 """
 
 from collections import defaultdict
@@ -50,8 +50,8 @@ def input_covariances(
 ) -> dict[tuple[str, ...], Float[Tensor, "in in"]]:
     """Compute E[x xᵀ] (uncentred) of each layer's inputs, over all tokens except padding.
 
-    Layers that read the same tensor, such as the key and value projections, share one covariance.
-    All covariances are computed in a single pass over the examples.
+    Layers that read the same tensor, such as the key and value projections, share one
+    covariance. All covariances are computed in a single pass over the examples.
 
     Parameters
     ----------
@@ -63,8 +63,8 @@ def input_covariances(
     Returns
     -------
     dict
-        The covariances, keyed by the names of the layers that share the input. They are in double
-        precision, on the CPU.
+        The covariances, keyed by the names of the layers that share the input. They are
+        in double precision, on the CPU.
     """
     backbone.eval()
     # A separate generator: measuring must not affect the random numbers of the training around it.
@@ -134,13 +134,13 @@ def _watched(
 
 def without_padding(x: Tensor, batch: Batch) -> Float[Tensor, "tokens in"]:
     """Return the inputs or outputs of a layer, one row per token, without padding."""
-    # Encoder and decoder have masks of different widths. Cross-attention reads the encoder's states
-    # for its keys and values, and the decoder's for its queries: the shape tells which mask
-    # applies.
+    # Encoder and decoder have masks of different widths. Cross-attention reads the
+    # encoder's states for its keys and values, and the decoder's for its queries: the
+    # shape tells which mask applies.
     for name in ("attention_mask", "decoder_attention_mask"):
         mask = batch.inputs.get(name)
         if mask is not None and mask.shape == x.shape[:-1]:
             return x[mask.bool()]
-    # Images have no mask, a pooler reads one vector per text, and the output layer of a language
-    # model reads only the tokens that predict an answer.
+    # Images have no mask, a pooler reads one vector per text, and the output layer of a
+    # language model reads only the tokens that predict an answer.
     return x.flatten(0, -2)

@@ -191,9 +191,9 @@ class LanguageModel(Backbone):
     ) -> Examples:
         """Split texts into pieces on which the model's loss can be measured.
 
-        A causal model predicts every token of a piece except the first. If the tokenizer has a
-        start token, it precedes the piece. An encoder–decoder model reads the first half of a
-        piece and predicts the second.
+        A causal model predicts every token of a piece except the first. If the tokenizer
+        has a start token, it precedes the piece. An encoder–decoder model reads the first
+        half of a piece and predicts the second.
         """
         tokens: list[Tokens] = []
         for text in texts:
@@ -295,8 +295,8 @@ class LanguageModel(Backbone):
 
         If `normalized` is set, each value is divided by the number of tokens in the choice.
 
-        A choice that occurs in several tasks is scored only once. The end token is part of a
-        choice: without it, "no" would always be at least as likely as "nothing".
+        A choice that occurs in several tasks is scored only once. The end token is part
+        of a choice: without it, "no" would always be at least as likely as "nothing".
         """
         columns: dict[str, int] = {}
         for of_task in choices.values():

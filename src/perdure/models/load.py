@@ -46,9 +46,9 @@ def load_files(
 ) -> Backbone:
     """Load a backbone as `Backbone.load` does, but from the given files.
 
-    A checkpoint with the output layer of a language model is loaded as a language model if
-    `pooling` is `auto`, and as an encoder otherwise. With `outline` the parameters have shapes but
-    no values (see `perdure.models.outline`).
+    A checkpoint with the output layer of a language model is loaded as a language model
+    if `pooling` is `auto`, and as an encoder otherwise. With `outline` the parameters
+    have shapes but no values (see `perdure.models.outline`).
     """
     source = files.source
     text = text or TextSettings()

@@ -12,14 +12,15 @@ from torch.nn import functional as F
 class Logits:
     """A model's logits for a batch, with the target at each place.
 
-    A place is a position at which an answer, or a part of it, is predicted. With an encoder there
-    is one place per example; with a language model, one per target token.
+    A place is a position at which an answer, or a part of it, is predicted. With an
+    encoder there is one place per example; with a language model, one per target token.
 
     Attributes
     ----------
     values
-        One row of logits per place, over the classes of a head or over the vocabulary. If the heads
-        used in a batch differ in size, the rows of smaller heads are padded with -inf.
+        One row of logits per place, over the classes of a head or over the vocabulary. If
+        the heads used in a batch differ in size, the rows of smaller heads are padded
+        with -inf.
     targets
         The correct class or token at each place.
     rows

@@ -1,7 +1,7 @@
 """Layers that multiply by a matrix: `nn.Linear` and GPT-2's `Conv1D`.
 
-`Conv1D` stores its weight transposed. Throughout perdure, a change to a weight is out × in for both
-kinds of layer.
+`Conv1D` stores its weight transposed. Throughout perdure, a change to a weight is out ×
+in for both kinds of layer.
 """
 
 from typing import TypeAlias, TypeGuard

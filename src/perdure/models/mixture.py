@@ -52,18 +52,18 @@ class Choice:
 class ExpertLinear(nn.Module):
     """A linear layer with experts: y = W x + b + Σ_t p_t(x) B_t A_t x, summed over the experts t.
 
-    With a gate (SMILE), p is computed for each token as the softmax of ‖V_t x‖ over the experts,
-    where V_t contains the leading right singular vectors of B_t A_t. Only the `top_k` largest
-    values are used, rescaled to sum to 1. Without a gate, p is 1 for the expert that `choice`
-    assigns to the sample, and 0 for the others.
+    With a gate (SMILE), p is computed for each token as the softmax of ‖V_t x‖ over the
+    experts, where V_t contains the leading right singular vectors of B_t A_t. Only the
+    `top_k` largest values are used, rescaled to sum to 1. Without a gate, p is 1 for the
+    expert that `choice` assigns to the sample, and 0 for the others.
 
     Parameters
     ----------
     base
         The linear layer, or GPT-2's `Conv1D`. It is not modified.
     A, B
-        The factors of all experts, padded with zeros to a common rank. With a gate, the rows of
-        each A are orthonormal.
+        The factors of all experts, padded with zeros to a common rank. With a gate, the
+        rows of each A are orthonormal.
     gate_rank
         The number of rows of A that the gate reads; 0 for no gate.
     top_k
@@ -91,8 +91,8 @@ class ExpertLinear(nn.Module):
         self.gate_rank = gate_rank
         self.top_k = top_k
         self.choice = choice
-        # If the weights are packed in 4 bits, the factors keep their data type: converted to the
-        # integers of the weights, they would be lost.
+        # If the weights are packed in 4 bits, the factors keep their data type: converted
+        # to the integers of the weights, they would be lost.
         like = A.to(base.weight.device) if in_4_bits(base.weight) else base.weight
         self.register_buffer("A", A.to(like), persistent=False)
         self.register_buffer("B", B.to(like), persistent=False)
@@ -157,16 +157,17 @@ class Mixture:
     Attributes
     ----------
     experts
-        The low-rank changes that each task makes to linear layers, by task. Layers that no expert
-        changes are left as they are.
+        The low-rank changes that each task makes to linear layers, by task. Layers that
+        no expert changes are left as they are.
     gate_rank
-        The number of leading singular directions of each expert that the gate reads (at most all of
-        them). With 0 there is no gate: the expert is chosen for each sample by the task posterior.
+        The number of leading singular directions of each expert that the gate reads (at
+        most all of them). With 0 there is no gate: the expert is chosen for each sample
+        by the task posterior.
     top_k
         The number of experts that are active for a token.
     expert_rank
-        The number of leading singular directions of each expert that are applied, if there is a
-        gate; by default all.
+        The number of leading singular directions of each expert that are applied, if
+        there is a gate; by default all.
 
     Examples
     --------

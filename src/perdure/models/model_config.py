@@ -27,15 +27,15 @@ REACHES_OUT = (
     "experts_implementation",
 )
 
-# Keys that do not affect results, but make a model fail on texts of certain lengths, or when hooks
-# read from its layers.
+# Keys that do not affect results, but make a model fail on texts of certain lengths, or
+# when hooks read from its layers.
 TRADES_SPEED = ("chunk_size_feed_forward", "gradient_checkpointing")
 
 # Words in the names of settings that count parts of the model.
 COUNTS = ("layer", "block", "depth", "head", "group", "stage", "expert")
 
-# The maximum number of layers, heads and so on. Some classes immediately build a list of that
-# length; the deepest models have 200 layers.
+# The maximum number of layers, heads and so on. Some classes immediately build a list of
+# that length; the deepest models have 200 layers.
 MOST = 10_000
 
 
@@ -45,8 +45,8 @@ def read(files: ModelFiles) -> PreTrainedConfig:
     Raises
     ------
     BackboneError
-        The configuration is damaged or absurd, the model needs custom code or is quantised, or its
-        folder also contains an adapter.
+        The configuration is damaged or absurd, the model needs custom code or is
+        quantised, or its folder also contains an adapter.
     """
     where = f"`{files.folder / CONFIG}`"
     values = files.read_json(CONFIG, MAX_CONFIG)

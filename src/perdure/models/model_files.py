@@ -1,8 +1,8 @@
 """The files of a pre-trained model: where they are, which ones matter, and their SHA-256.
 
-A model is given as a folder, as a hub id (whose files are first downloaded to the hub's cache), or
-as the name of a model in a package on PyPI, such as `minilm` or `dinov2`. All code that reads a
-model reads it from the folder that this module finds.
+A model is given as a folder, as a hub id (whose files are first downloaded to the hub's
+cache), or as the name of a model in a package on PyPI, such as `minilm` or `dinov2`. All
+code that reads a model reads it from the folder that this module finds.
 """
 
 import fnmatch
@@ -69,8 +69,8 @@ MAX_CONFIG = 10_000_000
 # In bytes. The largest vocabulary in use, with 260,000 tokens, takes 35 MB.
 MAX_PROCESSOR = 100_000_000
 
-# The maximum number of lists and mappings in a JSON file. Each list takes 60 bytes of memory once
-# read; the largest vocabulary has 500,000 merges.
+# The maximum number of lists and mappings in a JSON file. Each list takes 60 bytes of
+# memory once read; the largest vocabulary has 500,000 merges.
 MAX_BRACKETS = 5_000_000
 
 # The start of the pointer that Git LFS leaves in place of a file that was not fetched.

@@ -19,8 +19,9 @@ from perdure.storage.tensors import TORCH, TensorFile, is_finite
 
 Model = TypeVar("Model", bound=nn.Module)
 
-# A model may have this many times as many tensors and values as its files. Some tensors are stored
-# once and used several times (T5's embeddings three times), and some are split when loaded.
+# A model may have this many times as many tensors and values as its files. Some tensors
+# are stored once and used several times (T5's embeddings three times), and some are split
+# when loaded.
 TIMES = 4
 
 # The number of tensors that a model may have in addition, whatever its files contain.
@@ -29,8 +30,8 @@ AT_LEAST_TENSORS = 200
 # The number of values that a model may have in addition, whatever its files contain.
 AT_LEAST_NUMBERS = 10_000_000
 
-# The maximum number of values in buffers, which a model computes itself, such as masks of positions
-# × positions.
+# The maximum number of values in buffers, which a model computes itself, such as masks of
+# positions × positions.
 MOST_IN_BUFFERS = 250_000_000
 
 

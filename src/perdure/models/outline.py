@@ -1,8 +1,9 @@
 """Outlines: backbones without weights, on which a dry run counts what would be trained.
 
-An outline is built from `config.json` on torch's `meta` device, where tensors have shapes but no
-values. A model of any size takes a few seconds and little memory, and its weights need not be
-downloaded. Adapters can be attached to an outline as usual, but it cannot compute anything.
+An outline is built from `config.json` on torch's `meta` device, where tensors have shapes
+but no values. A model of any size takes a few seconds and little memory, and its weights
+need not be downloaded. Adapters can be attached to an outline as usual, but it cannot
+compute anything.
 """
 
 from collections.abc import Mapping
@@ -19,8 +20,8 @@ from perdure.models.model_files import HUB_ID, ModelFiles
 def outline(source: str, settings: Mapping[str, Any]) -> Backbone:
     """Create the outline of a backbone from files on this machine.
 
-    The model's folder must contain `config.json`; that of an encoder also needs the tokenizer or
-    image processor.
+    The model's folder must contain `config.json`; that of an encoder also needs the
+    tokenizer or image processor.
 
     Parameters
     ----------

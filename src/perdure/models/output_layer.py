@@ -15,10 +15,10 @@ def logits_at(
 ) -> Iterator[None]:
     """Make a model compute its logits only at the given positions while the block runs.
 
-    The logits of all these positions come out as one row (1 × places × vocabulary). In a small
-    model, most of the time and memory goes into logits that no answer needs. The result is exact:
-    the steps just before the output layer (T5 scales its hidden states) and after it (some models
-    cap their logits) treat each position independently.
+    The logits of all these positions come out as one row (1 × places × vocabulary). In a
+    small model, most of the time and memory goes into logits that no answer needs. The
+    result is exact: the steps just before the output layer (T5 scales its hidden states)
+    and after it (some models cap their logits) treat each position independently.
     """
 
     def choose(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

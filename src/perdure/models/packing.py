@@ -1,8 +1,8 @@
 """Pack several short examples into one row of a batch, each attending only to itself.
 
-The attention mask is passed explicitly. If transformers derived it from the positions, a cache, or
-an attention implementation that ignores positions, would silently let examples attend to each
-other.
+The attention mask is passed explicitly. If transformers derived it from the positions, a
+cache, or an attention implementation that ignores positions, would silently let examples
+attend to each other.
 """
 
 from collections.abc import Sequence
@@ -52,8 +52,8 @@ def inputs(
     shape = (max(lines) + 1, width)
     tokens = torch.full(shape, pad)
     positions = torch.zeros(shape, dtype=torch.long)
-    # Padding also has an owner, -1, so that each token attends at least to itself. A token that
-    # attends to nothing would not get a finite output.
+    # Padding also has an owner, -1, so that each token attends at least to itself. A
+    # token that attends to nothing would not get a finite output.
     owners = torch.full(shape, -1)
     for number, sequence in enumerate(sequences):
         end = starts[number] + len(sequence)

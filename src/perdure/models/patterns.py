@@ -1,7 +1,8 @@
 """Regular expressions from recipes and adapter configurations, matched within a time limit.
 
-A short pattern can keep `re` busy for centuries, and whoever wrote the file may have intended that.
-`regex`, which transformers requires anyway, matches the same patterns and has a timeout.
+A short pattern can keep `re` busy for centuries, and whoever wrote the file may have
+intended that. `regex`, which transformers requires anyway, matches the same patterns and
+has a timeout.
 """
 
 import re
@@ -58,8 +59,8 @@ class Patterns:
         Raises
         ------
         PerdureError
-            The pattern is not a regular expression, is too long, or takes too long to match. The
-            exception is an instance of the class given as `error`.
+            The pattern is not a regular expression, is too long, or takes too long to
+            match. The exception is an instance of the class given as `error`.
         """
         return self._timed("fullmatch", pattern, name, where)
 

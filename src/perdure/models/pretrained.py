@@ -1,7 +1,8 @@
 """Load a pre-trained model and its processor from a folder. No other module does this.
 
-The files are checked before anything is built, and the model is compared with them afterwards. Code
-from a model's folder is never run, and the user is never asked to allow it.
+The files are checked before anything is built, and the model is compared with them
+afterwards. Code from a model's folder is never run, and the user is never asked to allow
+it.
 """
 
 import contextlib
@@ -111,14 +112,14 @@ def open_model(
     head
         The name of the head; None to find it.
     outline
-        Create the model on torch's `meta` device, with shapes but no values. No weights are needed,
-        and all layers count as trained.
+        Create the model on torch's `meta` device, with shapes but no values. No weights
+        are needed, and all layers count as trained.
 
     Raises
     ------
     BackboneError
-        A file is missing, damaged or absurd; transformers has no classification model of this
-        type; or weights are missing.
+        A file is missing, damaged or absurd; transformers has no classification model of
+        this type; or weights are missing.
     """
     # Cheap checks come first: nothing is built before all files have been checked.
     files.check()
@@ -165,8 +166,9 @@ def answers_with_text(files: ModelFiles) -> bool:
 def _language_class(config: PreTrainedConfig) -> type | None:
     """Return the transformers class that loads a checkpoint as a language model.
 
-    Return None if the configuration does not name a language model as the class that was saved.
-    The same transformer could also have been saved as a classifier or as an encoder.
+    Return None if the configuration does not name a language model as the class that was
+    saved. The same transformer could also have been saved as a classifier or as an
+    encoder.
     """
     saved = (config.architectures or [None])[0]
     # Compare items, because type checkers accept only known model types as keys.
@@ -186,17 +188,17 @@ def open_language_model(
     Parameters
     ----------
     dtype
-        The data type of the weights in memory: `float32`, `bfloat16`, or `nf4` (4 bits). Weights
-        that require single precision stay in `float32`.
+        The data type of the weights in memory: `float32`, `bfloat16`, or `nf4` (4 bits).
+        Weights that require single precision stay in `float32`.
     outline
-        Create the model on torch's `meta` device, with shapes but no values. Neither weights nor a
-        tokenizer are needed; without a tokenizer, `processor` is None.
+        Create the model on torch's `meta` device, with shapes but no values. Neither
+        weights nor a tokenizer are needed; without a tokenizer, `processor` is None.
 
     Raises
     ------
     BackboneError
-        A file is missing, damaged or absurd; weights are missing; the tokenizer has no token to pad
-        with; or bitsandbytes is not installed.
+        A file is missing, damaged or absurd; weights are missing; the tokenizer has no
+        token to pad with; or bitsandbytes is not installed.
     """
     quantisation = None
     if dtype == quantised.NF4:
@@ -286,8 +288,8 @@ def _check_pixels(source: str, processor: BaseImageProcessor) -> None:
 class _Weights:
     """The files, the configuration and the stored tensors from which a model is built.
 
-    `dtype` is the data type of the model in memory. If `quantisation` is given, it contains
-    transformers' settings for loading linear layers in 4 bits.
+    `dtype` is the data type of the model in memory. If `quantisation` is given, it
+    contains transformers' settings for loading linear layers in 4 bits.
     """
 
     files: ModelFiles

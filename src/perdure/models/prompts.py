@@ -1,7 +1,7 @@
 """Turn rows into the tokens of prompts and answers.
 
-A prompt and its answer are tokenized separately, so that no token spans both. The tokens that a
-model reads before it answers are therefore the same in training and in prediction.
+A prompt and its answer are tokenized separately, so that no token spans both. The tokens
+that a model reads before it answers are therefore the same in training and in prediction.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -56,8 +56,8 @@ class Prompts:
     system_message
         The system message for conversations that do not begin with one.
     decodes
-        True if the model has a separate decoder. Prompts then get the special tokens that the
-        tokenizer adds to a text.
+        True if the model has a separate decoder. Prompts then get the special tokens that
+        the tokenizer adds to a text.
     """
 
     tokenizer: Any
@@ -81,8 +81,8 @@ class Prompts:
         Raises
         ------
         DataError
-            The prompt or the answer has no tokens, the answer has more than `max_new_tokens`, or
-            the chat template rejects the conversation.
+            The prompt or the answer has no tokens, the answer has more than
+            `max_new_tokens`, or the chat template rejects the conversation.
         """
         before, joint = self._prompt(prompt, where)
         if set(before) <= set(self.tokenizer.all_special_ids):
@@ -118,8 +118,8 @@ class Prompts:
                 f"{where}: the answer {answer[:60]!r} has no token, so there is nothing to learn. "
                 "Complete the row or leave it out."
             )
-        # Text that a template adds after the end of a turn, such as a line break, is not learned:
-        # the model stops at the end token.
+        # Text that a template adds after the end of a turn, such as a line break, is not
+        # learned: the model stops at the end token.
         end = tokens[length] if length < len(tokens) else self.stops[0]
         if length + 1 > self.max_new_tokens:
             raise DataError(

@@ -1,7 +1,7 @@
 """Frozen models in 4 bits, as in QLoRA: NormalFloat from bitsandbytes, through transformers.
 
-Nothing can be added to 4-bit weights. Adapters are computed alongside their layers anyway, and the
-change that a rule computes is applied in the same way (see `beside`).
+Nothing can be added to 4-bit weights. Adapters are computed alongside their layers
+anyway, and the change that a rule computes is applied in the same way (see `beside`).
 """
 
 import importlib.util
@@ -51,8 +51,9 @@ def quantisation(source: str) -> BitsAndBytesConfig:
 def prepare(model: nn.Module) -> None:
     """Prevent bitsandbytes from repacking the weights of a model.
 
-    On CPUs with AVX-512, bitsandbytes repacks weights for inference and back for training, which
-    rounds their scales. The result of training would then depend on when the model was evaluated.
+    On CPUs with AVX-512, bitsandbytes repacks weights for inference and back for
+    training, which rounds their scales. The result of training would then depend on when
+    the model was evaluated.
     """
     for layer in model.modules():
         if hasattr(layer, "support_avx512bf16_for_cpu"):
@@ -67,8 +68,9 @@ def mark(model: nn.Module) -> None:
 def bytes_in_4_bits(model: nn.Module) -> int:
     """Estimate the memory that a model on the `meta` device would take in 4 bits, in bytes.
 
-    All linear layers are quantised except the output layer and layers that share its weight. Each
-    block of 64 values has a scale of one byte, and each 256 scales have another one of four bytes.
+    All linear layers are quantised except the output layer and layers that share its
+    weight. Each block of 64 values has a scale of one byte, and each 256 scales have
+    another one of four bytes.
     """
     output = getattr(model, "get_output_embeddings", lambda: None)()
     kept = id(output.weight) if output is not None else 0

@@ -1,9 +1,10 @@
 """Rank choices by their probability after a prompt, reading the prompt only once.
 
-All choices are packed into one row after the prompt's cache, each attending only to the prompt and
-to itself. An encoder–decoder model reads them as a batch instead, because T5's relative positions
-cannot be set. On first use, this fast way is compared with the slow way of reading each prompt and
-choice in full. If the results differ, the slow way is used for that model.
+All choices are packed into one row after the prompt's cache, each attending only to the
+prompt and to itself. An encoder–decoder model reads them as a batch instead, because T5's
+relative positions cannot be set. On first use, this fast way is compared with the slow
+way of reading each prompt and choice in full. If the results differ, the slow way is used
+for that model.
 """
 
 import copy
@@ -65,8 +66,9 @@ class Ranking:
 
 def _agree(fast: Way, model: PreTrainedModel, prompt: Prompt, tails: Tails) -> bool:
     """Return whether the fast way gives the same scores as reading each choice in full."""
-    # Only the shortest and the longest prompt: padding is what the fast way may get wrong, and
-    # reading the full batch the slow way takes as long as reading several batches the fast way.
+    # Only the shortest and the longest prompt: padding is what the fast way may get
+    # wrong, and reading the full batch the slow way takes as long as reading several
+    # batches the fast way.
     lengths = prompt["attention_mask"].sum(1)
     rows = torch.stack([lengths.argmin(), lengths.argmax()]).unique()
     prompt = {name: values[rows] for name, values in prompt.items()}
@@ -84,9 +86,9 @@ def agree(model: PreTrainedModel, values: Tensor, expected: Tensor) -> bool:
     difference = (values - expected).abs()
     if model.dtype == torch.float32:
         return bool(difference.max() < TOLERANCE)
-    # Means, because rounding to half precision can change a single value by more than an ignored
-    # mask does. On SmolLM2 in bfloat16, one loss of 4.1 was 0.35 off, and eight losses were 0.04
-    # off on average; with an ignored mask, the average was 0.44.
+    # Means, because rounding to half precision can change a single value by more than an
+    # ignored mask does. On SmolLM2 in bfloat16, one loss of 4.1 was 0.35 off, and eight
+    # losses were 0.04 off on average; with an ignored mask, the average was 0.44.
     largest = ROUNDED * max(1.0, expected.abs().mean().item())
     return bool(difference.mean() < largest)
 

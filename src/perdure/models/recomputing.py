@@ -45,8 +45,8 @@ def recomputed(backbone: Backbone) -> Iterator[None]:
 def keep_recomputing(model: nn.Module) -> None:
     """Keep gradient checkpointing active in blocks that are in evaluation mode.
 
-    The blocks are put into training mode, while the modules inside them, such as dropout layers,
-    stay in evaluation mode.
+    The blocks are put into training mode, while the modules inside them, such as dropout
+    layers, stay in evaluation mode.
 
     Raises
     ------

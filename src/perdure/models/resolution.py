@@ -12,15 +12,15 @@ from perdure.models.pretrained import BaseImageProcessor, PreTrainedModel
 def change(model: PreTrainedModel, processor: BaseImageProcessor, size: int) -> None:
     """Make a vision transformer and its processor read images of `size` × `size` pixels.
 
-    The position embeddings are interpolated once, with the method that the model provides. Passing
-    `interpolate_pos_encoding=True` in every call would not do, because an export must be a stock
-    checkpoint for the new size.
+    The position embeddings are interpolated once, with the method that the model
+    provides. Passing `interpolate_pos_encoding=True` in every call would not do, because
+    an export must be a stock checkpoint for the new size.
 
     Raises
     ------
     BackboneError
-        The model has no position embeddings to interpolate, `size` is not a multiple of its patch
-        size, or the model cannot read images of that size.
+        The model has no position embeddings to interpolate, `size` is not a multiple of
+        its patch size, or the model cannot read images of that size.
     """
     embeddings = _embeddings(model)
     patch = getattr(model.config, "patch_size", None)

@@ -31,17 +31,17 @@ class TextExamples(Examples):
         inputs = self.collate(chosen)
         decodes = "decoder_input_ids" in inputs
         lines = range(len(chosen))
-        # A causal model predicts the first token of an answer at the last token of the prompt, a
-        # decoder at its start token.
+        # A causal model predicts the first token of an answer at the last token of the
+        # prompt, a decoder at its start token.
         starts = [0 if decodes else len(example.prompt) - 1 for example in chosen]
         return self._batch(rows, inputs, lines, starts, device)
 
     def packed(self, rows: Sequence[int], pad: int, device: torch.device | str = "cpu") -> Batch:
         """Return the examples with indices `rows` as one training batch, packed into fewer rows.
 
-        Each row contains as many examples as fit. The attention mask and the positions make each
-        example attend only to itself. Functions that need the tokens of single examples, such as
-        `features`, cannot read such a batch.
+        Each row contains as many examples as fit. The attention mask and the positions
+        make each example attend only to itself. Functions that need the tokens of single
+        examples, such as `features`, cannot read such a batch.
         """
         chosen = self._tokens(rows)
         whole = [(*example.prompt, *example.answer) for example in chosen]
@@ -102,8 +102,8 @@ def padded(examples: Sequence[Tokens], layout: Layout) -> dict[str, Tensor]:
     # A decoder reads its start token, and all tokens of the answer except the last.
     before = [[layout.start, *example.answer[:-1]] for example in examples]
     longest = max(map(len, before))
-    # Encoder and decoder inputs never have the same width, so the width of a layer's input tells
-    # which of the two masks applies.
+    # Encoder and decoder inputs never have the same width, so the width of a layer's
+    # input tells which of the two masks applies.
     width = longest + (longest == inputs["input_ids"].shape[1])
     names = ("decoder_input_ids", "decoder_attention_mask")
     return inputs | _rectangle(before, layout.pad, *names, width=width)

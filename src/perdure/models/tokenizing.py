@@ -72,9 +72,9 @@ def give_padding(source: str, config: PreTrainedConfig, tokenizer: PreTrainedTok
 def agree(source: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Make a tokenizer and a model use the same padding token and the same inputs.
 
-    If their padding tokens differ, the tokenizer's is normally used. The exceptions are models
-    whose positions begin after the id of the padding token (the RoBERTa family). They were trained
-    with the id in their configuration, so that one is used.
+    If their padding tokens differ, the tokenizer's is normally used. The exceptions are
+    models whose positions begin after the id of the padding token (the RoBERTa family).
+    They were trained with the id in their configuration, so that one is used.
 
     Raises
     ------
@@ -86,8 +86,8 @@ def agree(source: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
         if reserved_positions(model) and config.pad_token_id < len(tokenizer):
             tokenizer.pad_token = tokenizer.convert_ids_to_tokens(config.pad_token_id)
         config.pad_token_id = tokenizer.pad_token_id
-    # Padding on the left would shift the positions of a text. XLNet, however, reads the last
-    # position even if it is padding.
+    # Padding on the left would shift the positions of a text. XLNet, however, reads the
+    # last position even if it is padding.
     reads_last = getattr(config, "summary_type", None) == "last"
     tokenizer.padding_side = "left" if reads_last else "right"
     arguments = inspect.signature(model.forward).parameters

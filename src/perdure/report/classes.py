@@ -31,8 +31,8 @@ def examples(answers: Answers) -> dict[str, int]:
 def summarise(answers: Answers) -> Record:
     """Return, for each `task_id`, the recall of each class and how often each answer was given.
 
-    Classes with the same name in several tasks are treated as one class. If there are more than 50
-    classes, only the ten with the lowest recall are returned.
+    Classes with the same name in several tasks are treated as one class. If there are
+    more than 50 classes, only the ten with the lowest recall are returned.
     """
     return {task_id: _of_way(tasks) for task_id, tasks in answers.items()}
 

@@ -397,8 +397,8 @@ def _draw_line(axes: Axes, line: Line, *, first: int = 0) -> None:
         label=shown(line.title),
     )
     if len(_known(line.values)) == 1:
-        # A single point has no line that leads to it. It is drawn large, hollow and above the
-        # others, to be visible.
+        # A single point has no line that leads to it. It is drawn large, hollow and above
+        # the others, to be visible.
         drawn.set(
             marker=look.marker,
             markersize=10,

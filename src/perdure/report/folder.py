@@ -1,7 +1,7 @@
 """The files of a run folder as plain values, read without torch.
 
-`perdure.runs.layout` describes the files. A run that is damaged, or still being written, is read as
-far as possible, and the missing files are named.
+`perdure.runs.layout` describes the files. A run that is damaged, or still being written,
+is read as far as possible, and the missing files are named.
 """
 
 from collections.abc import Callable
@@ -32,8 +32,9 @@ class Files:
     combined
         The rule as it was last applied; empty if no task is finished.
     tasks
-        The name, the number of classes, the bytes on disk and the SHA-256 of the manifest of each
-        task, in the order in which the tasks were learned. Unknown values are None.
+        The name, the number of classes, the bytes on disk and the SHA-256 of the manifest
+        of each task, in the order in which the tasks were learned. Unknown values are
+        None.
     problems
         A sentence for each file that is missing or cannot be read.
     running

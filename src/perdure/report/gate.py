@@ -81,11 +81,12 @@ def gate(
     forgetting
         The maximum number of points that the score of a task may drop after it was learned.
     drift
-        The maximum rise of the cross-entropy on plain text since before the first task, in nats per
-        token. It is measured by runs with `evaluation.general`. None skips this test.
+        The maximum rise of the cross-entropy on plain text since before the first task,
+        in nats per token. It is measured by runs with `evaluation.general`. None skips
+        this test.
     task_id
-        The `task_id` of the scores to compare; by default, the first of `posterior`, `none` and
-        `given` that was measured.
+        The `task_id` of the scores to compare; by default, the first of `posterior`,
+        `none` and `given` that was measured.
 
     Raises
     ------

@@ -31,8 +31,8 @@ BEFORE = "(before)"
 def summarise(files: Files) -> list[Record]:
     """Return, for each rule, the measurements before the first task (if known) and after each task.
 
-    `cross_entropy`, `rise` and the scores of the tasks that are `never` trained start with the step
-    before the first task. `divergence` starts with the step after it.
+    `cross_entropy`, `rise` and the scores of the tasks that are `never` trained start
+    with the step before the first task. `divergence` starts with the step after it.
     """
     count = len(files.tasks)
     values: dict[tuple[str, str, int], float] = {}

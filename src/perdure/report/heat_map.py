@@ -111,8 +111,9 @@ def heat(
         middle = (column + 0.5) * width
         cells.append(_above(middle, -7, columns[column]))
 
-    # Names of columns are rotated by 40°: their height is 0.65 (the sine) times their length, and
-    # their width 0.77 (the cosine). The last one extends beyond the right border.
+    # Names of columns are rotated by 40°: their height is 0.65 (the sine) times their
+    # length, and their width 0.77 (the cosine). The last one extends beyond the right
+    # border.
     left = _label_width(rows)
     label = _label_width(columns)
     top = 0.65 * label + 14

@@ -57,8 +57,8 @@ def report(
     Raises
     ------
     RunError
-        A folder is not a run, or a task was forgotten while the report was generated. In that case
-        nothing is written.
+        A folder is not a run, or a task was forgotten while the report was generated. In
+        that case nothing is written.
     OutputError
         The report cannot be written.
     """
@@ -176,8 +176,8 @@ def _several_groups(summary: Summary) -> bool:
 def _figures_of_ways(summary: Summary) -> list[list[Way]]:
     """Return the `task_id`s, grouped by the figure in which they are drawn.
 
-    With several groups of runs, each figure has only one `task_id`, so that its lines can represent
-    the groups.
+    With several groups of runs, each figure has only one `task_id`, so that its lines can
+    represent the groups.
     """
     known = ways(summary)
     return [[way] for way in known] if _several_groups(summary) else [known]

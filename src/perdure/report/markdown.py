@@ -65,9 +65,9 @@ def spread(value: Record | None, *, signed: bool = False) -> str:
 class ResultsTable:
     """The table of results, with the names of its columns and its rows.
 
-    The first `texts` columns say what was measured: run, seeds, rule, and how the task is known.
-    The others contain numbers: the metrics in percent and, if known, the standard error of the
-    average accuracy and the number of test examples.
+    The first `texts` columns say what was measured: run, seeds, rule, and how the task is
+    known. The others contain numbers: the metrics in percent and, if known, the standard
+    error of the average accuracy and the number of test examples.
     """
 
     header: list[str]

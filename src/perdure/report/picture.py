@@ -18,8 +18,8 @@ class Picture:
     svg
         The figure as SVG text.
     header, rows
-        The names of the table's columns, and its rows. Shares are from 0 to 1; None means not
-        measured.
+        The names of the table's columns, and its rows. Shares are from 0 to 1; None means
+        not measured.
     """
 
     caption: str

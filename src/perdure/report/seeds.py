@@ -15,9 +15,9 @@ TOLD = ("name", "about")  # texts of a recipe that may mention the seed
 def groups(runs: Sequence[Record]) -> list[Record]:
     """Group the runs that differ only in their seed.
 
-    A group has a `title`, the indices of its `runs`, and `results` over seeds. Each number in a
-    result is given by its mean, its standard deviation (with n - 1) and n: it was measured in n
-    `of` the runs of the group.
+    A group has a `title`, the indices of its `runs`, and `results` over seeds. Each
+    number in a result is given by its mean, its standard deviation (with n - 1) and n: it
+    was measured in n `of` the runs of the group.
     """
     numbers = _grouped(runs)
     titles = _titles(runs, numbers)
@@ -51,8 +51,8 @@ def _grouped(runs: Sequence[Record]) -> list[list[int]]:
 def _titles(runs: Sequence[Record], groups: Sequence[Sequence[int]]) -> list[str]:
     """Return the title of each group: that of its only run, or the name that its runs share.
 
-    Groups with the same title are distinguished by the settings in which their recipes differ, or
-    by a folder.
+    Groups with the same title are distinguished by the settings in which their recipes
+    differ, or by a folder.
     """
     firsts = [runs[numbers[0]] for numbers in groups]
     titles = [_title(runs, numbers) for numbers in groups]

@@ -1,7 +1,7 @@
 """The results that a page compares, and their styles, which are the same on the whole page.
 
-A colour represents a group of runs with one of its rules. Each `task_id` has a line style and a
-marker (and a hatch, for bars). Everything else is drawn in grey.
+A colour represents a group of runs with one of its rules. Each `task_id` has a line style
+and a marker (and a hatch, for bars). Everything else is drawn in grey.
 """
 
 from collections.abc import Sequence

@@ -41,8 +41,8 @@ ALL_POINTS = 8000
 def summarise(folders: Sequence[str | Path]) -> Record:
     """Return everything that a report shows about runs, as plain lists, dicts, text and numbers.
 
-    `runs` has one entry for each folder; `groups` has one for each set of runs that differ only in
-    their seed. A number that was not measured is None.
+    `runs` has one entry for each folder; `groups` has one for each set of runs that
+    differ only in their seed. A number that was not measured is None.
 
     Raises
     ------
@@ -92,8 +92,8 @@ def _titles(files: Sequence[Files]) -> list[str]:
 def _metric(name: str, word: str = "accuracy") -> dict[str, str]:
     """Return the title, the symbol and the definition of a metric.
 
-    The definition is the first paragraph of the metric's docstring. In the title, `word` replaces
-    "accuracy".
+    The definition is the first paragraph of the metric's docstring. In the title, `word`
+    replaces "accuracy".
     """
     docstring = inspect.getdoc(getattr(metrics, name)) or ""
     paragraph = docstring.split("\n\n")[0]
@@ -199,8 +199,8 @@ def _result(files: Files, rule: str, task_id: str) -> Record:
     examples = None
     standard_error = None
     counts = classes.examples(files.answers)
-    # The formula is for a share of right answers, and needs the number of test examples of every
-    # task. Those with answers in free text are not counted.
+    # The formula is for a share of right answers, and needs the number of test examples
+    # of every task. Those with answers in free text are not counted.
     if metric == "accuracy" and all(counts.get(name) for name in names):
         sizes = np.array([counts[name] for name in names])
         examples = int(sizes.sum())

@@ -29,8 +29,8 @@ def print_table(
     Parameters
     ----------
     texts
-        The indices of the columns with names and words, which may be wrapped. All others contain
-        numbers.
+        The indices of the columns with names and words, which may be wrapped. All others
+        contain numbers.
     """
     header = [printable(name) for name in header]
     cells = []

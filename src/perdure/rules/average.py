@@ -8,8 +8,8 @@ from perdure.vectors.task_vector import TaskVector, total
 def average(vectors: dict[str, TaskVector]) -> TaskVector:
     """Average the n task vectors tau_t: Theta = Theta_pre + 1/n · sum of tau_t.
 
-    This is the same as `task_arithmetic` with scale 1/n. `running_average` computes the same
-    result one task at a time.
+    This is the same as `task_arithmetic` with scale 1/n. `running_average` computes the
+    same result one task at a time.
 
     Examples
     --------

@@ -27,15 +27,15 @@ def breadcrumbs(
 ) -> TaskVector:
     """Sum the task vectors after setting their small entries and outliers to zero.
 
-    Theta = Theta_pre + scale · sum of m_t ⊙ tau_t, where tau_t is the task vector of task t. The
-    mask m_t is 1 for entries whose magnitude is between two quantiles of the layer, and 0 for
-    all others.
+    Theta = Theta_pre + scale · sum of m_t ⊙ tau_t, where tau_t is the task vector of task
+    t. The mask m_t is 1 for entries whose magnitude is between two quantiles of the
+    layer, and 0 for all others.
 
     Parameters
     ----------
     beta
-        The fraction of entries to set to zero in each layer of each task vector, starting with
-        the smallest magnitudes.
+        The fraction of entries to set to zero in each layer of each task vector, starting
+        with the smallest magnitudes.
     gamma
         The quantile, in (beta, 1], above which entries are outliers and also set to zero.
     scale

@@ -27,9 +27,9 @@ def continual_ties(
     ----------
     mode
         `fold`: apply the formula above, then Theta = Theta_pre + scale · v_n.
-        `reference`: M_t = M_(t-1) + scale · TIES(M_(t-1), tau_t) with M_1 = scale · tau_1, as
-        in FusionBench's code. This counts earlier tasks twice: with the `sum`, their entries
-        are multiplied by 1 + scale at each step where the signs agree.
+        `reference`: M_t = M_(t-1) + scale · TIES(M_(t-1), tau_t) with M_1 = scale ·
+        tau_1, as in FusionBench's code. This counts earlier tasks twice: with the `sum`,
+        their entries are multiplied by 1 + scale at each step where the signs agree.
         `batch`: apply TIES to all tasks in one pass, like the rule `ties`, in any order.
     density, how, per
         See `ties`. FusionBench uses the `sum`.

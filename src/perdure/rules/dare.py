@@ -25,21 +25,21 @@ def dare(
 ) -> TaskVector:
     """Drop random entries of each task vector, rescale the others, and combine the results.
 
-    Theta = Theta_pre + scale · combination of m_t ⊙ tau_t / (1 - p). Each entry of the mask
-    m_t is 0 with probability p and 1 otherwise, so the expected value of m_t ⊙ tau_t / (1 - p)
-    is tau_t. The masks depend on the seed, the task name and the layer name, but not on the
-    order or the number of tasks.
+    Theta = Theta_pre + scale · combination of m_t ⊙ tau_t / (1 - p). Each entry of the
+    mask m_t is 0 with probability p and 1 otherwise, so the expected value of m_t ⊙ tau_t
+    / (1 - p) is tau_t. The masks depend on the seed, the task name and the layer name,
+    but not on the order or the number of tasks.
 
     Parameters
     ----------
     p
-        The probability of dropping an entry, in [0, 1). The paper uses 0.9 or more for large
-        language models.
+        The probability of dropping an entry, in [0, 1). The paper uses 0.9 or more for
+        large language models.
     scale
         The factor by which the combined task vector is multiplied.
     then
-        The way to combine the results: `sum`, `average`, or `ties`, which elects signs and
-        averages the entries that agree, without trimming.
+        The way to combine the results: `sum`, `average`, or `ties`, which elects signs
+        and averages the entries that agree, without trimming.
     seed
         The random seed for the masks.
 

@@ -21,10 +21,10 @@ def iso(
 ) -> TaskVector:
     """Sum the task vectors and set all singular values of each matrix to their mean.
 
-    Theta = Theta_pre + scale · mean(S) U Vᵀ, where U S Vᵀ is the SVD of the summed changes to
-    a matrix. In mode `cts`, the weakest singular vectors of the sum are replaced by the
-    strongest ones of each task outside the span of those that are kept, and U and V are made
-    orthonormal again. Layers that are not matrices are averaged.
+    Theta = Theta_pre + scale · mean(S) U Vᵀ, where U S Vᵀ is the SVD of the summed
+    changes to a matrix. In mode `cts`, the weakest singular vectors of the sum are
+    replaced by the strongest ones of each task outside the span of those that are kept,
+    and U and V are made orthonormal again. Layers that are not matrices are averaged.
 
     Parameters
     ----------

@@ -24,10 +24,10 @@ def knots(
 ) -> TaskVector:
     """Merge the changes to each matrix in a common basis, with TIES or by summing them.
 
-    Theta = Theta_pre + scale · U merge(S V_1ᵀ, …, S V_nᵀ), where U S [V_1ᵀ … V_nᵀ] is the SVD
-    of the concatenated task vectors [tau_1 … tau_n]. In the common basis U, the tasks can be
-    compared entry by entry. The result is returned as low-rank factors. Layers that are not
-    matrices are merged without a change of basis.
+    Theta = Theta_pre + scale · U merge(S V_1ᵀ, …, S V_nᵀ), where U S [V_1ᵀ … V_nᵀ] is the
+    SVD of the concatenated task vectors [tau_1 … tau_n]. In the common basis U, the tasks
+    can be compared entry by entry. The result is returned as low-rank factors. Layers
+    that are not matrices are merged without a change of basis.
 
     Parameters
     ----------
@@ -36,8 +36,8 @@ def knots(
     scale
         The paper's lambda, which the authors tune for each set of tasks.
     then
-        `ties` (KnOTS-TIES), or `sum` (KnOTS-TA, which equals the sum of the task vectors up to
-        rounding).
+        `ties` (KnOTS-TIES), or `sum` (KnOTS-TA, which equals the sum of the task vectors
+        up to rounding).
 
     Examples
     --------

@@ -13,11 +13,12 @@ from perdure.vectors.task_vector import TaskVector
 def magmax(vectors: dict[str, TaskVector], *, scale: float = 0.5) -> TaskVector:
     """Keep the largest change to each entry: Theta = Theta_pre + scale · tau.
 
-    Entry i of tau is the (tau_t)_i with the largest magnitude among the task vectors tau_t.
-    MagMax was published for models that are fine-tuned one after another, each starting from
-    the previous one (the method `sequential`, or `isolated` with `start="previous"`). With
-    models trained separately, it is a baseline that did worse in the paper. The task order
-    matters only if magnitudes are equal, in which case the later task wins.
+    Entry i of tau is the (tau_t)_i with the largest magnitude among the task vectors
+    tau_t. MagMax was published for models that are fine-tuned one after another, each
+    starting from the previous one (the method `sequential`, or `isolated` with
+    `start="previous"`). With models trained separately, it is a baseline that did worse
+    in the paper. The task order matters only if magnitudes are equal, in which case the
+    later task wins.
 
     Parameters
     ----------

@@ -23,10 +23,10 @@ def regmean(
 ) -> TaskVector:
     """Keep each layer's outputs close to those of every task: tau = (sum of tau_t C_t) G⁺.
 
-    This tau minimises the sum over tasks t of E|tau x - tau_t x|², where x is a layer input on
-    task t. C_t is E[x xᵀ] with off-diagonal entries scaled by alpha, and G is the sum of all
-    C_t. LoRA changes stay low-rank: [B_1 … B_n] [A_1 C_1 G⁺; …]. Layers that are not matrices
-    are averaged.
+    This tau minimises the sum over tasks t of E|tau x - tau_t x|², where x is a layer
+    input on task t. C_t is E[x xᵀ] with off-diagonal entries scaled by alpha, and G is
+    the sum of all C_t. LoRA changes stay low-rank: [B_1 … B_n] [A_1 C_1 G⁺; …]. Layers
+    that are not matrices are averaged.
 
     Parameters
     ----------

@@ -13,9 +13,10 @@ from perdure.vectors.task_vector import TaskVector
 def routed(vectors: dict[str, TaskVector]) -> Mixture:
     """Route each sample to its most likely task t: y = W0 x + ΔW_t x, t = argmax p(t | x).
 
-    One forward pass handles a batch with several tasks, whereas `oracle` needs one pass per
-    task. If the tasks are known, the result is the same as that of `oracle`. Concatenated heads
-    have no task posterior, so each task's head is run with the adapter of that task.
+    One forward pass handles a batch with several tasks, whereas `oracle` needs one pass
+    per task. If the tasks are known, the result is the same as that of `oracle`.
+    Concatenated heads have no task posterior, so each task's head is run with the adapter
+    of that task.
 
     Examples
     --------

@@ -9,7 +9,8 @@ def running_average(vectors: dict[str, TaskVector]) -> TaskVector:
     """Update the mean with each task vector: M_t = ((t - 1) M_(t-1) + tau_t) / t.
 
     The result equals `average` up to rounding. Papers on continual merging (such as arXiv
-    2501.09522) use this form as a baseline, because only the last M and t have to be stored.
+    2501.09522) use this form as a baseline, because only the last M and t have to be
+    stored.
 
     Examples
     --------

@@ -16,11 +16,11 @@ from perdure.vectors.task_vector import LowRank, TaskVector, shapes
 def slao(vectors: dict[str, TaskVector]) -> TaskVector:
     """Merge LoRA factors: keep the last A, and B^t = B^(t-1) + (B_t - B^(t-1)) / sqrt(t).
 
-    Theta = Theta_pre + B^n A_n after n tasks, where B_t A_t is the LoRA change of task t. The
-    factors are merged, not their products. This makes sense if each module starts from the
-    previous one, as in SLAO: A from an orthonormal basis of the last A, and B from the last B
-    (the method `isolated` with `start: orthogonal`). Each B then refers to nearly the same A. If
-    a task lacks a layer, B_t is 0 and A is kept.
+    Theta = Theta_pre + B^n A_n after n tasks, where B_t A_t is the LoRA change of task t.
+    The factors are merged, not their products. This makes sense if each module starts
+    from the previous one, as in SLAO: A from an orthonormal basis of the last A, and B
+    from the last B (the method `isolated` with `start: orthogonal`). Each B then refers
+    to nearly the same A. If a task lacks a layer, B_t is 0 and A is kept.
 
     Examples
     --------

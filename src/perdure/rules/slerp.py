@@ -18,9 +18,9 @@ def slerp(
 ) -> TaskVector:
     """Interpolate two task vectors: (sin((1 - t) phi) tau_1 + sin(t phi) tau_2) / sin(phi).
 
-    phi is the angle between them. If they are nearly parallel (|cos phi| > 0.9995), or one of
-    them is zero, the result is (1 - t) tau_1 + t tau_2. At t = 1/2, the order does not matter.
-    A single task vector is returned unchanged.
+    phi is the angle between them. If they are nearly parallel (|cos phi| > 0.9995), or
+    one of them is zero, the result is (1 - t) tau_1 + t tau_2. At t = 1/2, the order does
+    not matter. A single task vector is returned unchanged.
 
     Parameters
     ----------

@@ -36,19 +36,19 @@ def smile(
 ) -> Mixture:
     """Mix the tasks' experts for each token and layer: y = W0 x + sum of p_t(x) ΔW_t x.
 
-    The weights p_t(x) are the softmax of ‖V_tᵀ x‖ over the tasks t, where the columns of V_t are
-    the leading right singular vectors of ΔW_t, not scaled by singular values. The rule needs no
-    data, no training and no task posterior. By default, each expert is exactly the LoRA change of
-    its task.
+    The weights p_t(x) are the softmax of ‖V_tᵀ x‖ over the tasks t, where the columns of
+    V_t are the leading right singular vectors of ΔW_t, not scaled by singular values. The
+    rule needs no data, no training and no task posterior. By default, each expert is
+    exactly the LoRA change of its task.
 
     Parameters
     ----------
     top_k
-        The number of experts used for each token; their weights are normalised to sum to 1. A
-        single expert was best in the paper's tables.
+        The number of experts used for each token; their weights are normalised to sum to
+        1. A single expert was best in the paper's tables.
     gate_rank
-        The number of singular vectors of each expert that the gate uses. At full rank, the gate
-        can hardly tell the experts apart.
+        The number of singular vectors of each expert that the gate uses. At full rank,
+        the gate can hardly tell the experts apart.
     expert_rank
         The rank to which each expert is truncated; by default, experts keep their full rank.
 

@@ -9,8 +9,8 @@ from perdure.vectors.task_vector import TaskVector, total
 def sum(vectors: dict[str, TaskVector]) -> TaskVector:
     """Add up the task vectors: Theta = Theta_pre + sum of tau_t.
 
-    O-LoRA (arXiv 2310.14152) and InfLoRA (arXiv 2404.00228) combine tasks in this way. The
-    result is the same as that of `task_arithmetic` with scale 1.
+    O-LoRA (arXiv 2310.14152) and InfLoRA (arXiv 2404.00228) combine tasks in this way.
+    The result is the same as that of `task_arithmetic` with scale 1.
 
     Examples
     --------

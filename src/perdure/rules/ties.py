@@ -20,23 +20,23 @@ def ties(
 ) -> TaskVector:
     """Merge the largest entries that agree in sign: Theta = Theta_pre + scale · tau.
 
-    Trim: in each task vector tau_t, keep the fraction `density` of entries with the largest
-    magnitudes. Elect: the sign of an entry is gamma = sgn(sum of the trimmed tau_t), or the sign
-    that most entries have if the sum is 0. Merge: tau is the mean of the trimmed tau_t that are
-    nonzero and have the sign gamma.
+    Trim: in each task vector tau_t, keep the fraction `density` of entries with the
+    largest magnitudes. Elect: the sign of an entry is gamma = sgn(sum of the trimmed
+    tau_t), or the sign that most entries have if the sum is 0. Merge: tau is the mean of
+    the trimmed tau_t that are nonzero and have the sign gamma.
 
     Parameters
     ----------
     density
-        The fraction of entries to keep, in (0, 1]. Entries tied with the smallest one kept are
-        also kept.
+        The fraction of entries to keep, in (0, 1]. Entries tied with the smallest one
+        kept are also kept.
     scale
         The paper's lambda: 1 with the mean. With the sum, papers use 0.3 for eight tasks.
     how
         Use the `mean` (as published) or the `sum` of the entries that agree.
     per
-        Trim over the entire `model` (as published), or within each `layer`, as in peft and
-        mergekit.
+        Trim over the entire `model` (as published), or within each `layer`, as in peft
+        and mergekit.
 
     Examples
     --------

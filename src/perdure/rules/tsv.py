@@ -16,10 +16,10 @@ def tsv(
     """Make the leading singular vectors of all tasks orthogonal, and merge them.
 
     Theta = Theta_pre + scale · U diag(S_1, …, S_n) Vᵀ, where U_t, S_t, V_t are the `rank`
-    largest singular triples of task t's matrix. U is the matrix with orthonormal columns that is
-    closest to [U_1 … U_n], and V is the one closest to [V_1 … V_n]. Triples beyond the numerical
-    rank are not used, because their singular vectors are arbitrary. Layers that are not matrices
-    are averaged.
+    largest singular triples of task t's matrix. U is the matrix with orthonormal columns
+    that is closest to [U_1 … U_n], and V is the one closest to [V_1 … V_n]. Triples
+    beyond the numerical rank are not used, because their singular vectors are arbitrary.
+    Layers that are not matrices are averaged.
 
     Parameters
     ----------

@@ -54,8 +54,8 @@ def contents(
     base
         The pre-trained model, as the PEFT configuration names it.
     head
-        The name and the layer of the task's head. peft loads it from `modules_to_save`, so the
-        stock classification model returns the task's logits.
+        The name and the layer of the task's head. peft loads it from `modules_to_save`,
+        so the stock classification model returns the task's logits.
     task_type
         The `task_type` in the PEFT configuration; None leaves it unset.
     """
@@ -112,8 +112,8 @@ def load(folder: Path, name: str, rank: int | None = None) -> Adapter:
     name
         The task's name.
     rank
-        The method's rank, if it is known. The adapter must have this rank or a multiple of it,
-        because some methods let the rank grow.
+        The method's rank, if it is known. The adapter must have this rank or a multiple
+        of it, because some methods let the rank grow.
 
     Raises
     ------

@@ -53,9 +53,10 @@ class Answerer:
     def answers(self, rows: TaskRows, batch_size: int) -> list[Answer]:
         """Answer each row: with a label word if its task is closed, otherwise with free text.
 
-        If the task is unknown, the combined model ranks the words of all closed tasks. If the run
-        has both closed tasks and free-text tasks, the task posterior decides which kind a prompt
-        belongs to. If the rule is routed, it also decides which adapter answers.
+        If the task is unknown, the combined model ranks the words of all closed tasks. If
+        the run has both closed tasks and free-text tasks, the task posterior decides
+        which kind a prompt belongs to. If the rule is routed, it also decides which
+        adapter answers.
         """
         examples = self.backbone.prepare([rows], batch_size=batch_size)
         names = self._names
@@ -112,8 +113,9 @@ class Answerer:
             log_weights = settled(log_weights)
         acting = log_weights if len(choices) > 1 else None
         logits = task_logits(self.backbone, combined, examples, choices, acting)
-        # A routed rule has one model per task, and log p of different models cannot be compared:
-        # the posterior weights them. The log p of a single model can be compared.
+        # A routed rule has one model per task, and log p of different models cannot be
+        # compared: the posterior weights them. The log p of a single model can be
+        # compared.
         shares = list(logits.values())
         if combined.routed:
             shares = by_task(logits, log_weights)
@@ -136,8 +138,8 @@ class Answerer:
         Parameters
         ----------
         shares
-            For each task, a value for each of its words: p(t | x) p(word | t, x) if the rule is
-            routed, otherwise the log-probability.
+            For each task, a value for each of its words: p(t | x) p(word | t, x) if the
+            rule is routed, otherwise the log-probability.
         """
         totals: dict[str, float] = {}
         owners: dict[str, tuple[float, str]] = {}

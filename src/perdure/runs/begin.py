@@ -30,18 +30,19 @@ def run(
 ) -> Run:
     """Learn a stream of tasks with a method, and combine and measure them after each task.
 
-    A run that was stopped or killed continues when `run` is called again with the same settings and
-    the same `output`. In the same environment, the result is identical, bit for bit. On Ctrl-C,
-    SIGTERM, SIGUSR1 or SIGHUP, the run finishes the current step, saves a checkpoint and stops.
+    A run that was stopped or killed continues when `run` is called again with the same
+    settings and the same `output`. In the same environment, the result is identical, bit
+    for bit. On Ctrl-C, SIGTERM, SIGUSR1 or SIGHUP, the run finishes the current step,
+    saves a checkpoint and stops.
 
     Parameters
     ----------
     stream
-        The tasks to learn. Tasks that the run in `output` has already learned may be given without
-        their examples (`past_tasks`).
+        The tasks to learn. Tasks that the run in `output` has already learned may be
+        given without their examples (`past_tasks`).
     rule
-        A `Rule`, its name, or a mapping of `name` and settings; by default, the method's usual
-        rule.
+        A `Rule`, its name, or a mapping of `name` and settings; by default, the method's
+        usual rule.
     output
         The run folder: a new or empty folder, or that of the run to continue.
     quiet
@@ -55,8 +56,8 @@ def run(
     Raises
     ------
     RunError
-        Another process is writing to the folder, or the folder belongs to a run with other
-        settings.
+        Another process is writing to the folder, or the folder belongs to a run with
+        other settings.
     Stopped
         The run was asked to stop.
     """

@@ -52,8 +52,8 @@ def count(plan: Plan, state: RunState | None, name: str | None = None) -> DryRun
     Parameters
     ----------
     plan
-        The plan of the run. Its backbone is an outline (see `perdure.models.outline`), and still
-        has the last task's adapter afterwards.
+        The plan of the run. Its backbone is an outline (see `perdure.models.outline`),
+        and still has the last task's adapter afterwards.
     state
         The run to continue, if there is one.
     name

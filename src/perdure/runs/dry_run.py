@@ -103,13 +103,13 @@ class DryRun:
     epochs, batch_size, accumulation
         The number of passes over a task, of examples in a batch, and of batches in a step.
     measured
-        The number of tasks after which the run is measured, including a measurement before the
-        first task if there is one.
+        The number of tasks after which the run is measured, including a measurement
+        before the first task if there is one.
     scores
         The number of task scores in all measurements, for each entry of `task_ids`.
     answers
-        The number of test examples in all measurements, for each entry of `task_ids`; None if
-        unknown.
+        The number of test examples in all measurements, for each entry of `task_ids`;
+        None if unknown.
     task_ids
         The assumptions about the task of a test example (`evaluation.task_ids`).
     notes

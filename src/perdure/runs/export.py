@@ -36,8 +36,8 @@ class Export:
     about
         The description of the exported folder for its model card.
     check
-        Called before the finished folder is moved into place; it raises an error if a task has been
-        forgotten in the meantime.
+        Called before the finished folder is moved into place; it raises an error if a
+        task has been forgotten in the meantime.
     """
 
     system: System
@@ -58,8 +58,8 @@ def check_exportable(rule: Rule, form: Form, dtype: object) -> None:
     Raises
     ------
     RunError
-        The rule is routed or combines in factor space; or `form` is `model` and the weights are
-        stored in 4 bits.
+        The rule is routed or combines in factor space; or `form` is `model` and the
+        weights are stored in 4 bits.
     """
     if form == "model" and dtype == quantised.NF4:
         raise RunError(
@@ -140,17 +140,18 @@ def write_adapter(export: Export, *, rank: int | None = None, pad_rank: bool = F
     Parameters
     ----------
     rank
-        Replace each layer's change by the closest matrix of this rank. By default, the change is
-        written exactly.
+        Replace each layer's change by the closest matrix of this rank. By default, the
+        change is written exactly.
     pad_rank
-        If True, pad all layers with zeros to the same rank, one of `RANKS`. The change stays the
-        same.
+        If True, pad all layers with zeros to the same rank, one of `RANKS`. The change
+        stays the same.
 
     Raises
     ------
     InputError
-        The change does not fit into a LoRA adapter: it is not a low-rank change of linear layers,
-        or its rank is too high for vLLM (with `pad_rank`); or the model answers by heads.
+        The change does not fit into a LoRA adapter: it is not a low-rank change of linear
+        layers, or its rank is too high for vLLM (with `pad_rank`); or the model answers
+        by heads.
     """
     backbone = export.system.backbone
     if backbone.has_heads:

@@ -33,8 +33,8 @@ class Exported:
     tasks
         The names of the classes, by task.
     accuracy
-        The average over all tasks after the last one was learned, by `task_id`; empty if it was not
-        measured with this rule.
+        The average over all tasks after the last one was learned, by `task_id`; empty if
+        it was not measured with this rule.
     asking
         Information on how to prompt a language model; None for a model that answers by heads.
     form

@@ -53,8 +53,8 @@ def evaluate_run(
 ) -> Run:
     """Measure a finished run again, with its own rule or another, and add the scores to it.
 
-    Tasks whose examples are gone or have changed are skipped, with a warning that names them; their
-    earlier scores are kept.
+    Tasks whose examples are gone or have changed are skipped, with a warning that names
+    them; their earlier scores are kept.
 
     Parameters
     ----------
@@ -74,8 +74,8 @@ def evaluate_run(
     Raises
     ------
     RunError
-        The tasks are not those that the run learned, the run has not learned any, or no task has
-        examples available.
+        The tasks are not those that the run learned, the run has not learned any, or no
+        task has examples available.
     InputError
         The rule searches for its scale, and the examples needed for the search are missing.
     """
@@ -205,8 +205,8 @@ def entry_of(splits: Mapping[str, str | None], values: Mapping[str, object]) -> 
     splits
         The files for `train`, `validation` and `test`; None for a split without a file.
     values
-        The other arguments of `read_tasks`; None for those that are not given. `text` is a list of
-        at most two columns.
+        The other arguments of `read_tasks`; None for those that are not given. `text` is
+        a list of at most two columns.
 
     Examples
     --------
@@ -245,8 +245,8 @@ def learn_more(
     entry
         The arguments of `read_tasks`, including `data`.
     backbone, seed, settings
-        Settings for a new run, whose default backbone is `minilm`. In a run that has already begun
-        to learn, only `training` and `evaluation` can change.
+        Settings for a new run, whose default backbone is `minilm`. In a run that has
+        already begun to learn, only `training` and `evaluation` can change.
     trust
         Allow running Python files that the run's recipe names.
 
@@ -306,15 +306,15 @@ def forget(
 ) -> Forgotten:
     """Remove a task from a run: its adapter, head and statistics, and what was measured with it.
 
-    If tasks are isolated, the run is then the same, bit for bit, as if it had never learned the
-    task. If later tasks were learned on top of it, they contain traces of it until they are learned
-    again.
+    If tasks are isolated, the run is then the same, bit for bit, as if it had never
+    learned the task. If later tasks were learned on top of it, they contain traces of it
+    until they are learned again.
 
     Parameters
     ----------
     task
-        A task that the run has learned or was going to learn. A task that was forgotten earlier can
-        be given, too, to learn again the tasks that contain traces of it.
+        A task that the run has learned or was going to learn. A task that was forgotten
+        earlier can be given, too, to learn again the tasks that contain traces of it.
     retrain_later
         If True, learn the tasks that contain traces of it again.
     stream
@@ -327,8 +327,8 @@ def forget(
     UnknownName
         The run has no such task.
     RunError
-        Another process is writing to the run, or the examples needed for learning again have
-        changed.
+        Another process is writing to the run, or the examples needed for learning again
+        have changed.
     Stopped
         The run was asked to stop. The task has been forgotten by then, and the run can be resumed.
     """

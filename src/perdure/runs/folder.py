@@ -19,9 +19,9 @@ class Run:
     Parameters
     ----------
     trust
-        Allow running Python files that the folder names (a custom method, rule or benchmark). This
-        applies to everything that is done with the folder in this process, and the files are run in
-        their current version.
+        Allow running Python files that the folder names (a custom method, rule or
+        benchmark). This applies to everything that is done with the folder in this
+        process, and the files are run in their current version.
 
     Raises
     ------
@@ -87,8 +87,8 @@ class Run:
     def combined(self) -> Content:
         """Return the rule that combines the adapters, as a dictionary.
 
-        Its keys include `name`, `label`, `options`, `space`, `since` and `candidates`, the scales
-        that a search has tried.
+        Its keys include `name`, `label`, `options`, `space`, `since` and `candidates`,
+        the scales that a search has tried.
         """
         return layout.combined(self.folder)
 
@@ -109,8 +109,8 @@ class Run:
     ) -> Float[ndarray, "steps tasks"]:
         """Return the accuracy matrix R of a rule, by default the run's own.
 
-        `R[i, j]` is the score on task `j` after `i + 1` tasks; nan if it was not measured. Tasks
-        may use different scores, which `task_scores` names.
+        `R[i, j]` is the score on task `j` after `i + 1` tasks; nan if it was not
+        measured. Tasks may use different scores, which `task_scores` names.
         """
         return self.state.matrix(rule, task_id)
 

@@ -1,8 +1,8 @@
 """Remove a task from a run: first from its recipe, then from its folder.
 
-A task counts as forgotten once a recipe that lists it under `forgotten` has been written. If the
-process dies after that, the next process that writes to the run calls `finish`. The command itself
-is in `runs/extend.py`, because it can also learn tasks again.
+A task counts as forgotten once a recipe that lists it under `forgotten` has been written.
+If the process dies after that, the next process that writes to the run calls `finish`.
+The command itself is in `runs/extend.py`, because it can also learn tasks again.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -78,8 +78,8 @@ def dependence(recipe: Settings) -> str:
     try:
         isolates = make_method(recipe["method"]).isolates
     except InputError:
-        # The method's code is not installed here. Assume that there are traces, rather than
-        # promise that there are none.
+        # The method's code is not installed here. Assume that there are traces, rather
+        # than promise that there are none.
         isolates = False
     if not isolates:
         return "their adapters, heads and states (and examples, where a method keeps some)"
@@ -217,8 +217,8 @@ def _drop_derived(folder: Path) -> None:
 def _drop_values(folder: Path, name: str, steps: Collection[int]) -> None:
     """Drop all scores and events that depend on a task.
 
-    Scores of other tasks are kept if they were measured at one of `steps`, before the task was
-    learned, with a rule that does not name the task.
+    Scores of other tasks are kept if they were measured at one of `steps`, before the
+    task was learned, with a rule that does not name the task.
     """
     rows = []
     for row in layout.scores(folder):
@@ -255,8 +255,8 @@ def _combine_without(folder: Path, name: str, steps: Collection[int]) -> None:
     options = rule["options"]
     scales = options.get("scale")
     if rule["candidates"]:
-        # The current scale was found with the task. Go back to the one that was found for the
-        # remaining tasks, or to none, until the run is measured again.
+        # The current scale was found with the task. Go back to the one that was found for
+        # the remaining tasks, or to none, until the run is measured again.
         options.pop("scale", None)
         rule["candidates"] = []
         for search in searches:

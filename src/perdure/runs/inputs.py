@@ -82,8 +82,8 @@ def _as_learned(
 ) -> Prompt | None:
     """Return the prompt template used to train the task, or the usual one for these columns.
 
-    If the task is unknown, the templates of all the run's tables that fit these columns must agree;
-    otherwise, the usual one is returned.
+    If the task is unknown, the templates of all the run's tables that fit these columns
+    must agree; otherwise, the usual one is returned.
     """
     # Any other stream is a benchmark or was made in Python, and names no columns.
     named = stream if isinstance(stream, list) else []

@@ -108,8 +108,8 @@ def check_answers(backbone: Backbone, tasks: Sequence[Task], evaluation: Evaluat
     Raises
     ------
     InputError
-        A task is answered with free text but the backbone has heads, a score does not suit the
-        answers, or `evaluation.general` is set for a backbone with heads.
+        A task is answered with free text but the backbone has heads, a score does not
+        suit the answers, or `evaluation.general` is set for a backbone with heads.
     """
     if evaluation.general and backbone.has_heads:
         raise InputError(

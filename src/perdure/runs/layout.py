@@ -11,9 +11,9 @@
     report.html · diagnostics.json   derived files, which may be deleted
     lock.json                        the process that is writing, if any (`storage/lock.py`)
 
-There are two formats: format 1 (perdure 0.1.0), which `environment.json` does not mention, and
-format 2. Both can be read; only format 2 is written. `perdure.runs.schema` describes and checks the
-content of each file.
+There are two formats: format 1 (perdure 0.1.0), which `environment.json` does not
+mention, and format 2. Both can be read; only format 2 is written. `perdure.runs.schema`
+describes and checks the content of each file.
 """
 
 import contextlib
@@ -365,8 +365,9 @@ def combined(folder: Path) -> Content:
 def searches(folder: Path) -> list[Content]:
     """Return the result of each search for a scale.
 
-    The keys of a result are `rule` (the rule's label), `step`, `options` and `candidates`. In older
-    folders, whose `combined.json` has no searches, the results are read from the event log.
+    The keys of a result are `rule` (the rule's label), `step`, `options` and
+    `candidates`. In older folders, whose `combined.json` has no searches, the results are
+    read from the event log.
 
     Raises
     ------
@@ -411,8 +412,8 @@ def answers(folder: Path, *, rule: str | None = None, step: int | None = None) -
     Parameters
     ----------
     rule, step
-        If given, the result is empty if the counts were made with another rule or after another
-        step.
+        If given, the result is empty if the counts were made with another rule or after
+        another step.
 
     Raises
     ------

@@ -62,15 +62,16 @@ class Model:
     folder
         The run folder.
     rule
-        The rule that combines the adapters: a `Rule`, its name, or a mapping of `name` and
-        settings. By default, it is the rule of the run, with the scale that the run has found.
+        The rule that combines the adapters: a `Rule`, its name, or a mapping of `name`
+        and settings. By default, it is the rule of the run, with the scale that the run
+        has found.
     label
         The rule's name in `scores.csv`, if it differs from the rule's own label, as after a search.
     trust
         Allow running Python files that the run's recipe names.
     device
-        The device on which the model computes, such as `cpu` or `cuda:1`; `auto` is this machine's
-        accelerator if there is one, otherwise the CPU.
+        The device on which the model computes, such as `cpu` or `cuda:1`; `auto` is this
+        machine's accelerator if there is one, otherwise the CPU.
 
     Raises
     ------
@@ -125,20 +126,20 @@ class Model:
     ) -> list[Prediction] | list[Answer]:
         """Classify texts, pairs of texts, or images; with a language model, answer prompts.
 
-        A text without any tokens gets the class with the largest share of the training examples,
-        with all tasks weighted equally.
+        A text without any tokens gets the class with the largest share of the training
+        examples, with all tasks weighted equally.
 
         Parameters
         ----------
         inputs
-            The inputs, all of one kind. A pair is a tuple of two texts. An image is a Pillow image,
-            an array that Pillow accepts, a path, or the bytes of a file. The pixels of an image in
-            memory are read at the time of the call, and rotated according to its EXIF orientation.
-            A prompt is a text, or a conversation: a list of turns, each with its `role` and
-            `content`.
+            The inputs, all of one kind. A pair is a tuple of two texts. An image is a
+            Pillow image, an array that Pillow accepts, a path, or the bytes of a file.
+            The pixels of an image in memory are read at the time of the call, and rotated
+            according to its EXIF orientation. A prompt is a text, or a conversation: a
+            list of turns, each with its `role` and `content`.
         task
-            The task of all inputs, if it is known; by default, the task posterior weights the
-            tasks.
+            The task of all inputs, if it is known; by default, the task posterior weights
+            the tasks.
         batch_size
             The number of inputs that the model reads at a time.
 
@@ -263,8 +264,9 @@ class Model:
         columns
             The columns of the table.
         asked
-            The columns that the user has named: one, or two for pairs of texts. If empty, use the
-            columns from which a task of the run was read, or otherwise `text` or `image`.
+            The columns that the user has named: one, or two for pairs of texts. If empty,
+            use the columns from which a task of the run was read, or otherwise `text` or
+            `image`.
         source
             The name of the table in messages.
 
@@ -297,15 +299,15 @@ class Model:
     ) -> list[dict[str, Any]]:
         """Return copies of rows with predictions added.
 
-        The added columns are `label`, `probability` and `task`; for a language model, `answer`,
-        `score` and `task`. If a row already has a column of that name, the new one is called
-        `predicted_…`.
+        The added columns are `label`, `probability` and `task`; for a language model,
+        `answer`, `score` and `task`. If a row already has a column of that name, the new
+        one is called `predicted_…`.
 
         Parameters
         ----------
         column
-            The column with the text or the image; by default the one on which the run was trained,
-            otherwise `text` or `image`.
+            The column with the text or the image; by default the one on which the run was
+            trained, otherwise `text` or `image`.
         task
             The task of all rows, if it is known.
         """
@@ -350,17 +352,17 @@ class Model:
     ) -> Path:
         """Write the combined model for other tools to load, with a model card that describes it.
 
-        A model that answers by heads is written with all heads joined into one, because a stock
-        model has no task posterior. With `pooling: stock`, the folder is for
-        `AutoModelFor…Classification`; with `mean`, it is for `SentenceTransformer`, whose output is
-        then the logits. A language model is written for `AutoModelForCausalLM` or
-        `AutoModelForSeq2SeqLM`, with greedy decoding.
+        A model that answers by heads is written with all heads joined into one, because a
+        stock model has no task posterior. With `pooling: stock`, the folder is for
+        `AutoModelFor…Classification`; with `mean`, it is for `SentenceTransformer`, whose
+        output is then the logits. A language model is written for `AutoModelForCausalLM`
+        or `AutoModelForSeq2SeqLM`, with greedy decoding.
 
         Parameters
         ----------
         form
-            `model` for a stock checkpoint; `adapter` for one PEFT LoRA adapter of the base model,
-            which must be a language model.
+            `model` for a stock checkpoint; `adapter` for one PEFT LoRA adapter of the
+            base model, which must be a language model.
         rank
             The rank to which the adapter is truncated; by default, nothing is truncated.
         pad_rank
@@ -369,8 +371,9 @@ class Model:
         Raises
         ------
         RunError
-            The model has no single set of weights, because its rule is routed or combines in factor
-            space; its weights are in 4 bits; or a head is not linear in the features.
+            The model has no single set of weights, because its rule is routed or combines
+            in factor space; its weights are in 4 bits; or a head is not linear in the
+            features.
         InputError
             The combined change does not fit into an adapter.
         """

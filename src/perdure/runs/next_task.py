@@ -24,8 +24,9 @@ from perdure.vectors.statistics import Statistics
 def learn_next(system: System, plan: Plan, session: Session) -> Learned:
     """Learn the next task of a plan, and return everything that is stored about it.
 
-    `system` contains the tasks learned so far. Afterwards, its backbone has learned the new task,
-    too. A `task` event records the cost of learning; it counts only if the task's folder exists.
+    `system` contains the tasks learned so far. Afterwards, its backbone has learned the
+    new task, too. A `task` event records the cost of learning; it counts only if the
+    task's folder exists.
     """
     backbone = system.backbone
     seen = plan.stream.until(len(system.learned) + 1)

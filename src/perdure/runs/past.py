@@ -1,8 +1,8 @@
 """Placeholders for learned tasks whose examples are gone, as recorded in the run folder.
 
-The run folder contains everything that was learned from a task. The examples are needed only to
-measure the task again, and for methods that train on old data. Therefore, a run can learn more even
-if a table was moved or deleted.
+The run folder contains everything that was learned from a task. The examples are needed
+only to measure the task again, and for methods that train on old data. Therefore, a run
+can learn more even if a table was moved or deleted.
 """
 
 from collections.abc import Mapping, Sequence
@@ -58,8 +58,8 @@ class Past:
     tasks
         The learned tasks, by name, in the order of learning.
     entries
-        The entries of the recipe's stream from which the tasks were read, in the form that `_plain`
-        returns.
+        The entries of the recipe's stream from which the tasks were read, in the form
+        that `_plain` returns.
     """
 
     tasks: Mapping[str, TaskWithoutData] = field(default_factory=dict)
@@ -74,9 +74,9 @@ class Past:
     def compared(self, entry: Mapping[str, object], tasks: Sequence[Task]) -> list[Task]:
         """Return the tasks of an entry, without the data of tasks whose examples have changed.
 
-        This applies to entries of the run's own recipe, whose tables were changed later. Tasks of
-        other entries are returned unchanged: different data for a task of the same name is a
-        mistake, which is reported when the run is restored.
+        This applies to entries of the run's own recipe, whose tables were changed later.
+        Tasks of other entries are returned unchanged: different data for a task of the
+        same name is a mistake, which is reported when the run is restored.
         """
         if _plain(entry) not in self.entries:
             return list(tasks)
@@ -91,8 +91,8 @@ class Past:
     def completed(self, tasks_by_entry: Sequence[Sequence[Task] | Unreadable]) -> list[Task]:
         """Return all tasks of a stream, with learned tasks in place of entries that cannot be read.
 
-        An unreadable entry with several tasks is replaced by the tasks that were learned next, up
-        to the first one that belongs to another entry.
+        An unreadable entry with several tasks is replaced by the tasks that were learned
+        next, up to the first one that belongs to another entry.
 
         Raises
         ------

@@ -42,19 +42,20 @@ def predict_table(
 ) -> int:
     """Write a copy of a table with predictions added, and return the number of rows.
 
-    The added columns are `label`, `probability` and `task`; for a language model, `answer`, `score`
-    (the answer's log-probability per token) and `task`. If the table already has a column of that
-    name, the new one is called `predicted_…`. All other cells are copied unchanged. The whole table
-    is checked before anything is predicted; after that, only a few rows are in memory at a time.
-    The output file is written completely or not at all.
+    The added columns are `label`, `probability` and `task`; for a language model,
+    `answer`, `score` (the answer's log-probability per token) and `task`. If the table
+    already has a column of that name, the new one is called `predicted_…`. All other
+    cells are copied unchanged. The whole table is checked before anything is predicted;
+    after that, only a few rows are in memory at a time. The output file is written
+    completely or not at all.
 
     Parameters
     ----------
     output
         A file name that ends in `.csv`, `.tsv`, `.jsonl`, `.json` or `.parquet`.
     text, image
-        The input columns; by default those on which the run was trained, otherwise `text` or
-        `image`. Two `text` columns are read as pairs.
+        The input columns; by default those on which the run was trained, otherwise `text`
+        or `image`. Two `text` columns are read as pairs.
     template
         A prompt template for a language model, such as `"Review: {body}"`.
     task

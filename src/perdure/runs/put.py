@@ -55,8 +55,8 @@ def described(rule: Rule, searches: Sequence[Mapping[str, object]]) -> dict[str,
 def removed(path: Path) -> None:
     """Remove a file or a folder; a folder disappears in a single step.
 
-    A symbolic link is neither followed nor removed: its target may still contain the data that
-    should be removed, and only the user can decide what to do with it.
+    A symbolic link is neither followed nor removed: its target may still contain the data
+    that should be removed, and only the user can decide what to do with it.
 
     Raises
     ------
@@ -72,8 +72,9 @@ def removed(path: Path) -> None:
         if not path.is_dir():
             path.unlink(missing_ok=True)
             return
-        # Removing the files one by one takes time, and a process that dies midway would leave half
-        # a task. Under a temporary name, the folder is ignored, and removed later if necessary.
+        # Removing the files one by one takes time, and a process that dies midway would
+        # leave half a task. Under a temporary name, the folder is ignored, and removed
+        # later if necessary.
         hidden = partial.new_path(path.parent)
         os.rename(path, hidden)
         files.sync_names(path.parent)  # the new name is on the disk before anything is removed

@@ -44,13 +44,14 @@ With fewer tasks, the classes may be the same by chance, such as yes and no.
 class Recipe(BaseModel):
     """The recipe of a run: a stream, a backbone, a method, a rule, and settings.
 
-    `stream` names a benchmark (with its settings), or lists the user's own data, one entry per
-    table. `scenario` is the scenario of such a list; for a benchmark, it replaces the benchmark's
-    own. With `graduated`, the tasks fade into each other (`perdure.data.graduated`); for a
-    benchmark, it can also be given in `stream`. `backbone`, `method` and `rule` are each a name, or
-    a mapping of `name` (`model` for the backbone) and settings. Tasks in `forgotten` are left out
-    of the stream. If later tasks still contain traces of a forgotten task, `traces` maps its name
-    to the number of tasks that were learned before it.
+    `stream` names a benchmark (with its settings), or lists the user's own data, one
+    entry per table. `scenario` is the scenario of such a list; for a benchmark, it
+    replaces the benchmark's own. With `graduated`, the tasks fade into each other
+    (`perdure.data.graduated`); for a benchmark, it can also be given in `stream`.
+    `backbone`, `method` and `rule` are each a name, or a mapping of `name` (`model` for
+    the backbone) and settings. Tasks in `forgotten` are left out of the stream. If later
+    tasks still contain traces of a forgotten task, `traces` maps its name to the number
+    of tasks that were learned before it.
 
     Examples
     --------
@@ -93,8 +94,8 @@ class Recipe(BaseModel):
         stream = values.get("stream")
         if isinstance(stream, dict) and "graduated" in stream:
             values["graduated"] = stream.pop("graduated")
-        # Settings of the rule are applied last, because the usual rule depends on the method, which
-        # the other settings may change.
+        # Settings of the rule are applied last, because the usual rule depends on the
+        # method, which the other settings may change.
         for setting in settings:
             if not setting.startswith("rule"):
                 put(values, setting)
@@ -117,12 +118,12 @@ class Recipe(BaseModel):
     ) -> "Recipe":
         """Read a recipe from a YAML file or from a run folder.
 
-        Python files that a recipe file names may be run; those that a run folder names require
-        `trust`.
+        Python files that a recipe file names may be run; those that a run folder names
+        require `trust`.
         """
         path = Path(path)
-        # The `recipe.yaml` of a run folder requires trust even if it is named directly: whoever
-        # made the folder wrote it, and the user may never have read it.
+        # The `recipe.yaml` of a run folder requires trust even if it is named directly:
+        # whoever made the folder wrote it, and the user may never have read it.
         if path.name == "recipe.yaml" and (path.parent / "environment.json").exists():
             path = path.parent
         if (path / "recipe.yaml").is_file():
@@ -151,9 +152,9 @@ class Recipe(BaseModel):
         outline
             Use placeholders for data that would have to be downloaded.
         run
-            The run that continues with these tasks, if any. If the examples of a task that it has
-            learned are gone or have changed, the stream contains the task without its examples
-            (`TaskStream.missing`).
+            The run that continues with these tasks, if any. If the examples of a task
+            that it has learned are gone or have changed, the stream contains the task
+            without its examples (`TaskStream.missing`).
 
         Raises
         ------
@@ -163,8 +164,8 @@ class Recipe(BaseModel):
         # without entries, `TaskStream` would complain that it has no tasks, without saying why
         if self.stream == [] and self.forgotten:
             raise _nothing_left(self.forgotten)
-        # The segments of a graduated stream consist of the examples of all tasks, so no task can
-        # be replaced with what the run has learned from it.
+        # The segments of a graduated stream consist of the examples of all tasks, so no
+        # task can be replaced with what the run has learned from it.
         past = past_of(run) if run and not self.graduated else Past()
         if isinstance(self.stream, list):
             scenario = self.scenario or "class"
@@ -293,9 +294,10 @@ class Recipe(BaseModel):
     def dry_run(self, output: str | Path | None = None) -> DryRun:
         """Check a recipe, and count the parameters, examples, steps and measurements of its run.
 
-        Nothing is downloaded, trained or written. The model's weights are not needed, only its
-        `config.json`; with its tokenizer, prompts and answers are checked as well. The sizes of
-        data sets that would have to be downloaded are taken from the recipe.
+        Nothing is downloaded, trained or written. The model's weights are not needed,
+        only its `config.json`; with its tokenizer, prompts and answers are checked as
+        well. The sizes of data sets that would have to be downloaded are taken from the
+        recipe.
 
         Parameters
         ----------

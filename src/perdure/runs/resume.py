@@ -75,9 +75,9 @@ def compared(state: RunState, plan: Plan, *, change: bool = False) -> Plan:
 def _keep_forgotten(recipe: dict[str, object], state: RunState, stream: TaskStream) -> None:
     """Copy the list of forgotten tasks from a run into a recipe.
 
-    A recipe file contains that list, but the recipe for a stream made in Python is rebuilt at each
-    call and lacks it. A forgotten task that is in the stream again is learned again, so it is not
-    copied.
+    A recipe file contains that list, but the recipe for a stream made in Python is
+    rebuilt at each call and lacks it. A forgotten task that is in the stream again is
+    learned again, so it is not copied.
     """
     gone = [name for name in layout.forgotten(state.recipe) if name not in stream.names]
     if gone:
@@ -89,8 +89,8 @@ def _keep_forgotten(recipe: dict[str, object], state: RunState, stream: TaskStre
 def _keep_digest(recipe: dict[str, object], state: RunState) -> None:
     """Copy the digest of the `evaluation.general` text from a run that was measured on it.
 
-    The file may have changed since then. If the recipe recorded its new digest, later measurements
-    would compare results on two different texts.
+    The file may have changed since then. If the recipe recorded its new digest, later
+    measurements would compare results on two different texts.
 
     Raises
     ------
@@ -111,16 +111,16 @@ def _keep_digest(recipe: dict[str, object], state: RunState) -> None:
 def resumed(state: RunState, plan: Plan) -> tuple[System, Snapshot | None, list[int]]:
     """Return what a run has learned, the checkpoint of its next task, and the steps to measure.
 
-    The backbone is in the state in which the run left it. The checkpoint is None if there is none
-    for the next task.
+    The backbone is in the state in which the run left it. The checkpoint is None if there
+    is none for the next task.
 
     Raises
     ------
     RunError
         The stream does not begin with the tasks that the run has learned.
     InputError
-        Examples that the rest of the run needs are missing, or heads are to be aligned but were not
-        aligned before.
+        Examples that the rest of the run needs are missing, or heads are to be aligned
+        but were not aligned before.
     """
     system = restored(state, plan.backbone, plan.rule, plan.stream)
     learned = system.learned
@@ -189,8 +189,8 @@ def restored(
     Raises
     ------
     RunError
-        `stream` does not begin with the tasks that the run has learned, or their examples have
-        changed; or the backbone is not the model with which the run began.
+        `stream` does not begin with the tasks that the run has learned, or their examples
+        have changed; or the backbone is not the model with which the run began.
     """
     check_model(state, backbone)
     learned = state.learned
@@ -249,8 +249,8 @@ def _measured(state: RunState, plan: Plan) -> set[int]:
     for step in range(len(plan.stream) + 1):
         if _needed(plan, step) <= measured:
             steps.add(step)
-    # If another rule was used in the meantime, combined.json contains that rule. Measuring the last
-    # step again writes this rule.
+    # If another rule was used in the meantime, combined.json contains that rule.
+    # Measuring the last step again writes this rule.
     last = len(state.tasks)
     if last in steps and last:
         combined_by = state.combined["label"]
@@ -298,8 +298,8 @@ def _unfinished(state: RunState, plan: Plan) -> Snapshot | None:
 def belonging(plan: Plan, seen: TaskStream) -> dict[str, object]:
     """Return the values that must not change if training is to resume in the middle of a task.
 
-    `seen` ends with that task. The earlier tasks are included, because training started from what
-    was learned from them.
+    `seen` ends with that task. The earlier tasks are included, because training started
+    from what was learned from them.
     """
     settings = settings_of(plan)
     training = {}
@@ -370,8 +370,8 @@ def check_fits(backbone: Backbone, task: Learned) -> None:
     Raises
     ------
     RunError
-        A head has another width; or the task has heads and the backbone does not answer by heads,
-        or vice versa.
+        A head has another width; or the task has heads and the backbone does not answer
+        by heads, or vice versa.
     BackboneError
         The adapter is for other layers.
     """

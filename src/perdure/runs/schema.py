@@ -1,7 +1,7 @@
 """Schemas of the files in a run folder. These classes both describe the contents and check them.
 
-They are as strict as JSON: a number is not a string, and `true` is not a number. A file may have
-additional keys, which are preserved. `perdure.runs.layout` reads the files.
+They are as strict as JSON: a number is not a string, and `true` is not a number. A file
+may have additional keys, which are preserved. `perdure.runs.layout` reads the files.
 """
 
 import math
@@ -31,8 +31,9 @@ T = TypeVar("T")
 def _one_by_one(values: object, check: Callable[[object], dict[str, T]]) -> dict[str, T]:
     """Check the entries of a mapping one at a time, and stop at the first one that is wrong.
 
-    pydantic itself would collect an error for every entry, and a damaged file with a million
-    entries would fill the memory. (It has `fail_fast` for lists, but nothing similar for mappings.)
+    pydantic itself would collect an error for every entry, and a damaged file with a
+    million entries would fill the memory. (It has `fail_fast` for lists, but nothing
+    similar for mappings.)
     """
     if not isinstance(values, dict):
         return check(values)  # raises an error: it is not a mapping
@@ -81,8 +82,8 @@ class PreTrained(Schema):
 class Recipe(Schema):
     """`recipe.yaml`: all sections, with all defaults filled in.
 
-    The settings in a section are checked only when the method, rule or other object that they
-    belong to is created.
+    The settings in a section are checked only when the method, rule or other object that
+    they belong to is created.
     """
 
     stream: str | dict[str, object] | Items[dict[str, object]]
@@ -313,8 +314,8 @@ class Diagnostics(Schema):
         """Check each part's arrays against the axes that its diagnostic declares."""
         # `info` is a `ValidationInfo`, a protocol that cannot be checked at runtime
         declared = registry.diagnostics()
-        # fields are checked in the order of their declaration; a list of tasks that is not valid
-        # is not in `data`
+        # fields are checked in the order of their declaration; a list of tasks that is
+        # not valid is not in `data`
         tasks = info.data.get("tasks", [])
         for name, part in parts.items():
             if name not in declared:
@@ -333,8 +334,9 @@ class Diagnostics(Schema):
 def _sizes(tasks: int, layers: int) -> dict[str, int]:
     """Return the length of each axis of the diagnostics, by the letter of the axis.
 
-    The letters are t: tasks, p: pairs of tasks, s: steps, including the one before any task, l:
-    layers, z: zones, b: bins of a calibration curve, c: columns of a calibration curve.
+    The letters are t: tasks, p: pairs of tasks, s: steps, including the one before any
+    task, l: layers, z: zones, b: bins of a calibration curve, c: columns of a calibration
+    curve.
     """
     return {
         "t": tasks,

@@ -1,9 +1,10 @@
 """Record which tasks a file was made from, so that no file about a removed task remains.
 
-A report, a diagnosis, predictions and an export are made without locking the run, and may be
-finished after one of their tasks was forgotten. So the code that makes such a file records the
-tasks first, and checks them when the file is moved into place. Files in a run folder also name
-their tasks, so that it can be checked later whether all of these still exist.
+A report, a diagnosis, predictions and an export are made without locking the run, and may
+be finished after one of their tasks was forgotten. So the code that makes such a file
+records the tasks first, and checks them when the file is moved into place. Files in a run
+folder also name their tasks, so that it can be checked later whether all of these still
+exist.
 """
 
 import contextlib

@@ -22,8 +22,8 @@ from perdure.runs.layout import UNFINISHED, reading
 class RunState:
     """The contents of a run folder at the time when it was read.
 
-    The recipe and the names of the tasks are read immediately; other files are read when they are
-    first needed. No file is read twice.
+    The recipe and the names of the tasks are read immediately; other files are read when
+    they are first needed. No file is read twice.
 
     Attributes
     ----------
@@ -77,8 +77,8 @@ class RunState:
         folder = self.places.get(name)
         if folder is None:
             raise RunError(f"`{self.folder}` does not have a task `{name}`, or no longer has it.")
-        # The rank in the adapter's own config is checked against the one in the recipe. The modules
-        # of a wrapper are those of the inner method.
+        # The rank in the adapter's own config is checked against the one in the recipe.
+        # The modules of a wrapper are those of the inner method.
         method = layout.innermost(self.recipe["method"])
         return task_folder.load(folder, rank=method.get("rank"))
 
@@ -155,8 +155,8 @@ class RunState:
     ) -> Float[ndarray, "steps tasks"]:
         """Return the accuracy matrix R of a rule, by default the run's own.
 
-        `R[i, j]` is the score on task `j` after `i + 1` tasks; nan if it was not measured. Tasks
-        may use different scores, which `task_scores` names.
+        `R[i, j]` is the score on task `j` after `i + 1` tasks; nan if it was not
+        measured. Tasks may use different scores, which `task_scores` names.
         """
         rule = rule or self.combined["label"]
         task_id = old_names.task_id(task_id)  # code for older versions uses old names
@@ -168,8 +168,8 @@ class RunState:
                 continue
             step = row["step"]
             column = columns.get(row["task"])
-            # Step 0 has no row in R, and a task that is not learned yet has no column, although
-            # `evaluation.future` measures these, too.
+            # Step 0 has no row in R, and a task that is not learned yet has no column,
+            # although `evaluation.future` measures these, too.
             if column is None or not 0 < step <= tasks:
                 continue
             R[step - 1, column] = row["value"]
@@ -187,8 +187,8 @@ class RunState:
     def accuracies(self, rule: str) -> dict[str, float]:
         """Return a rule's average score over all tasks after the last one, by `task_id`.
 
-        A `task_id` is included only if every task was measured with it. If the tasks use different
-        scores (`task_scores`), the average mixes them.
+        A `task_id` is included only if every task was measured with it. If the tasks use
+        different scores (`task_scores`), the average mixes them.
         """
         tasks = self.tasks
         by_way: dict[str, dict[str, float]] = {}
@@ -213,8 +213,9 @@ def read(folder: str | Path, *, trust: bool = False) -> RunState:
     Parameters
     ----------
     trust
-        Allow running Python files that the folder names (a custom method, rule or benchmark). This
-        applies to everything in this process, and the files are run in their current version.
+        Allow running Python files that the folder names (a custom method, rule or
+        benchmark). This applies to everything in this process, and the files are run in
+        their current version.
 
     Raises
     ------

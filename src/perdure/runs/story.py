@@ -23,8 +23,8 @@ def run(plan: Plan, output: Path, *, change: bool = False, quiet: bool = True) -
     Parameters
     ----------
     change
-        Allow the plan to differ from the recipe of an existing run; the plan's recipe then replaces
-        it.
+        Allow the plan to differ from the recipe of an existing run; the plan's recipe
+        then replaces it.
     """
     # the folder is created, or compared with the plan, before locking: `writing` needs a run
     plan = opened(output, plan, change=change)

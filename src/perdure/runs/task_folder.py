@@ -55,9 +55,9 @@ def save(
     OutputError
         The disk is full, or writing is not allowed.
     """
-    # Every file is created in memory first, so that the space needed is known before anything is
-    # written, and the manifest has the hashes of the intended contents, not of what the disk
-    # returned.
+    # Every file is created in memory first, so that the space needed is known before
+    # anything is written, and the manifest has the hashes of the intended contents, not
+    # of what the disk returned.
     contents = adapter_folder.contents(learned.adapter, base=base, head=head, task_type=task_type)
     contents |= _contents(learned)
     manifest = {}
@@ -116,8 +116,9 @@ def check_names(run: Path, names: Sequence[str]) -> None:
     InputError
         The name of a task or the path of one of its files is too long.
     """
-    # the run folder may not exist yet, but its limits are those of its nearest existing parent;
-    # unlike `Path.is_dir`, `os.path.isdir` does not raise an error if a path is too long
+    # the run folder may not exist yet, but its limits are those of its nearest existing
+    # parent; unlike `Path.is_dir`, `os.path.isdir` does not raise an error if a path is
+    # too long
     above = next(parent for parent in run.absolute().parents if os.path.isdir(parent))
     longest_name = _limit(above, "PC_NAME_MAX", 255)
     longest_path = _limit(above, "PC_PATH_MAX", 4096)
@@ -213,8 +214,8 @@ def _heads(head: TensorFile) -> dict[str, dict[str, Tensor]]:
 def _gaussians(folder: Path, name: str, classes: int, head: TensorFile) -> Gaussians:
     """Check and load the Gaussians of a task's features."""
     file = TensorFile(folder / GAUSSIANS)
-    # A head with a seed reads random features computed from the backbone's, with another width:
-    # then the width of the backbone's features is taken from the file itself.
+    # A head with a seed reads random features computed from the backbone's, with another
+    # width: then the width of the backbone's features is taken from the file itself.
     width = None
     if f"{name}/{SEED}" not in head.tensors:
         weight = head.tensors[f"{name}/weight"]
@@ -297,8 +298,8 @@ def _check_head_tensor(head: TensorFile, key: str, task: str) -> None:
     """
     stored = head.tensors[key]
     owner, _, name = key.partition("/")
-    # If a head has no bias, or the task has no head, the tensor itself replaces the missing one, so
-    # that the comparison below fails.
+    # If a head has no bias, or the task has no head, the tensor itself replaces the
+    # missing one, so that the comparison below fails.
     bias = head.tensors.get(f"{owner}/bias", stored)
     weight = head.tensors.get(f"{task}/weight", stored)
     outputs = bias.shape

@@ -1,8 +1,8 @@
 """Tune a method's learning rate and main coefficient fairly, using only validation data.
 
-Tuning on the whole stream, or on test data, would be looking ahead. Therefore, only the first tasks
-are learned here, scores come from their validation examples, and every method gets the same number
-of trials.
+Tuning on the whole stream, or on test data, would be looking ahead. Therefore, only the
+first tasks are learned here, scores come from their validation examples, and every method
+gets the same number of trials.
 
     OUTPUT/trials.jsonl  the recipe and protocol, then one trial per line: settings, score, seconds
     OUTPUT/tuned.yaml    the recipe with the best settings
@@ -62,8 +62,8 @@ class Protocol:
     task_id
         The `task_id` with which validation examples are scored.
     lowest, highest
-        The range of the learning rate, as multiples of the recipe's. The search is on a logarithmic
-        scale.
+        The range of the learning rate, as multiples of the recipe's. The search is on a
+        logarithmic scale.
     seed
         Seed for the search.
     """
@@ -83,8 +83,8 @@ class Tuning:
     Attributes
     ----------
     trials
-        All trials, each with its `settings`, `score` (the average on validation examples; None if
-        training failed) and `seconds`.
+        All trials, each with its `settings`, `score` (the average on validation examples;
+        None if training failed) and `seconds`.
     recipe
         The recipe with the best settings. Ties go to the settings that were tried first.
     """
@@ -137,8 +137,8 @@ def tune(
     Raises
     ------
     InputError
-        Optuna is not installed, the stream has fewer tasks than the protocol, or the method has
-        nothing to tune.
+        Optuna is not installed, the stream has fewer tasks than the protocol, or the
+        method has nothing to tune.
     RunError
         `output` contains trials of another recipe or protocol, or all trials failed.
     """
@@ -211,8 +211,8 @@ def searched(recipe: Recipe, protocol: Protocol) -> dict[str, Tuned]:
     Raises
     ------
     InputError
-        The method trains nothing and has no main coefficient, or the recipe sets the coefficient to
-        0.
+        The method trains nothing and has no main coefficient, or the recipe sets the
+        coefficient to 0.
     """
     method = recipe.make_method()
     where = "method"
@@ -284,8 +284,8 @@ def _asked(
 ) -> dict[str, float]:
     """Return the settings for a trial: the recipe's own, then random ones, then suggestions by TPE.
 
-    The random numbers depend only on the seed and on the trial's number, so a search that was
-    stopped continues as if it had never stopped.
+    The random numbers depend only on the seed and on the trial's number, so a search that
+    was stopped continues as if it had never stopped.
     """
     if number == 0:
         return {name: _value_in(recipe, name) for name in ranges}

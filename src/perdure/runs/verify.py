@@ -57,8 +57,9 @@ def verify(folder: str | Path, *, backbone: bool = True) -> Verification:
     Parameters
     ----------
     backbone
-        Also compare the pre-trained model with the hashes that the run recorded, and check that
-        adapters and heads fit its shapes. The model must be on this machine: nothing is downloaded.
+        Also compare the pre-trained model with the hashes that the run recorded, and
+        check that adapters and heads fit its shapes. The model must be on this machine:
+        nothing is downloaded.
 
     Raises
     ------
@@ -105,8 +106,8 @@ def _check_written(run: RunState, result: Verification) -> list[Learned]:
 def _needs_combined(run: RunState) -> bool:
     """Return True if combined.json must be intact: after a measurement, or if it exists.
 
-    A rule that searches for its scale writes the file only after the search; until then, the file
-    may be that of another rule.
+    A rule that searches for its scale writes the file only after the search; until then,
+    the file may be that of another rule.
     """
     try:
         rows = run.scores
@@ -206,8 +207,9 @@ def _tables(stream: object) -> list[str]:
 
 
 def _recipe(folder: Path) -> str:
-    # `whole_recipe` rejects a recipe without a rule. `Recipe.parse` alone would run the method's
-    # file to get its usual rule, but verifying a folder does not mean trusting it.
+    # `whole_recipe` rejects a recipe without a rule. `Recipe.parse` alone would run the
+    # method's file to get its usual rule, but verifying a folder does not mean trusting
+    # it.
     recipe = layout.whole_recipe(folder)
     Recipe.parse(recipe, where=f"`{folder / 'recipe.yaml'}`")
     environment = layout.environment(folder)

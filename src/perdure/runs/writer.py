@@ -1,7 +1,7 @@
 """The writer of a run folder, which writes only in the first process.
 
-Every file is written under a temporary name, synced and renamed. The only formats are safetensors,
-JSON, YAML and CSV.
+Every file is written under a temporary name, synced and renamed. The only formats are
+safetensors, JSON, YAML and CSV.
 """
 
 import contextlib
@@ -72,8 +72,8 @@ class Writer:
             head=backbone.stock_head(learned.name),
             task_type=backbone.task_type,
         )
-        # Last: a process that dies before this line leaves the checkpoint of a finished task, which
-        # `resume` recognizes. The reverse order could lose the task.
+        # Last: a process that dies before this line leaves the checkpoint of a finished
+        # task, which `resume` recognizes. The reverse order could lose the task.
         self.unfinished(None)
 
     def unfinished(self, snapshot: Snapshot | None) -> None:
@@ -101,8 +101,9 @@ class Writer:
         self._combined(state, measurement, own=own)
         if not measurement.scores:
             return
-        # Before the scores: `trim_events` drops an evaluation without scores, so a process that
-        # dies in between leaves no trace. In the reverse order, the event would be lost for good.
+        # Before the scores: `trim_events` drops an evaluation without scores, so a
+        # process that dies in between leaves no trace. In the reverse order, the event
+        # would be lost for good.
         self.event(
             {
                 "event": "evaluation",
@@ -156,8 +157,8 @@ class Writer:
     def forget(self, recipe: Mapping[str, object]) -> None:
         """Remove the tasks that a recipe lists as forgotten.
 
-        They count as forgotten once the recipe has been written: if the process dies after that,
-        the next process that opens the run for writing finishes the removal.
+        They count as forgotten once the recipe has been written: if the process dies
+        after that, the next process that opens the run for writing finishes the removal.
         """
         if not self.writes:
             return
@@ -172,8 +173,8 @@ class Writer:
     def begin(self, plan: Plan, inside: Snapshot | None) -> None:
         """Discard what a stopped process wrote after its last checkpoint, and prepare to continue.
 
-        From now on, the run has the plan's recipe. If nothing has been learned yet, the hashes of
-        the backbone's files are recorded, too.
+        From now on, the run has the plan's recipe. If nothing has been learned yet, the
+        hashes of the backbone's files are recorded, too.
         """
         engine.wait()  # until the other processes have read where to continue
         if not self.writes:
@@ -215,14 +216,15 @@ class Writer:
     def trim_events(self, task: str | None, step: int) -> None:
         """Drop the events of unsaved work: unfinished tasks, and evaluations without scores.
 
-        A killed process may have logged more than it saved, and may have left an incomplete line.
-        When the run continues, those events would be logged a second time.
+        A killed process may have logged more than it saved, and may have left an
+        incomplete line. When the run continues, those events would be logged a second
+        time.
 
         Parameters
         ----------
         task, step
-            The unfinished task that continues, and the step of its checkpoint: events up to this
-            step are kept.
+            The unfinished task that continues, and the step of its checkpoint: events up
+            to this step are kept.
         """
         state = read(self.folder)
         measured = {(row["step"], row["rule"]) for row in state.scores}
@@ -247,8 +249,8 @@ class Writer:
 def writing(folder: str | Path) -> Iterator[Writer]:
     """Lock a run for writing, and remove what dead processes left behind.
 
-    No other process can write to the run in the meantime. If several processes train one model, the
-    first one takes the lock while the others wait.
+    No other process can write to the run in the meantime. If several processes train one
+    model, the first one takes the lock while the others wait.
 
     Raises
     ------
@@ -330,8 +332,8 @@ def _with_search(state: RunState, measurement: Measurement) -> list[dict[str, ob
 def _answers(folder: Path, measurement: Measurement) -> dict[str, object]:
     """Return counts of the answers to the examples of each class, by `task_id` and task.
 
-    A task that cannot be measured now, because its examples are gone, keeps its earlier counts if
-    they are from the same model.
+    A task that cannot be measured now, because its examples are gone, keeps its earlier
+    counts if they are from the same model.
     """
     label = measurement.rule.label
     step = measurement.step

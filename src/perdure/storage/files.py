@@ -1,8 +1,9 @@
 """Safe reads and atomic writes of single files.
 
-Only regular files of bounded size are read. They are parsed as JSON, or as YAML without aliases
-(which could expand a few lines to gigabytes). A file is written under a temporary name, synced and
-then renamed, so that a path always refers to either the old or the new file.
+Only regular files of bounded size are read. They are parsed as JSON, or as YAML without
+aliases (which could expand a few lines to gigabytes). A file is written under a temporary
+name, synced and then renamed, so that a path always refers to either the old or the new
+file.
 """
 
 import contextlib
@@ -297,9 +298,9 @@ def writing(
     replace
         True to replace an existing file; if false, an existing file is an error.
     check
-        A function called before the file is moved into place, and again afterwards; if it raises,
-        the file is not kept. Use it to verify that no other process has changed the source files
-        in the meantime.
+        A function called before the file is moved into place, and again afterwards; if it
+        raises, the file is not kept. Use it to verify that no other process has changed
+        the source files in the meantime.
 
     Raises
     ------
@@ -473,8 +474,8 @@ def sync(path: Path) -> None:
 def sync_names(folder: Path) -> None:
     """Flush a folder's entries to disk, if its file system supports this.
 
-    Errors are ignored, because the file already has its name at this point, and an error would
-    suggest that it was not written.
+    Errors are ignored, because the file already has its name at this point, and an error
+    would suggest that it was not written.
     """
     with contextlib.suppress(OSError):
         sync(folder)

@@ -1,10 +1,10 @@
 """A lock on a run folder, so that only one process at a time writes to it.
 
-The process locks `lock.json` and writes its id and host to this file. `filelock` does the locking,
-and the operating system unlocks the file when the process ends, even after `kill -9`, so the lock
-of a dead process is taken over silently. On a file system without locks, the run counts as locked
-if the process listed in the file is alive and started at the time the file says. (Its id may have
-been reused since.)
+The process locks `lock.json` and writes its id and host to this file. `filelock` does the
+locking, and the operating system unlocks the file when the process ends, even after `kill
+-9`, so the lock of a dead process is taken over silently. On a file system without locks,
+the run counts as locked if the process listed in the file is alive and started at the
+time the file says. (Its id may have been reused since.)
 """
 
 import contextlib
@@ -169,7 +169,8 @@ def _began(pid: int) -> int | None:
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
         # The program's name is in parentheses, and may itself contain spaces and
-        # parentheses. The start time is the 20th field after it (22nd overall, see proc(5)).
+        # parentheses. The start time is the 20th field after it (22nd overall, see
+        # proc(5)).
         fields = status.rpartition(")")[2].split()
         return int(fields[19])
     except (OSError, ValueError, IndexError):

@@ -1,11 +1,11 @@
 """Temporary files and folders with unpredictable names, and the removal of abandoned ones.
 
-A new file is created exclusively, so that an existing one, such as a link, is never opened. It
-stays locked while its process is alive. The system unlocks it even after `kill -9`, so the next
-process that writes to the same folder can tell whether the file is still needed. Locks may not be
-visible to other machines, where process ids also have no meaning. Each name therefore includes a
-hash of the machine that created the file, and files from other machines are removed only when they
-are old.
+A new file is created exclusively, so that an existing one, such as a link, is never
+opened. It stays locked while its process is alive. The system unlocks it even after `kill
+-9`, so the next process that writes to the same folder can tell whether the file is still
+needed. Locks may not be visible to other machines, where process ids also have no
+meaning. Each name therefore includes a hash of the machine that created the file, and
+files from other machines are removed only when they are old.
 """
 
 import contextlib
@@ -33,8 +33,8 @@ ATTEMPTS = 5
 def new_path(folder: Path) -> Path:
     """Return an unused, unpredictable path in a folder.
 
-    The length of the name does not depend on the final file name, which may be as long as the
-    system allows.
+    The length of the name does not depend on the final file name, which may be as long as
+    the system allows.
     """
     return folder / f".{secrets.token_hex(8)}.{_origin()}.{os.getpid()}{ENDING}"
 

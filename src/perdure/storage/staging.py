@@ -1,7 +1,8 @@
 """Atomic writes of entire folders.
 
 The files are written to a hidden folder next to the output, which is then renamed.
-`perdure.storage.partial` creates the hidden folder, and removes hidden folders of dead processes.
+`perdure.storage.partial` creates the hidden folder, and removes hidden folders of dead
+processes.
 """
 
 import contextlib
@@ -30,17 +31,17 @@ def new_folder(
 ) -> Iterator[Path]:
     """Create a temporary folder, which becomes `output` if the block succeeds.
 
-    If the block raises, the folder is removed. Its files get the permissions that the umask allows,
-    no matter which library wrote them.
+    If the block raises, the folder is removed. Its files get the permissions that the
+    umask allows, no matter which library wrote them.
 
     Parameters
     ----------
     size
-        The number of bytes to be written. If there is less free space, an error is raised before
-        anything is written.
+        The number of bytes to be written. If there is less free space, an error is raised
+        before anything is written.
     check
-        A function called before the folder is renamed to `output`, and again afterwards; if it
-        raises, the folder is not kept.
+        A function called before the folder is renamed to `output`, and again afterwards;
+        if it raises, the folder is not kept.
 
     Raises
     ------

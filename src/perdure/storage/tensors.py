@@ -1,13 +1,15 @@
 """Safetensors files with a checked header, whose tensors can be read in blocks of rows.
 
-The library `safetensors` either maps an entire file into memory, which then counts towards the
-memory of the process, or (as of 0.8) reads entire tensors: to read a matrix in blocks of 256 rows,
-it reads the entire matrix for each block, which takes sixteen times as long. It does not report the
-offset of a tensor, which is needed to copy it, and does not detect duplicate names. Here, rows are
-read at their offset in the open file, and memory is freed after use.
+The library `safetensors` either maps an entire file into memory, which then counts
+towards the memory of the process, or (as of 0.8) reads entire tensors: to read a matrix
+in blocks of 256 rows, it reads the entire matrix for each block, which takes sixteen
+times as long. It does not report the offset of a tensor, which is needed to copy it, and
+does not detect duplicate names. Here, rows are read at their offset in the open file, and
+memory is freed after use.
 
-The header is not trusted: its size is bounded, and its tensors must fill the rest of the file
-without gaps or overlaps, each with the number of bytes that its dtype and shape require.
+The header is not trusted: its size is bounded, and its tensors must fill the rest of the
+file without gaps or overlaps, each with the number of bytes that its dtype and shape
+require.
 """
 
 import json

@@ -16,8 +16,8 @@ Wanted = Callable[[Float[Tensor, " values"]], int]
 It may receive only the leading eigenvalues, one for each dimension of the Krylov space.
 """
 
-# The number of vectors by which the Krylov space grows. With fewer, a smaller space would suffice,
-# but matrix products would be less efficient.
+# The number of vectors by which the Krylov space grows. With fewer, a smaller space would
+# suffice, but matrix products would be less efficient.
 BLOCK = 8
 # The share of all dimensions at which the Krylov space is abandoned for a full decomposition.
 LIMIT = 0.4
@@ -41,8 +41,8 @@ def leading(
     square
         If true, G is X Xᵀ rather than X itself.
     whole
-        If true, always compute the full decomposition of G. The Krylov space may miss some
-        eigenvectors if the multiplicity of an eigenvalue is greater than eight.
+        If true, always compute the full decomposition of G. The Krylov space may miss
+        some eigenvectors if the multiplicity of an eigenvalue is greater than eight.
 
     Examples
     --------
@@ -64,8 +64,8 @@ def _from_krylov(
 ) -> Float[Tensor, "d chosen"] | None:
     """Return the leading eigenvectors from a small Krylov space, or None if they do not converge.
 
-    The space is spanned by Ω, G Ω, G² Ω, ... for a random block Ω. Neither G nor a decomposition of
-    its size is computed.
+    The space is spanned by Ω, G Ω, G² Ω, ... for a random block Ω. Neither G nor a
+    decomposition of its size is computed.
     """
     # `torch.lobpcg` is not used, because it needs to know the number of vectors in advance.
     limit = LIMIT * len(X)
@@ -117,8 +117,8 @@ def _converged(
 ) -> bool:
     """Return whether the eigenvectors are accurate to an angle of 1e-10, or up to rounding.
 
-    The sine of the angle is at most ‖G v - λ v‖ divided by the gap to the first omitted eigenvalue
-    (Davis & Kahan).
+    The sine of the angle is at most ‖G v - λ v‖ divided by the gap to the first omitted
+    eigenvalue (Davis & Kahan).
     """
     count = len(mixtures)
     chosen = values[:count]

@@ -33,8 +33,8 @@ class Gaussians:
     ) -> Gaussians:
         """Estimate the mean and covariance of each class, from labels between 0 and `classes` - 1.
 
-        The covariance of a class with N examples has the divisor N - 1, and is zero if N is 1. A
-        class with no examples has zero mean and zero covariance.
+        The covariance of a class with N examples has the divisor N - 1, and is zero if N
+        is 1. A class with no examples has zero mean and zero covariance.
         """
         means = []
         covariances = []

@@ -50,8 +50,8 @@ class Statistics:
         Raises
         ------
         TrainingError
-            A feature is not finite, which would corrupt the sums and every later prediction of the
-            run.
+            A feature is not finite, which would corrupt the sums and every later
+            prediction of the run.
         """
         x = features.double().cpu()
         _check_finite(x)
@@ -102,8 +102,8 @@ def within(
 ) -> Float[Tensor, "features features"]:
     """Return the pooled within-group covariance, with shrinkage.
 
-    If Σ is the pooled covariance of d features, this is (1 - s) Σ + s (trace Σ / d) I, where s is
-    `shrinkage`.
+    If Σ is the pooled covariance of d features, this is (1 - s) Σ + s (trace Σ / d) I,
+    where s is `shrinkage`.
     """
     weighted = counts[:, None] * means
     between = weighted.T @ means

@@ -54,9 +54,9 @@ class LowRank:
     def svd(self) -> tuple[Float[Tensor, "out r"], Float[Tensor, " r"], Float[Tensor, "r in"]]:
         """Return U, S and Vᵀ such that U diag(S) Vᵀ = B A, with r = min(out, in, rank) values.
 
-        They are computed with the QR decompositions of both factors and a small SVD, in at least
-        single precision. The singular vectors of singular values that are zero are arbitrary; the
-        function `svd` omits them.
+        They are computed with the QR decompositions of both factors and a small SVD, in
+        at least single precision. The singular vectors of singular values that are zero
+        are arbitrary; the function `svd` omits them.
         """
         # torch has no QR or SVD in half precision.
         precision = torch.promote_types(self.B.dtype, torch.float32)
@@ -149,9 +149,9 @@ def dense(entry: Entry) -> Tensor:
 def svd(entry: Entry) -> tuple[Float[Tensor, "out r"], Float[Tensor, " r"], Float[Tensor, "r in"]]:
     """Return the singular value decomposition U, S, Vᵀ of a matrix, reduced to its numerical rank.
 
-    Singular values that are zero up to rounding are omitted: those that are at most 1e-6 of the
-    largest one, or at most the accumulated rounding error, if that is larger. The directions of
-    such values are arbitrary, and no rule may depend on them.
+    Singular values that are zero up to rounding are omitted: those that are at most 1e-6
+    of the largest one, or at most the accumulated rounding error, if that is larger. The
+    directions of such values are arbitrary, and no rule may depend on them.
     """
     if isinstance(entry, LowRank):
         U, S, Vh = entry.svd()
@@ -203,9 +203,10 @@ def inner(left: Entry, right: Entry) -> float:
 class TaskVector:
     """The change that a task makes to the model, as a mapping from names to entries.
 
-    In delta space, the names are layer names, and the entries are `LowRank`. In factor space, the
-    names are parameter names, and the entries are tensors. A missing layer counts as zero. An entry
-    that a rule cannot represent as low-rank is a tensor or `Deferred`.
+    In delta space, the names are layer names, and the entries are `LowRank`. In factor
+    space, the names are parameter names, and the entries are tensors. A missing layer
+    counts as zero. An entry that a rule cannot represent as low-rank is a tensor or
+    `Deferred`.
 
     Examples
     --------
@@ -322,8 +323,8 @@ def _square(value: Entry) -> float:
 def by_depth(names: Iterable[str], parts: int) -> dict[str, int]:
     """Divide the layers into `parts` parts of equal depth, and return the part of each layer.
 
-    The depth of a layer is determined by the first number in its name. A layer without a number is
-    in the first part.
+    The depth of a layer is determined by the first number in its name. A layer without a
+    number is in the first part.
 
     Examples
     --------
@@ -353,8 +354,8 @@ def _block(name: str) -> int | None:
 def total(vectors: Sequence[TaskVector]) -> TaskVector:
     """Return the sum of task vectors.
 
-    The factors of a low-rank layer are concatenated once. Adding vector by vector would copy the
-    growing factors each time.
+    The factors of a low-rank layer are concatenated once. Adding vector by vector would
+    copy the growing factors each time.
     """
     by_name: dict[str, list[Entry]] = {}
     for vector in vectors:

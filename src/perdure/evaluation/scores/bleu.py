@@ -30,8 +30,8 @@ def bleu(answers: Sequence[str], references: References) -> float:
         raise InputError(
             "The score `bleu` needs `sacrebleu`: `pip install 'perdure[text]'`."
         ) from error
-    # sacrebleu takes a list of all first references, a list of all second references, and so on;
-    # an example with fewer references has None there.
+    # sacrebleu takes a list of all first references, a list of all second references, and
+    # so on; an example with fewer references has None there.
     most = max(len(right) for right in references)
     streams = []
     for number in range(most):

@@ -15,11 +15,12 @@ COMMON_LITERAL = re.compile(r"<(?:STR|NUM|CHAR)_LIT:(.*?)>", re.DOTALL)
 def code_similarity(answers: Sequence[str], references: References) -> float:
     """Return the mean of 2 · common / (characters of the answer + characters of the right answer).
 
-    The common characters are those of the longest common subsequence. Masked literals are written
-    out first (`<NUM_LIT:4>` becomes 4, `<NUM_LIT>` 0, `<STR_LIT>` nothing). The value of each
-    example is rounded to hundredths; it is 0 if either text is empty. This is the `fuzz.ratio` of
-    fuzzywuzzy, divided by 100, where python-Levenshtein is installed. Without it, fuzzywuzzy uses
-    `difflib`, which finds fewer common characters in some pairs.
+    The common characters are those of the longest common subsequence. Masked literals are
+    written out first (`<NUM_LIT:4>` becomes 4, `<NUM_LIT>` 0, `<STR_LIT>` nothing). The
+    value of each example is rounded to hundredths; it is 0 if either text is empty. This
+    is the `fuzz.ratio` of fuzzywuzzy, divided by 100, where python-Levenshtein is
+    installed. Without it, fuzzywuzzy uses `difflib`, which finds fewer common characters
+    in some pairs.
 
     References
     ----------

@@ -9,9 +9,9 @@ from perdure.evaluation.task_score import References, best, of
 def edit_similarity(answers: Sequence[str], references: References) -> float:
     """Return the mean over examples of 1 - edit distance / length of the longer text.
 
-    Each answer is compared with its closest correct answer. The distance is the Levenshtein
-    distance in characters. TRACE compares code by `fuzz.ratio`, a different formula:
-    `code_similarity`.
+    Each answer is compared with its closest correct answer. The distance is the
+    Levenshtein distance in characters. TRACE compares code by `fuzz.ratio`, a different
+    formula: `code_similarity`.
 
     Examples
     --------

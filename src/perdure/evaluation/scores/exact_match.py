@@ -13,8 +13,8 @@ PUNCTUATION = str.maketrans("", "", string.punctuation)
 def normalized(text: str) -> str:
     """Return the text in lower case, without punctuation, articles or extra white space.
 
-    Only ASCII punctuation and English articles are removed. This is the normalisation of SQuAD;
-    Super-NaturalInstructions does not remove articles.
+    Only ASCII punctuation and English articles are removed. This is the normalisation of
+    SQuAD; Super-NaturalInstructions does not remove articles.
 
     Examples
     --------

@@ -9,8 +9,8 @@ from perdure.evaluation.task_score import References, best, of
 def first_character(answers: Sequence[str], references: References) -> float:
     """Return the share of answers whose first character is that of a right answer.
 
-    It is for answers such as `A` with an explanation behind it, as TRACE measures ScienceQA. White
-    space before the answer does not count, and an empty answer is wrong.
+    It is for answers such as `A` with an explanation behind it, as TRACE measures
+    ScienceQA. White space before the answer does not count, and an empty answer is wrong.
 
     References
     ----------

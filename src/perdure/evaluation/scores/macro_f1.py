@@ -9,9 +9,9 @@ from perdure.evaluation.task_score import References, of
 def macro_f1(answers: Sequence[str], references: References) -> float:
     """Return the mean over classes of 2 · correct / (times answered + times true).
 
-    The true class of an example is its first correct answer. As in scikit-learn, a class that is
-    neither true nor answered for any example is ignored, and a class that is only answered counts
-    as 0.
+    The true class of an example is its first correct answer. As in scikit-learn, a class
+    that is neither true nor answered for any example is ignored, and a class that is only
+    answered counts as 0.
 
     Examples
     --------

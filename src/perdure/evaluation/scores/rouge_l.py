@@ -12,8 +12,9 @@ from perdure.evaluation.task_score import References, best, of
 def rouge_l(answers: Sequence[str], references: References) -> float:
     """Return the mean F-measure of the longest common subsequence of stemmed words.
 
-    Each answer is compared with the correct answer that gives the highest value. This is Google's
-    `rouge_score` with `use_stemmer=True`, as used for Super-NaturalInstructions, SAPT and GainLoRA.
+    Each answer is compared with the correct answer that gives the highest value. This is
+    Google's `rouge_score` with `use_stemmer=True`, as used for Super-NaturalInstructions,
+    SAPT and GainLoRA.
 
     Raises
     ------

@@ -10,11 +10,12 @@ from perdure.evaluation.task_score import References, best, of
 def rouge_l_union(answers: Sequence[str], references: References) -> float:
     """Return the mean F of the different words that common subsequences of sentences cover.
 
-    This is ROUGE-L of the package `rouge`, by which TRACE measures MeetingBank. A full stop ends a
-    sentence, and white space ends a word; words keep their case, endings and punctuation. A word is
-    covered if it is in the longest common subsequence of a sentence of the answer and one of the
-    right answer. F = 2PR / (P + R + 1e-8), where P is the share of the answer's different words
-    that are covered, and R that of the right answer's. An answer without a sentence counts as 0.
+    This is ROUGE-L of the package `rouge`, by which TRACE measures MeetingBank. A full
+    stop ends a sentence, and white space ends a word; words keep their case, endings and
+    punctuation. A word is covered if it is in the longest common subsequence of a
+    sentence of the answer and one of the right answer. F = 2PR / (P + R + 1e-8), where P
+    is the share of the answer's different words that are covered, and R that of the right
+    answer's. An answer without a sentence counts as 0.
 
     `rouge_l` is that of google's package, which compares whole texts and stems words.
 
@@ -55,8 +56,8 @@ def _common(left: Sequence[str], right: Sequence[str]) -> set[str]:
     """Return the different words of a longest common subsequence."""
     table = lengths(left, right)
     words: set[str] = set()
-    # Backwards from the end. There may be several subsequences of this length: that of the package
-    # `rouge` leaves out a word of the right sentence where it can.
+    # Backwards from the end. There may be several subsequences of this length: that of
+    # the package `rouge` leaves out a word of the right sentence where it can.
     i = len(left)
     j = len(right)
     while i and j:

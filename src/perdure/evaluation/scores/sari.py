@@ -17,14 +17,15 @@ Grams = Counter[tuple[str, ...]]
 def sari(answers: Sequence[str], references: References, sources: Sequence[str]) -> float:
     """Return SARI divided by 100: the mean of (F_keep + P_delete + F_add) / 3.
 
-    Each of the three is averaged over n-grams of one to four words. An answer keeps n-grams of the
-    source, deletes some and adds others. P is the share of those that the right answers keep,
-    delete or add, too; R is the share of theirs that the answer has; F = 2PR / (P + R). With
-    several right answers, n-grams count in as many copies. 0/0 is 1.
+    Each of the three is averaged over n-grams of one to four words. An answer keeps
+    n-grams of the source, deletes some and adds others. P is the share of those that the
+    right answers keep, delete or add, too; R is the share of theirs that the answer has;
+    F = 2PR / (P + R). With several right answers, n-grams count in as many copies. 0/0 is
+    1.
 
-    Texts are put into lower case and split into words by sacrebleu (`13a`). This is the `sari` of
-    Hugging Face's `evaluate`, which TRACE uses. The original code of Xu et al. has 0/0 = 0, and
-    another recall of kept n-grams.
+    Texts are put into lower case and split into words by sacrebleu (`13a`). This is the
+    `sari` of Hugging Face's `evaluate`, which TRACE uses. The original code of Xu et al.
+    has 0/0 = 0, and another recall of kept n-grams.
 
     Parameters
     ----------

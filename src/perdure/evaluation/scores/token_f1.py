@@ -11,8 +11,8 @@ from perdure.evaluation.task_score import References, best, of
 def token_f1(answers: Sequence[str], references: References) -> float:
     """Return the mean F1 between the normalised words of each answer and its best correct answer.
 
-    F1 = 2 · shared / (words of the answer + words of the correct answer). Two texts that are both
-    empty after normalisation are equal, so their F1 is 1.
+    F1 = 2 · shared / (words of the answer + words of the correct answer). Two texts that
+    are both empty after normalisation are equal, so their F1 is 1.
 
     References
     ----------

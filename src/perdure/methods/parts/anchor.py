@@ -2,8 +2,8 @@
 
     Σ_i Ω_i (θ_i − θ*_i)²
 
-The state of the method contains Ω and θ* as `importance/NAME` and `anchor/NAME`, where NAME is the
-name of the parameter.
+The state of the method contains Ω and θ* as `importance/NAME` and `anchor/NAME`, where
+NAME is the name of the parameter.
 """
 
 from collections.abc import Mapping
@@ -50,8 +50,8 @@ def hold(
 ) -> None:
     """Add a task to the penalty: Ω ← decay · Ω + new, and θ* ← θ.
 
-    With `weighted`, θ* becomes the mean of all θ* so far, weighted by their Ω. This penalty then
-    has the same gradient as the sum of separate penalties for all tasks.
+    With `weighted`, θ* becomes the mean of all θ* so far, weighted by their Ω. This
+    penalty then has the same gradient as the sum of separate penalties for all tasks.
     """
     for name, value in parameters.items():
         importance, anchor = _keys(name)
@@ -79,8 +79,8 @@ def _pairs(parameters: Parameters, state: State) -> dict[str, tuple[Tensor, Tens
         importance, anchor = _keys(name)
         if importance not in state:
             continue
-        # A state that was read from disk is on the CPU. It is moved only once, so that nothing is
-        # copied at each step.
+        # A state that was read from disk is on the CPU. It is moved only once, so that
+        # nothing is copied at each step.
         for key in (importance, anchor):
             state[key] = state[key].to(value)
         difference = value - state[anchor]

@@ -149,8 +149,8 @@ class BayesMethod(PeftMethod):
         for mean in optimizer.means():
             names = self._names[mean]
             for key, value in optimizer.state[mean].items():
-                # A shared head is stored under the name of the last task only: if an earlier one
-                # is forgotten, its name goes.
+                # A shared head is stored under the name of the last task only: if an
+                # earlier one is forgotten, its name goes.
                 for name in names:
                     self.state.pop(f"{key}/{name}", None)
                 self.state[f"{key}/{names[-1]}"] = value.detach().clone()

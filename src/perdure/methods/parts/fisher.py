@@ -14,8 +14,8 @@ from perdure.models.logits import Logits
 Labels = Literal["true", "sampled", "empirical"]
 """The labels y that the Fisher information uses.
 
-`true`: all labels, weighted by p(y | x); `sampled`: one label drawn from p(y | x); `empirical`: the
-correct label.
+`true`: all labels, weighted by p(y | x); `sampled`: one label drawn from p(y | x);
+`empirical`: the correct label.
 """
 
 

@@ -87,8 +87,8 @@ def statistics_of(
 def choose_seed(state: State) -> None:
     """Store a seed for random features in a method's state, unless it already contains one.
 
-    The random features must be the same for all tasks of a run, and differ between runs with
-    different seeds.
+    The random features must be the same for all tasks of a run, and differ between runs
+    with different seeds.
     """
     # NumPy's generator takes seeds of 32 bits.
     state.setdefault("seed", torch.initial_seed() % 2**32)
@@ -121,8 +121,8 @@ def check_present(statistics: Statistics, task: Task) -> None:
 class Accumulated:
     """The statistics of all tasks so far, which are saved in a method's state.
 
-    The state contains `counts`, `sums` and `products`, and in `sizes` the number of classes of
-    each task. A task that was forgotten and learned again is included twice.
+    The state contains `counts`, `sums` and `products`, and in `sizes` the number of
+    classes of each task. A task that was forgotten and learned again is included twice.
     """
 
     def __init__(self, state: State):

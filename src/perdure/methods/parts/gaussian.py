@@ -2,8 +2,9 @@
 
     q(θ) = Π_i N(θ_i; μ_i, σ_i²)
 
-The means μ are the trained parameters themselves, so rules, exports and predictions use them. The
-logarithms of σ are parameters that are trained along with them, outside of the model.
+The means μ are the trained parameters themselves, so rules, exports and predictions use
+them. The logarithms of σ are parameters that are trained along with them, outside of the
+model.
 
 References
 ----------
@@ -99,12 +100,12 @@ class MeanField:
         Parameters
         ----------
         sampling
-            `weights`: draw one θ = μ + σ ε for the entire batch. `examples`: draw the weights of
-            linear layers for each example (or, with packing, for each row); other parameters as
-            with `weights`.
+            `weights`: draw one θ = μ + σ ε for the entire batch. `examples`: draw the
+            weights of linear layers for each example (or, with packing, for each row);
+            other parameters as with `weights`.
         seed
-            The seed for what is drawn for the entire batch. The rest is drawn with torch's global
-            generator.
+            The seed for what is drawn for the entire batch. The rest is drawn with
+            torch's global generator.
         """
         hooks: list[RemovableHandle] = []
         generator: torch.Generator | None = None
@@ -120,8 +121,8 @@ class MeanField:
                     generator = torch.Generator(mean.device).manual_seed(seed)
                 epsilon = torch.empty_like(mean).normal_(generator=generator)
                 sample = mean + self.log_sigmas[name].exp() * epsilon
-                # Not an assignment to the attribute, which takes only leaves: gradients have to
-                # flow through the sample to μ and σ.
+                # Not an assignment to the attribute, which takes only leaves: gradients
+                # have to flow through the sample to μ and σ.
                 site.module._parameters[site.key] = sample  # pyright: ignore
             yield
         finally:
@@ -132,9 +133,10 @@ class MeanField:
 
     def _noise(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
         """Return a hook that adds the noise of a linear layer's weight and bias to its output."""
-        # With one sample for each example, the gradient has less variance than with one for the
-        # entire batch. For 16 texts, MiniLM and LoRA (rank 8, σ = 0.01 and 0.05) the variance of
-        # the gradient was 6 and 8 times lower for μ, and 86 and 39 times lower for log σ.
+        # With one sample for each example, the gradient has less variance than with one
+        # for the entire batch. For 16 texts, MiniLM and LoRA (rank 8, σ = 0.01 and 0.05)
+        # the variance of the gradient was 6 and 8 times lower for μ, and 86 and 39 times
+        # lower for log σ.
         log_sigma = self.log_sigmas[name]
         bias_log_sigma = self.log_sigmas.get(f"{name.removesuffix('weight')}bias")
 
@@ -150,11 +152,11 @@ class MeanField:
     def divergence(self, prior: Normal) -> Tensor:
         """Return KL(q ‖ prior), a scalar.
 
-        KL = Σ_i ½ [σ_i² / s_i² − 1 − 2 (log σ_i − log s_i) + (μ_i − m_i)² / s_i²] for a prior with
-        means m and standard deviations s.
+        KL = Σ_i ½ [σ_i² / s_i² − 1 − 2 (log σ_i − log s_i) + (μ_i − m_i)² / s_i²] for a
+        prior with means m and standard deviations s.
         """
-        # Flat vectors: with one operation for each parameter, a large part of a step would be
-        # the overhead of many small operations.
+        # Flat vectors: with one operation for each parameter, a large part of a step
+        # would be the overhead of many small operations.
         names = list(self.means)
         mean = _flat([self.means[name] for name in names])
         log_sigma = _flat([self.log_sigmas[name] for name in names])
@@ -181,8 +183,8 @@ def _flat(values: Sequence[Tensor]) -> Tensor:
 def _of_vectors(x: Tensor, sigma: Tensor, bias_sigma: Tensor | None) -> Tensor:
     """Return the noise of a layer's output for inputs of one vector per example.
 
-    This is local reparameterisation: given x, the output has the variance σ² x², and drawing it
-    directly is the same as drawing the weights for each example.
+    This is local reparameterisation: given x, the output has the variance σ² x², and
+    drawing it directly is the same as drawing the weights for each example.
     """
     bias = None if bias_sigma is None else bias_sigma.square()
     variance = F.linear(x.square(), sigma.square(), bias).float()
@@ -194,11 +196,12 @@ def _of_sequences(x: Tensor, sigma: Tensor, bias_sigma: Tensor | None) -> Tensor
 
     The vectors of an example see the same weights, so their noise is correlated.
     """
-    # Local reparameterisation would draw independent noise for each vector, such as a token. Its
-    # gradients had half of this variance (for log σ, a quarter to a half), but the samples are not
-    # those of q, and the squared inputs of all tokens would have to be stored. The mean loss did
-    # not differ measurably: at σ = 0.1 it was 0.088 ± 0.009 higher than without noise with local
-    # reparameterisation, 0.100 ± 0.010 with this, and 0.093 ± 0.008 with one sample for the batch.
+    # Local reparameterisation would draw independent noise for each vector, such as a
+    # token. Its gradients had half of this variance (for log σ, a quarter to a half), but
+    # the samples are not those of q, and the squared inputs of all tokens would have to
+    # be stored. The mean loss did not differ measurably: at σ = 0.1 it was 0.088 ± 0.009
+    # higher than without noise with local reparameterisation, 0.100 ± 0.010 with this,
+    # and 0.093 ± 0.008 with one sample for the batch.
     outputs, width = sigma.shape
     deviations = sigma * torch.randn(len(x), outputs, width, device=x.device)
     noise = x.flatten(1, -2) @ deviations.mT

@@ -1,10 +1,11 @@
 """Per-example gradients, computed one batch at a time.
 
-The square of a batch's gradient is not the sum of the squares of its examples' gradients, so
-per-example gradients are needed. In a linear layer y = W x, the gradient of an example is the sum
-over its tokens of dL/dy xᵀ, so a single pass over a batch that records x and dL/dy yields the
-gradients of all examples. A module with other kinds of layers is processed one example at a time.
-(`torch.func.vmap` of a gradient works for any layer, but is slower with peft's modules.)
+The square of a batch's gradient is not the sum of the squares of its examples' gradients,
+so per-example gradients are needed. In a linear layer y = W x, the gradient of an example
+is the sum over its tokens of dL/dy xᵀ, so a single pass over a batch that records x and
+dL/dy yields the gradients of all examples. A module with other kinds of layers is
+processed one example at a time. (`torch.func.vmap` of a gradient works for any layer, but
+is slower with peft's modules.)
 """
 
 import contextlib
@@ -41,8 +42,8 @@ def mean_over_examples(
     Parameters
     ----------
     terms
-        A function that computes the terms to differentiate from the answers of a batch, where each
-        example is answered by the head of its task.
+        A function that computes the terms to differentiate from the answers of a batch,
+        where each example is answered by the head of its task.
     function
         The elementwise function f, such as `torch.square`.
     """
@@ -91,8 +92,9 @@ def _add_by_batch(
             hidden = backbone(batch)
             answers = backbone.read(hidden, batch)
             for term in terms(answers):
-                # The gradient of the sum is discarded. On its way to the weights it passes through
-                # the layers' outputs, where it is still separate for each example.
+                # The gradient of the sum is discarded. On its way to the weights it
+                # passes through the layers' outputs, where it is still separate for each
+                # example.
                 torch.autograd.grad(
                     term.sum(),
                     weights,
@@ -136,8 +138,8 @@ def _all_linear(parameters: Mapping[str, Tensor], layers: Mapping[str, nn.Linear
 def _used_once(backbone: Backbone, layers: list[nn.Linear], batch: Batch) -> bool:
     """Return True if a forward pass uses no layer more than once.
 
-    Models with shared layers use a layer several times. Per-example gradients are then sums over
-    all uses, but a hook sees only one use at a time.
+    Models with shared layers use a layer several times. Per-example gradients are then
+    sums over all uses, but a hook sees only one use at a time.
     """
     uses: list[nn.Module] = []
     hooks = [
@@ -156,8 +158,8 @@ def caught(
 ) -> Iterator[None]:
     """Add `function(gradient)` of each example to `total` in every backward pass inside the block.
 
-    The differentiated value must be a sum over the examples of the batch, and each layer must be
-    used only once in a forward pass.
+    The differentiated value must be a sum over the examples of the batch, and each layer
+    must be used only once in a forward pass.
 
     Parameters
     ----------
@@ -204,6 +206,6 @@ def _apart(
         # The output layer of a language model gets the tokens of all answers as one row.
         counts = batch.places.examples.bincount(minlength=examples).tolist()
         return pad_sequence(list(values[0].split(counts)), batch_first=True)
-    # A vision transformer may split an image into windows along the first dimension. They are
-    # joined here, so that the first dimension counts examples.
+    # A vision transformer may split an image into windows along the first dimension. They
+    # are joined here, so that the first dimension counts examples.
     return values.reshape(examples, -1, values.shape[-1])

@@ -1,8 +1,9 @@
 """The posteriors of the last tasks, in the state of a method: q_{t-1}, q_{t-2}, … in order.
 
 The state contains the mean and log σ of each parameter as `posterior/0/mean/NAME` and
-`posterior/0/log_sigma/NAME`. The number is 0 in the latest posterior, and larger in older ones. The
-oldest may be the prior of the first task. Posteriors are plain tensors, which are never trained.
+`posterior/0/log_sigma/NAME`. The number is 0 in the latest posterior, and larger in older
+ones. The oldest may be the prior of the first task. Posteriors are plain tensors, which
+are never trained.
 """
 
 from collections.abc import Mapping

@@ -1,8 +1,8 @@
 """The subspace spanned by the inputs that a layer received from earlier tasks.
 
-This is gradient projection memory (Saha et al. 2021, arXiv 2103.09762) in its dual form (Liang &
-Li, CVPR 2023), which stores a basis of the subspace or of its complement, whichever is smaller.
-All computations are in double precision.
+This is gradient projection memory (Saha et al. 2021, arXiv 2103.09762) in its dual form
+(Liang & Li, CVPR 2023), which stores a basis of the subspace or of its complement,
+whichever is smaller. All computations are in double precision.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ Energy = Literal["covariance", "features"]
 NOISE = 2e-6
 """The noise threshold for the eigenvalues of a covariance, relative to the sum of all of them.
 
-Covariances are sums of products in single precision. With constant inputs, up to 7e-7 of the sum
-was observed in directions that the inputs do not have.
+Covariances are sums of products in single precision. With constant inputs, up to 7e-7 of
+the sum was observed in directions that the inputs do not have.
 """
 
 
@@ -74,8 +74,9 @@ class Subspace:
         Parameters
         ----------
         energy
-            `covariance`: left singular vectors of (I - M Mᵀ) C, as in InfLoRA's code; `features`:
-            left singular vectors of (I - M Mᵀ) H, where H are the inputs, as in the paper.
+            `covariance`: left singular vectors of (I - M Mᵀ) C, as in InfLoRA's code;
+            `features`: left singular vectors of (I - M Mᵀ) H, where H are the inputs, as
+            in the paper.
         """
         outside = self._outside(C, energy)
         floor = _noise(C, energy)
@@ -110,13 +111,14 @@ class Subspace:
     ) -> Subspace:
         """Return M extended by leading directions of inputs with covariance C.
 
-        The result contains about the share `epsilon` of the inputs' energy. As in InfLoRA's code,
-        the first task adds one direction fewer than that share takes (but at least one). Energies
-        are squared singular values of (I - M Mᵀ) C, or of (I - M Mᵀ) H, where H are the inputs.
+        The result contains about the share `epsilon` of the inputs' energy. As in
+        InfLoRA's code, the first task adds one direction fewer than that share takes (but
+        at least one). Energies are squared singular values of (I - M Mᵀ) C, or of (I - M
+        Mᵀ) H, where H are the inputs.
 
-        With `balance`, `epsilon` is ignored: a direction is added if balance · share > 1 / d,
-        where share is its share of the energy, and 1 / d is the capacity for learning that it
-        costs.
+        With `balance`, `epsilon` is ignored: a direction is added if balance · share > 1
+        / d, where share is its share of the energy, and 1 / d is the capacity for
+        learning that it costs.
         """
         outside = self._outside(C, energy)
         floor = _noise(C, energy)
@@ -132,8 +134,9 @@ class Subspace:
                 below = sums < epsilon * total
                 count = below.sum().clamp_min(1)
             else:
-                # The energies may be only the largest ones, so they are subtracted from the energy
-                # that M misses. Count the numbers of directions (0, 1, …) that still miss too much.
+                # The energies may be only the largest ones, so they are subtracted from
+                # the energy that M misses. Count the numbers of directions (0, 1, …) that
+                # still miss too much.
                 added = torch.cat([energies.new_zeros(1), sums])
                 still_missing = missing - added
                 count = (still_missing > (1 - epsilon) * total).sum()
@@ -144,8 +147,8 @@ class Subspace:
             outside,
             energy,
             number,
-            # A threshold counts each of several equal eigenvalues, and only the full decomposition
-            # is sure to find them all.
+            # A threshold counts each of several equal eigenvalues, and only the full
+            # decomposition is sure to find them all.
             whole=balance is not None,
         )
         return self._with(new)
@@ -153,8 +156,8 @@ class Subspace:
     def _outside(self, C: Tensor, energy: Energy) -> Tensor:
         """Return (I - M Mᵀ) C or, if `energy` is `features`, (I - M Mᵀ) C (I - M Mᵀ).
 
-        If the complement is stored, rows (with `features`, columns too) are in the coordinates of
-        its basis.
+        If the complement is stored, rows (with `features`, columns too) are in the
+        coordinates of its basis.
         """
         if self.complement:
             half = self.basis.T @ C
@@ -183,8 +186,9 @@ class Subspace:
 
     def _clean(self, vectors: Tensor) -> Tensor:
         """Return the vectors made orthonormal, and orthogonal to M, to full precision."""
-        # The rounding error of one projection is relative to the vectors before it, which may be
-        # much longer than the vectors after it. The second projection removes the error.
+        # The rounding error of one projection is relative to the vectors before it, which
+        # may be much longer than the vectors after it. The second projection removes the
+        # error.
         for _ in range(2):
             vectors = self.outside(vectors)
             vectors = _orthonormal(vectors)
@@ -193,9 +197,9 @@ class Subspace:
     def _with(self, new: Tensor) -> Subspace:
         """Return M extended by new directions, which must be orthonormal and outside M."""
         if self.complement:
-            # In the coordinates of the old complement, the new complement is everything that is
-            # orthogonal to the new directions. It shrinks with each task, so it stays smaller
-            # than M.
+            # In the coordinates of the old complement, the new complement is everything
+            # that is orthogonal to the new directions. It shrinks with each task, so it
+            # stays smaller than M.
             rest = _complement(self.basis.T @ new)
             basis = self.basis @ rest
             return Subspace(basis.contiguous(), complement=True)

@@ -38,8 +38,9 @@ def as_teacher(backbone: Backbone, values: Mapping[str, Tensor], compute: Callab
             _Calling(backbone),
             dict(values),
             (compute,),
-            # Tasks that share a head have one parameter under several names. Tied, torch would
-            # put the teacher's values back in place of the student's after the call.
+            # Tasks that share a head have one parameter under several names. Tied, torch
+            # would put the teacher's values back in place of the student's after the
+            # call.
             tie_weights=False,
         )
 

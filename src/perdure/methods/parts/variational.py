@@ -26,27 +26,30 @@ from perdure.seeds import derived
 class Variational(PeftMethod):
     """A method whose trained parameters have a Gaussian posterior, the prior of the next task.
 
-    L = mean over examples of w · cross-entropy + beta / N · Σ_i c_i KL(q ‖ q_{t-1-i}), with samples
-    of q. A subclass chooses the weights w and c.
+    L = mean over examples of w · cross-entropy + beta / N · Σ_i c_i KL(q ‖ q_{t-1-i}),
+    with samples of q. A subclass chooses the weights w and c.
 
     Parameters
     ----------
     beta
-        The factor of the KL divergence; 1 is the evidence lower bound. With fewer examples than
-        parameters, as is usual in fine-tuning, a much smaller factor is needed to learn anything.
+        The factor of the KL divergence; 1 is the evidence lower bound. With fewer
+        examples than parameters, as is usual in fine-tuning, a much smaller factor is
+        needed to learn anything.
     prior_sigma
-        The standard deviation of the prior of parameters that no earlier task has trained. Its mean
-        is their initial value.
+        The standard deviation of the prior of parameters that no earlier task has
+        trained. Its mean is their initial value.
     initial_sigma
         The σ with which the posterior of such parameters starts.
     divisor
-        N: `examples`, the number of training examples, which gives the bound divided by that
-        number; or `batch`, the number of examples in a step, as in the official code of TD-VCL.
+        N: `examples`, the number of training examples, which gives the bound divided by
+        that number; or `batch`, the number of examples in a step, as in the official code
+        of TD-VCL.
     sampling
-        `examples`: the weights of linear layers are sampled for each example, which lowers the
-        variance of the gradient; other parameters as with `weights`. `weights`: one sample of the
-        weights for each batch. Several processes then draw the same sample, and arrive at the same
-        result as one process; with `examples`, each draws different noise, as it does with dropout.
+        `examples`: the weights of linear layers are sampled for each example, which
+        lowers the variance of the gradient; other parameters as with `weights`.
+        `weights`: one sample of the weights for each batch. Several processes then draw
+        the same sample, and arrive at the same result as one process; with `examples`,
+        each draws different noise, as it does with dropout.
     """
 
     usual_rule: ClassVar[str] = "last"
@@ -101,8 +104,8 @@ class Variational(PeftMethod):
     def field_of(self, backbone: Backbone, heads: Sequence[str]) -> MeanField:
         """Return a Gaussian over the module and the heads of some tasks.
 
-        The parameters of the model are set to the means of the latest posterior, from which the
-        Gaussian starts. Parameters that it lacks get their prior.
+        The parameters of the model are set to the means of the latest posterior, from
+        which the Gaussian starts. Parameters that it lacks get their prior.
         """
         sites = adapter_sites(backbone)
         for task in heads:
@@ -155,8 +158,8 @@ class Variational(PeftMethod):
 
     def around(self, optimizer: Optimizer) -> AbstractContextManager[object]:
         """Return a context manager inside which the model computes with samples of q."""
-        # The batches of a step get different samples. They are counted from zero in each step, so
-        # that a resumed run draws the same ones.
+        # The batches of a step get different samples. They are counted from zero in each
+        # step, so that a resumed run draws the same ones.
         step, batches = self._drawn
         batches = batches + 1 if step == self.state["steps"] else 0
         self._drawn = (self.state["steps"], batches)

@@ -35,8 +35,8 @@ def each_layer(
 ) -> TaskVector:
     """Apply `merge(name, changes)` to each layer lazily, when its result is read.
 
-    `changes` maps each task to a full tensor. At most one full matrix per task is in memory at a
-    time.
+    `changes` maps each task to a full tensor. At most one full matrix per task is in
+    memory at a time.
     """
 
     # A function, not a lambda in the loop, because a lambda would capture the last layer's name.
@@ -72,8 +72,8 @@ def dropped(
 ) -> Float[Tensor, "*shape"]:
     """Set entries to zero at random and rescale the rest.
 
-    Each entry is kept with probability `keep` and then divided by `keep`, so the expected value of
-    the result is the original change.
+    Each entry is kept with probability `keep` and then divided by `keep`, so the expected
+    value of the result is the original change.
     """
     # Draw on the CPU, so that every device drops the same entries.
     draws = torch.rand(
@@ -118,10 +118,10 @@ def _integers(width: torch.dtype) -> torch.dtype:
 def threshold(layers: Callable[[], Iterable[Tensor]], keep: int) -> float:
     """Return the exact `keep`-th largest magnitude, or 0 if there are fewer entries.
 
-    The bit pattern of the result is determined 16 bits at a time, from the highest to the lowest,
-    with a histogram of these bits over all entries that share the higher bits. This takes two
-    passes over the layers in single precision and four in double precision, with one layer in
-    memory at a time.
+    The bit pattern of the result is determined 16 bits at a time, from the highest to the
+    lowest, with a histogram of these bits over all entries that share the higher bits.
+    This takes two passes over the layers in single precision and four in double
+    precision, with one layer in memory at a time.
 
     Examples
     --------
@@ -167,8 +167,8 @@ def elected(
 ) -> Float[Tensor, "*shape"]:
     """Elect the sign of each entry, which is the sign of its sum over tasks.
 
-    If the sum is exactly zero, use the sign that most entries have, as returned by `majority()`.
-    By default, this is the majority in the layer.
+    If the sum is exactly zero, use the sign that most entries have, as returned by
+    `majority()`. By default, this is the majority in the layer.
     """
     signs = changes.sum(0).sign()
     # An entry that no task changes gets no sign.

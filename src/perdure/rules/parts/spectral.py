@@ -34,8 +34,8 @@ def each_matrix(
 ) -> TaskVector:
     """Apply `merge(name, changes)` to each matrix and average all other layers, as papers do.
 
-    `changes` maps tasks to their changes to the layer. If all of them are low-rank, the layer is
-    merged immediately, in factors. Otherwise, it is merged when it is read.
+    `changes` maps tasks to their changes to the layer. If all of them are low-rank, the
+    layer is merged immediately, in factors. Otherwise, it is merged when it is read.
     """
 
     def entry(name: str, shape: torch.Size) -> Entry:
@@ -100,8 +100,8 @@ def _times(left: Tensor, right: Tensor) -> Tensor:
 def orthonormal(columns: Float[Tensor, "size k"]) -> Float[Tensor, "size k"]:
     """Return the closest matrix with orthonormal columns (Procrustes), which is U Vᵀ of the SVD.
 
-    If the columns are linearly dependent, only singular vectors in their span are used, because
-    the others would be arbitrary.
+    If the columns are linearly dependent, only singular vectors in their span are used,
+    because the others would be arbitrary.
     """
     if columns.shape[1] == 0:
         return columns
@@ -218,12 +218,12 @@ def added(
 ) -> Entry:
     """Return factor · merged plus the part of `new` outside the directions of `merged`.
 
-    This is one step of OPCM for one matrix. With merged = U diag(S) Vᵀ and P = Uᵀ new V, it
-    removes the diagonal of P from `new`, and also either the top-left r × r block (`topleft`) or
-    the first r rows and columns (`both`). The first r singular values make up at most a fraction
-    alpha of the sum of S. U and V are cut off at the numerical rank, because further singular
-    vectors would be arbitrary. If both changes are low-rank, the result is low-rank, too, and
-    its rank is the sum of their ranks.
+    This is one step of OPCM for one matrix. With merged = U diag(S) Vᵀ and P = Uᵀ new V,
+    it removes the diagonal of P from `new`, and also either the top-left r × r block
+    (`topleft`) or the first r rows and columns (`both`). The first r singular values make
+    up at most a fraction alpha of the sum of S. U and V are cut off at the numerical
+    rank, because further singular vectors would be arbitrary. If both changes are
+    low-rank, the result is low-rank, too, and its rank is the sum of their ranks.
     """
     U, S, Vh = svd(merged)
     values = S.double()  # so that rounding does not decide the comparison with alpha

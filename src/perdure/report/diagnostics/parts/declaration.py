@@ -33,9 +33,10 @@ class Diagnostic:
     reading
         One or two sentences on how to read the numbers.
     axes
-        The keys of the numbers, with a letter for each axis: t tasks, p pairs of tasks (each once,
-        in order), s steps (before the first task, and after each), l the `layers` of the
-        diagnostic, z zones, b bins with c columns. A single number has no letter.
+        The keys of the numbers, with a letter for each axis: t tasks, p pairs of tasks
+        (each once, in order), s steps (before the first task, and after each), l the
+        `layers` of the diagnostic, z zones, b bins with c columns. A single number has no
+        letter.
     table
         A function that returns the table for the terminal, from the numbers and the task names.
     pictures
