@@ -133,7 +133,7 @@ def test_an_order_that_is_unknown(order, message, folder):
 
 
 def test_a_task_twice(folder):
-    with pytest.raises(InputError, match="`order` has two tasks named `FOMC`"):
+    with pytest.raises(InputError, match="`order` names task `FOMC` twice"):
         trace(folder=str(folder), order=["FOMC", "Py150", "FOMC"])
 
 

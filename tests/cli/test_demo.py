@@ -78,7 +78,7 @@ def questions(name: str, *words: str) -> Task:
 
 def test_language(tmp_path, shrunk, monkeypatch):
     stream = TaskStream("opposite", (questions("a", "yes", "no"), questions("b", "no", "yes")))
-    monkeypatch.setattr(demo.Recipe, "make_stream", lambda self, run=None: stream)
+    monkeypatch.setattr(demo.Recipe, "make_stream", lambda self, run=None, outline=False: stream)
     backbone = demo.LANGUAGE["backbone"]
     assert isinstance(backbone, dict)
     shrunk(

@@ -181,5 +181,5 @@ def test_it_cannot_be_switched_on_later(bert, toy, tmp_path):
         toy.until(1), bert, Isolated(), rule, training=Training(epochs=1), output=tmp_path / "run"
     )
     later = Training(epochs=1, alignment=Alignment())
-    with pytest.raises(InputError, match="`alignment` must be on from the first task on"):
+    with pytest.raises(InputError, match="`alignment` must be on from the first task, but"):
         story.run(Plan(toy, bert, Isolated(), rule, later, Evaluation(), 0), results.folder)

@@ -299,9 +299,9 @@ def test_statistics_examples(bert, toy, monkeypatch):
     from perdure.models import inputs
 
     sizes = []
-    tokens = inputs._tokens
+    tokens = inputs.without_padding
     monkeypatch.setattr(
-        inputs, "_tokens", lambda x, batch: sizes.append(len(x)) or tokens(x, batch)
+        inputs, "without_padding", lambda x, batch: sizes.append(len(x)) or tokens(x, batch)
     )
     learn(bert, toy.until(1).tasks, InfLoRA(rank=2), FEW)
     assert sum(sizes) == 2 * 2 * 32  # two passes over 32 examples, each at two blocks

@@ -195,7 +195,7 @@ def test_what_keeps_a_table_from_being_read(error, said, home, monkeypatch):
             raise error
         return read_tasks(source, **options)
 
-    monkeypatch.setattr("perdure.runs.recipe.read_tasks", functools.wraps(read_tasks)(refused))
+    monkeypatch.setattr("perdure.runs.streams.read_tasks", functools.wraps(read_tasks)(refused))
     with pytest.warns(PerdureWarning, match=said):
         run = learn_more(Path("run"), {"data": table(home, "colour")})
     assert run.tasks == ["fruit", "colour"]

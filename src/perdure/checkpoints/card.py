@@ -13,7 +13,7 @@ from perdure.errors import printable
 
 @dataclass(frozen=True)
 class MergedAdapter:
-    """An input adapter of a merge, as listed in the summary."""
+    """One of the merged adapters, as listed in the summary of the merge."""
 
     name: str
     settings: str

@@ -88,7 +88,7 @@ class TaskPosterior:
         Raises
         ------
         RunError
-            The features, or the statistics, are not finite numbers.
+            The features or the statistics contain values that are not finite.
         """
         # Double precision, on the CPU, like the statistics: not every device supports it.
         x = features.double().cpu()

@@ -123,8 +123,6 @@ class OnlineReplay(PeftMethod):
         self._old = Exemplars.of(self.state).rows(old)
         return seen[-1].rows("train")
 
-    # -- a training step
-
     def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
         pairs = self._draw(backbone, batch)
         losses, distance = self._losses(backbone, pairs)
@@ -185,13 +183,14 @@ class OnlineReplay(PeftMethod):
 
     def _before(self, backbone: Backbone, batch: Batch) -> list[Tensor]:
         """Return the hidden states of the model as it was when the task began."""
-
-        def states() -> list[Tensor]:
-            return run_watched(backbone, batch, self._blocks)[1]
-
-        return as_teacher(backbone, self._teacher, states)
+        return as_teacher(
+            backbone, self._teacher, lambda: run_watched(backbone, batch, self._blocks)[1]
+        )
 
     def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
+        self.foresee(task)
+
+    def foresee(self, task: Task) -> None:
         """Add examples of the task to the reservoir."""
         kept = Exemplars.of(self.state).of_tasks(self._seen)
         # The loop has set torch's seed for this task's end: a resumed run draws the same examples.

@@ -102,7 +102,7 @@ class TDVCL(Variational):
         super().begin(backbone, task)
 
     def examples(self, seen: Sequence[Task]) -> Rows:
-        """Return the training examples of the new task, and kept ones of earlier tasks."""
+        """Return the training examples of the new task, and those stored from earlier tasks."""
         *old, task = seen
         self._earlier = [earlier.name for earlier in old]
         likelihood, _ = self._terms()

@@ -32,7 +32,7 @@ Parameters = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Adapter:
-    """The parameters that one task has learned.
+    """The parameters of a module that was trained on one task.
 
     Attributes
     ----------
@@ -44,8 +44,8 @@ class Adapter:
         The parameters of the module before and after training on the task, on the CPU,
         under the names that peft gives them.
     kept
-        Additional tensors for rules, by name and then by layer. `inputs` contains E[x xᵀ]
-        of a layer's inputs.
+        Additional tensors that some merging rules need, by name and then by layer. The
+        entry `inputs` contains E[x xᵀ] for each layer, where x is an input to the layer.
     """
 
     name: str

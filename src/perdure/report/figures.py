@@ -213,7 +213,7 @@ class Point:
 
 
 def plane(summary: Summary, known: Sequence[Way]) -> Picture | None:
-    """Draw forgetting against the new-task score; the best results are at the lower right."""
+    """Plot forgetting against the new-task score; the best results are at the lower right."""
     points = []
     for series in compared(summary, known):
         learned = series.result["learned"]

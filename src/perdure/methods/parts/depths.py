@@ -1,6 +1,7 @@
 """Distillation of hidden states at several depths of a transformer."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -46,7 +47,7 @@ def run_watched(
     """
     states: list[Tensor] = []
 
-    def keep(block: nn.Module, arguments: object, output: Tensor | tuple[Tensor, ...]) -> None:
+    def keep(block: nn.Module, arguments: object, output: Tensor | tuple[Any, ...]) -> None:
         hidden = output[0] if isinstance(output, tuple) else output
         states.append(without_padding(hidden, batch))
 
