@@ -40,7 +40,7 @@ def blocks_at(backbone: Backbone, depths: int) -> list[nn.Module]:
 
 def run_watched(
     backbone: Backbone, batch: Batch, blocks: Sequence[nn.Module]
-) -> tuple[Tensor, list[Float[Tensor, "tokens width"]]]:
+) -> tuple[Tensor, list[Float[Tensor, "_ width"]]]:
     """Run the backbone on a batch, and return its output and the output of each block.
 
     The output of a block has one row per token, without padding.
@@ -60,8 +60,8 @@ def run_watched(
 
 
 def distance_at_depths(
-    student: Sequence[Float[Tensor, "tokens width"]],
-    teacher: Sequence[Float[Tensor, "tokens width"]],
+    student: Sequence[Float[Tensor, "_ width"]],
+    teacher: Sequence[Float[Tensor, "_ width"]],
 ) -> Float[Tensor, ""]:
     """Return the mean squared distance between the states of student and teacher.
 
