@@ -148,7 +148,7 @@ class JsonOutput:
 
 
 class ParquetOutput:
-    """A writer for Parquet with a given schema; each call of `write` adds a row group."""
+    """A Parquet writer with a fixed schema; each call to `write` adds a row group."""
 
     def __init__(self, file: BinaryIO, schema: pa.Schema):
         self._schema = schema

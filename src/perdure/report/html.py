@@ -43,11 +43,12 @@ def report(
     Parameters
     ----------
     folders
-        The run folders. A run that is damaged, or still in progress, is shown as far as possible.
+        The run folders. For a run that is damaged or in progress, the report shows what
+        can be read.
     output
         The file to write; an existing one is replaced.
     to_text
-        The function that turns the numbers into text; by default, into an HTML page.
+        The function that renders the numbers as text; the default produces an HTML page.
 
     Returns
     -------

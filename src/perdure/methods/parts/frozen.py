@@ -36,7 +36,7 @@ class FrozenMethod(Method):
         return []
 
     def examples(self, seen: Sequence[Task]) -> Rows:
-        """Return no rows, which skips training; `end` reads the examples of the new task once."""
+        """Return no rows, so that training is skipped; `end` reads the new task's examples once."""
         return []
 
 
