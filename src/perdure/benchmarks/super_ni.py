@@ -10,7 +10,7 @@ from perdure.benchmarks.parts.orders import ordered, task_names
 from perdure.data.splits import bounded
 from perdure.data.table import from_hub
 from perdure.data.task import Split, Task, TaskStream
-from perdure.errors import DataError, UnknownName
+from perdure.errors import DataError
 
 TASKS = {
     "quoref": "task002_quoref_answer_generation",
@@ -87,10 +87,7 @@ def super_ni(
     ----------
     Wang et al. (Super-NaturalInstructions), arXiv 2204.07705; Zhao et al. (SAPT), arXiv 2401.08295.
     """
-    names = task_names(order, ORDERS)
-    for name in names:
-        if name not in TASKS:
-            raise UnknownName("task", name, TASKS)
+    names = task_names(order, ORDERS, known=TASKS)
     sizes: dict[Split, int | None] = {"train": train, "validation": validation, "test": test}
     if folder is None:
         sources = _from_hub(names)

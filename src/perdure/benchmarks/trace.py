@@ -8,7 +8,7 @@ from datasets import Dataset
 from perdure.benchmarks.parts.orders import task_names
 from perdure.data.splits import bounded
 from perdure.data.task import Split, Task, TaskStream
-from perdure.errors import DataError, UnknownName
+from perdure.errors import DataError
 
 # The measures of the authors' code, by the name of the task and of its folder.
 SCORES = {
@@ -87,10 +87,7 @@ def trace(
     ----------
     Wang et al. (TRACE), arXiv 2310.06762; He et al. (SEEKR), arXiv 2411.06171.
     """
-    names = task_names(order, ORDERS)
-    for name in names:
-        if name not in SCORES:
-            raise UnknownName("task", name, SCORES)
+    names = task_names(order, ORDERS, known=SCORES)
     sizes: dict[Split, int | None] = {"train": train, "validation": validation, "test": test}
     tasks = []
     for name in names:

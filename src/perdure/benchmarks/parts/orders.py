@@ -1,6 +1,6 @@
 """The order of a benchmark's tasks, given by name or as a list of tasks."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -38,7 +38,9 @@ def ordered(
     return declare
 
 
-def task_names(order: str | Sequence[str], orders: Mapping[str, str]) -> list[str]:
+def task_names(
+    order: str | Sequence[str], orders: Mapping[str, str], known: Collection[str] | None = None
+) -> list[str]:
     """Return the names of the tasks in an order.
 
     Parameters
@@ -47,11 +49,13 @@ def task_names(order: str | Sequence[str], orders: Mapping[str, str]) -> list[st
         The name of an order, or the names of the tasks themselves.
     orders
         The tasks of each order, separated by spaces.
+    known
+        All tasks of the benchmark, if they do not depend on its data.
 
     Raises
     ------
     UnknownName
-        There is no such order.
+        There is no such order, or no such task among those that are known.
     InputError
         A task is not named by a string, or is named twice.
     """
@@ -62,6 +66,8 @@ def task_names(order: str | Sequence[str], orders: Mapping[str, str]) -> list[st
                 raise InputError(f"`order` names tasks by strings, got `{name!r}` in {names}.")
             if names.count(name) > 1:
                 raise InputError(f"`order` names task `{name}` twice. Leave one out.")
+            if known is not None and name not in known:
+                raise UnknownName("task", name, known)
         return names
     if order not in orders:
         raise UnknownName("order", order, orders)
