@@ -3,9 +3,11 @@
 Its arguments are the answers, and the correct answers to each example.
 """
 
+import importlib
 import inspect
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from types import ModuleType
 from typing import Literal, TypeVar
 
 from perdure import registry
@@ -89,6 +91,22 @@ def find(name: str, kind: AnswerKind, task: str) -> TaskScore:
             f"Task `{task}`: the score `{name}` needs `{package}`: `pip install 'perdure[text]'`."
         )
     return score
+
+
+def optional(module: str, score: str, package: str) -> ModuleType:
+    """Import a module of an optional package that a score needs.
+
+    Raises
+    ------
+    InputError
+        The package is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise InputError(
+            f"The score `{score}` needs `{package}`: `pip install 'perdure[text]'`."
+        ) from error
 
 
 def best(

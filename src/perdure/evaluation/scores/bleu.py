@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-from perdure.errors import InputError
-from perdure.evaluation.task_score import References, of
+from perdure.evaluation.task_score import References, of, optional
 
 
 @of("text", package="sacrebleu")
@@ -24,16 +23,11 @@ def bleu(answers: Sequence[str], references: References) -> float:
     >>> bleu(["the cat sat on the mat"], [["the cat sat on the mat", "a cat sat there"]])
     1.0
     """
-    try:
-        from sacrebleu.metrics.bleu import BLEU
-    except ImportError as error:
-        raise InputError(
-            "The score `bleu` needs `sacrebleu`: `pip install 'perdure[text]'`."
-        ) from error
+    sacrebleu = optional("sacrebleu.metrics.bleu", "bleu", "sacrebleu")
     # sacrebleu takes a list of all first references, a list of all second references, and
     # so on; an example with fewer references has None there.
     most = max(len(right) for right in references)
     streams = []
     for number in range(most):
         streams.append([right[number] if number < len(right) else None for right in references])
-    return round(BLEU().corpus_score(list(answers), streams).score / 100, 6)
+    return round(sacrebleu.BLEU().corpus_score(list(answers), streams).score / 100, 6)

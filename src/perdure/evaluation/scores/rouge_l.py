@@ -4,8 +4,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from perdure.errors import InputError
-from perdure.evaluation.task_score import References, best, of
+from perdure.evaluation.task_score import References, best, of, optional
 
 
 @of("text", package="rouge_score")
@@ -40,10 +39,5 @@ def rouge_l(answers: Sequence[str], references: References) -> float:
 
 @functools.cache
 def _scorer() -> Any:
-    try:
-        from rouge_score.rouge_scorer import RougeScorer
-    except ImportError as error:
-        raise InputError(
-            "The score `rouge_l` needs `rouge-score`: `pip install 'perdure[text]'`."
-        ) from error
-    return RougeScorer(["rougeL"], use_stemmer=True)
+    rouge_score = optional("rouge_score.rouge_scorer", "rouge_l", "rouge-score")
+    return rouge_score.RougeScorer(["rougeL"], use_stemmer=True)

@@ -1,10 +1,11 @@
 """SARI: what a simplification keeps, deletes and adds, compared with right simplifications."""
 
+import functools
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
-from perdure.errors import InputError
-from perdure.evaluation.task_score import References, of
+from perdure.evaluation.task_score import References, of, optional
 
 LONGEST = 4
 """The number of words of the longest n-grams."""
@@ -57,14 +58,14 @@ def sari(answers: Sequence[str], references: References, sources: Sequence[str])
 
 
 def _words(text: str) -> list[str]:
-    try:
-        from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
-    except ImportError as error:
-        raise InputError(
-            "The score `sari` needs `sacrebleu`: `pip install 'perdure[text]'`."
-        ) from error
     # By single spaces, so that an empty text has one empty word, as in `evaluate`.
-    return Tokenizer13a()(text.lower()).split(" ")
+    return _tokenizer()(text.lower()).split(" ")
+
+
+@functools.cache
+def _tokenizer() -> Any:
+    sacrebleu = optional("sacrebleu.tokenizers.tokenizer_13a", "sari", "sacrebleu")
+    return sacrebleu.Tokenizer13a()
 
 
 def _of_example(
