@@ -63,6 +63,11 @@ def printable(text: str, *, keep: str = "") -> str:
     return "".join(characters)
 
 
+def clean(text: str) -> str:
+    """Escape the control characters of a text, except for line breaks and tabs."""
+    return printable(text, keep="\n\t")
+
+
 class PerdureError(Exception):
     """The base class of all errors that perdure raises.
 

@@ -10,14 +10,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from perdure.errors import printable
+from perdure.errors import clean, printable
 
 
 def listing(title: str, rows: Iterable[tuple[str, str]], console: Console | None = None) -> None:
     """Print a title, and below it names with their descriptions."""
     console = console or Console()
     # rich would wrap the title of a table to the width of the table.
-    console.print(Text(_clean(title), style="italic"))
+    console.print(Text(clean(title), style="italic"))
     drawn = Table(
         show_header=False,
         box=None,
@@ -25,7 +25,7 @@ def listing(title: str, rows: Iterable[tuple[str, str]], console: Console | None
     )
     for name, text in rows:
         # In a `Text`, brackets are not markup.
-        drawn.add_row(Text(printable(name)), Text(_clean(text)))
+        drawn.add_row(Text(printable(name)), Text(clean(text)))
     console.print(drawn)
 
 
@@ -71,8 +71,3 @@ def _print_paragraph(console: Console, lines: Sequence[str]) -> None:
     )
     for line in folded:
         console.print(Text(line))
-
-
-def _clean(text: str) -> str:
-    """Escape the control characters of a text, except for line breaks and tabs."""
-    return printable(text, keep="\n\t")

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from perdure.errors import printable
+from perdure.errors import clean
 
 Record = dict[str, Any]
 """A JSON object from a file or a report, such as a run, a result or an event."""
@@ -33,8 +33,3 @@ def plain(value: object) -> Any:
         return value
     # Other values that YAML supports, such as dates, become text.
     return clean(str(value))
-
-
-def clean(text: str) -> str:
-    """Escape the control characters of a text, except for line breaks and tabs."""
-    return printable(text, keep="\n\t")

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from perdure.errors import clean
 from perdure.report import calibration, general
 from perdure.report.markdown import percent, scores, table
-from perdure.report.plain import Record, Summary, clean
+from perdure.report.plain import Record, Summary
 from perdure.report.series import of_task
 from perdure.report.terminal_table import print_table
 
