@@ -187,6 +187,7 @@ def unreachable(monkeypatch, tmp_path) -> list[object]:
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    monkeypatch.setenv("PERDURE_CACHE", str(tmp_path / "packages"))
     monkeypatch.setattr(socket.socket, "connect", refuse)
     return attempts
 
