@@ -1,4 +1,4 @@
-"""A model of one task answers the same examples once in a run, and is asked anew when it changes."""
+"""A model of one task answers the same examples once in a run, unless it changes."""
 
 import pytest
 import torch
