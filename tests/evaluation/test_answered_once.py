@@ -4,9 +4,10 @@ import pytest
 import torch
 from small_runs import small
 
-from perdure import Backbone, Evaluation, Rule, Training, run
+from perdure import Evaluation, Rule, Task, Training, run
 from perdure.evaluation import score
 from perdure.evaluation.measure import measure
+from perdure.evaluation.system import System
 from perdure.runs.resume import restored
 
 TRAINING = Training(epochs=1, batch_size=16, learning_rate=0.01)
@@ -50,19 +51,26 @@ def test_each_model_reads_each_task_once(toy, bert, tmp_path, asked, rule):
             assert kept == [row.value]
 
 
+def given(system: System, task: Task) -> torch.Tensor:
+    """The answers to a task's test examples by its own model."""
+    answered = system.answer(task, task_ids=["given"]).answered["given"]
+    assert isinstance(answered, torch.Tensor)
+    return answered
+
+
 def test_another_head_is_asked(toy, bert, tmp_path, asked):
     results = run(toy.until(2), bert, small("isolated"), training=TRAINING, output=tmp_path / "r")
     system = restored(results.state, bert, Rule(name="oracle"))
     first, second = toy.names[:2]
     asked.clear()
 
-    before = system.answer(toy[0], task_ids=["given"]).answered["given"]
-    again = system.answer(toy[0], task_ids=["given"]).answered["given"]
+    before = given(system, toy[0])
+    again = given(system, toy[0])
     assert asked == [(first, first)] and torch.equal(before, again)
 
     head = {name: -value for name, value in bert.own_state(first).items()}
     bert.put(first, head)
-    after = system.answer(toy[0], task_ids=["given"]).answered["given"]
+    after = given(system, toy[0])
     assert asked == [(first, first)] * 2 and not torch.equal(before, after)
 
 
@@ -77,4 +85,3 @@ def test_the_expert_of_one_task_does_not_depend_on_the_others(toy, bert, tmp_pat
     )
     assert torch.equal(alone, among)
     torch.testing.assert_close(alone, own)
-    assert isinstance(bert, Backbone)
