@@ -47,9 +47,7 @@ def sweep(
 
     output = output or Path("runs") / file.stem
     where = _local(workers, address) if executor == "local" else _ray(workers, address, cpus, gpus)
-    done = sweep(file, output, executor=where, settings=settings, many=yes, quiet=quiet)
-    if not done.runs:
-        return say(*done.failed.values())
+    sweep(file, output, executor=where, settings=settings, many=yes, quiet=quiet)
     summary = report([output], output / "report.html")
     terminal.over_seeds(summary)
     say("", f"Report: {output / 'report.html'}")

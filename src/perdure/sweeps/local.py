@@ -11,6 +11,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
+from typing import IO
 
 from perdure.sweeps.executor import ATTEMPTS, Job, Outcome, Outcomes, killed
 from perdure.sweeps.folder import LOG
@@ -42,24 +43,21 @@ class Local:
         """Perform jobs; see `Executor`."""
         waiting = deque(jobs)
         attempts = Counter[str]()
-        workers: list[Worker] = []
+        workers = []
+        for number in range(min(self.workers, len(jobs))):
+            workers.append(Worker(environment(number, self.workers), folder / LOG))
         try:
-            for number in range(min(self.workers, len(jobs))):
-                workers.append(Worker(environment(number, self.workers), folder / LOG))
             while waiting or any(worker.job for worker in workers):
                 for worker in workers:
                     if worker.job is None and waiting:
                         worker.begin(waiting.popleft())
                 for worker in _ready(workers):
-                    job, worker.job = worker.job, None
-                    outcome = worker.outcome()
+                    job, outcome = worker.ended()
                     if outcome:
                         yield outcome
                         continue
                     # killed, or asked to stop by somebody else: a new process goes on
-                    how = worker.restart()
-                    if job is None:
-                        continue
+                    how = worker.gone()
                     attempts[job.trial] += 1
                     if attempts[job.trial] < ATTEMPTS:
                         waiting.appendleft(job)
@@ -83,13 +81,13 @@ class Worker:
 
     def __init__(self, environment: dict[str, str], log: Path):
         self.job: Job | None = None
+        self.process: subprocess.Popen[str] | None = None
         self._environment = environment
         self._log = log
-        self._start()
 
-    def _start(self) -> None:
+    def _started(self) -> "subprocess.Popen[str]":
         with self._log.open("ab") as log:
-            process = subprocess.Popen(
+            return subprocess.Popen(
                 COMMAND,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -97,46 +95,55 @@ class Worker:
                 text=True,
                 env=self._environment,
             )
-        assert process.stdin and process.stdout
-        self.process = process
-        self.jobs = process.stdin
-        self.outcomes = process.stdout
 
     def begin(self, job: Job) -> None:
-        """Send a job to the process."""
+        """Send a job to the process, which is started if there is none."""
         self.job = job
+        self.process = self.process or self._started()
+        assert self.process.stdin
         # a process that has ended is noticed when its outcome is read
         with contextlib.suppress(BrokenPipeError):
-            self.jobs.write(json.dumps(job.plain()) + "\n")
-            self.jobs.flush()
+            self.process.stdin.write(json.dumps(job.plain()) + "\n")
+            self.process.stdin.flush()
 
-    def outcome(self) -> Outcome | None:
-        """Return the outcome of the job; None if the process was killed or is stopping."""
+    @property
+    def outcomes(self) -> IO[str]:
+        """The pipe through which the process sends outcomes."""
+        assert self.process and self.process.stdout
+        return self.process.stdout
+
+    def ended(self) -> tuple[Job, Outcome | None]:
+        """Return the job that has ended, and its outcome; None if the process was killed."""
+        assert self.job
+        job, self.job = self.job, None
         line = self.outcomes.readline()
         if not line.endswith("\n"):
-            return None
+            return job, None
         outcome = Outcome(**json.loads(line))
-        return None if outcome.state == "stopped" else outcome
+        # stopped by somebody else than the sweep, which would not read this: as if killed
+        return job, None if outcome.state == "stopped" else outcome
 
-    def restart(self) -> str:
-        """Replace the process with a new one, and describe how it ended."""
+    def gone(self) -> str:
+        """Forget the process, which has ended, and describe how."""
         self.close()
+        assert self.process
         status = self.process.wait()
         self.outcomes.close()
-        self._start()
+        self.process = None
         if status < 0:
             return f"Its process was killed by {signal.Signals(-status).name}"
         return f"Its process ended with status {status}"
 
     def close(self) -> None:
         """Ask the process to end; a run that it is training saves its progress."""
-        with contextlib.suppress(BrokenPipeError):
-            self.jobs.close()
+        if self.process and self.process.stdin:
+            with contextlib.suppress(BrokenPipeError):
+                self.process.stdin.close()
 
 
 def _ready(workers: Sequence[Worker]) -> list[Worker]:
-    """Return the workers with an outcome, or that have ended; wait up to `TICK` seconds."""
-    by_pipe = {worker.outcomes: worker for worker in workers}
+    """Return the workers whose job has ended; wait for one up to `TICK` seconds."""
+    by_pipe = {worker.outcomes: worker for worker in workers if worker.job}
     return [by_pipe[pipe] for pipe in wait(list(by_pipe), TICK)]  # pyright: ignore[reportArgumentType]
 
 
@@ -165,17 +172,16 @@ def _accelerators() -> list[str]:
 def _stop(workers: Sequence[Worker]) -> None:
     """End all processes; running trials have some time to save their progress."""
     deadline = time.monotonic() + GRACE
+    processes = [worker.process for worker in workers if worker.process]
     try:
         for worker in workers:
             worker.close()
-        for worker in workers:
-            left = max(0.0, deadline - time.monotonic())
-            worker.process.wait(left)
+        for process in processes:
+            process.wait(max(0.0, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
         pass
     finally:
         # also if a second Ctrl-C interrupts the waiting
-        for worker in workers:
-            worker.process.kill()
-            worker.process.wait()
-            worker.outcomes.close()
+        for process in processes:
+            process.kill()
+            process.wait()

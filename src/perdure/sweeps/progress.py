@@ -1,8 +1,11 @@
 """The table that shows how far a sweep is: on a terminal, and as lines in a log."""
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 from rich.console import Console
 from rich.live import Live
@@ -66,38 +69,42 @@ class SweepProgress:
     def table(self) -> Table:
         """Return the table: failed and running trials first, then those finished last."""
         rows = self._rows()
-        room = max(3, self.console.height - RESERVED)
-        counts = Counter(state.split(":")[0].split(",")[0] for _, state, _ in rows)
-        caption = ", ".join(f"{number} {state}" for state, number in counts.items())
+        counts = Counter(row.kind for row in rows)
+        caption = ", ".join(f"{number} {kind}" for kind, number in counts.items())
         table = Table(box=None, caption=caption, caption_justify="left", padding=(0, 2, 0, 0))
-        ways = [way for way in TASK_IDS if any(way in scores for _, _, scores in rows)]
+        ways = [way for way in TASK_IDS if any(way in row.scores for row in rows)]
         table.add_column("trial", overflow="fold")
         table.add_column("state", overflow="fold")
         for way in ways:
             table.add_column(way, justify="right")
-        for name, state, scores in rows[:room]:
-            cells = [Text(printable(name)), Text(printable(state))]
-            cells += [Text(f"{100 * scores[way]:.1f}" if way in scores else "") for way in ways]
+        room = max(3, self.console.height - RESERVED)
+        for row in rows[:room]:
+            cells = [Text(printable(row.trial)), Text(printable(row.said))]
+            for way in ways:
+                cells.append(Text(f"{100 * row.scores[way]:.1f}" if way in row.scores else ""))
             table.add_row(*cells)
         return table
 
-    def _rows(self) -> list[tuple[str, str, dict[str, float]]]:
-        """Return the name, the state and the scores of each trial, the most telling ones first."""
-        failed, running, finished, waiting = [], [], [], []
+    def _rows(self) -> "list[Row]":
+        """Return the row of each trial, the most telling ones first."""
+        rows: dict[Kind, list[Row]] = {kind: [] for kind in get_args(Kind)}
         looks = 0
         for trial in self.trials:
             outcome = self.outcomes.get(trial.name)
             if outcome:
-                rows = finished if outcome.state == "finished" else failed
-                rows.append((trial.name, _state(outcome), outcome.scores))
-                continue
-            looks += 1
-            learned = self._learned(trial) if looks <= LOOKS else None
-            if learned is None:
-                waiting.append((trial.name, "waiting", {}))
+                kind = "finished" if outcome.state == "finished" else "failed"
+                row = Row(kind, trial.name, _state(outcome), outcome.scores)
             else:
-                running.append((trial.name, f"begun, {learned} tasks learned", {}))
-        return [*failed, *running, *reversed(finished), *waiting]
+                looks += 1
+                learned = self._learned(trial) if looks <= LOOKS else None
+                row = Row("waiting", trial.name, "waiting", {})
+                if learned is not None:
+                    tasks = "1 task" if learned == 1 else f"{learned} tasks"
+                    row = Row("running", trial.name, f"{tasks} learned", {})
+            rows[row.kind].append(row)
+        # the trial that was finished last is the most interesting of them
+        rows["finished"].reverse()
+        return list(itertools.chain.from_iterable(rows.values()))
 
     def _learned(self, trial: Trial) -> int | None:
         """Return the number of tasks that a trial has learned; None if it has not begun."""
@@ -106,6 +113,20 @@ class SweepProgress:
             return sum(not path.name.startswith(".") for path in tasks.iterdir())
         except OSError:
             return 0 if tasks.parent.exists() else None
+
+
+Kind = Literal["failed", "running", "finished", "waiting"]
+"""The kinds of rows, in the order of the table."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table."""
+
+    kind: Kind
+    trial: str
+    said: str
+    scores: dict[str, float]
 
 
 def _state(outcome: Outcome) -> str:

@@ -76,7 +76,7 @@ def sweep(
         executor cannot be used.
     RunError
         Another process performs a sweep in the folder, or the folder contains a sweep of
-        another recipe.
+        another recipe, or all trials failed.
     Stopped
         The sweep was asked to stop; trials that were running have saved their progress.
     """
@@ -224,4 +224,7 @@ def _result(output: Path, varied: Sequence[Trial], outcomes: dict[str, Outcome])
             runs[trial.name] = sweep_folder.run_folder(output, trial.name)
         else:
             failed[trial.name] = outcome.reason
+    if not runs:
+        name, reason = next(iter(failed.items()))
+        raise RunError(f"All {len(failed)} trials failed; the first one, `{name}`: {reason}")
     return Sweep(output, runs, failed)

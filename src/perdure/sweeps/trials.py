@@ -79,7 +79,7 @@ def drawn(draws: Random) -> list[Settings]:
     --------
     >>> rank = Range(low=2, high=32, log=True, whole=True)
     >>> drawn(Random({"method.rank": rank, "method.peft": ["lora", "full"]}, trials=2))
-    [{'method.rank': 6, 'method.peft': 'full'}, {'method.rank': 30, 'method.peft': 'lora'}]
+    [{'method.rank': 3, 'method.peft': 'full'}, {'method.rank': 17, 'method.peft': 'full'}]
     """
     rows = []
     for number in range(draws.trials):
