@@ -1,12 +1,14 @@
 """What varies: how many trials, with which settings, under which names."""
 
+from pathlib import Path
+
 import pytest
 
 from perdure import InputError, Recipe, UnknownName
 from perdure.sweeps import sweep_file
 from perdure.sweeps.orders import in_order
 from perdure.sweeps.sweep_file import Random, Range, SweepFile
-from perdure.sweeps.trials import assignments, count, drawn, trials
+from perdure.sweeps.trials import assignments, check, count, drawn, rule_sections, trials
 
 RECIPE = {"stream": [{"data": "a.csv"}, {"data": "b.csv"}], "backbone": "minilm"}
 DEMO = {"stream": "split_mnist", "backbone": "dinov2"}
@@ -156,3 +158,16 @@ def test_the_recipe_is_beside_the_sweep(tmp_path):
     assert sweep.rules == ["sum", {"name": "ties"}]
     with pytest.raises(UnknownName):
         Recipe.parse(sweep.recipe, ["methd=ewc"]).make_method()
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted((Path(__file__).parents[2] / "recipes" / "sweeps").glob("*.yaml")),
+    ids=lambda path: path.stem,
+)
+def test_the_sweeps_that_are_published_can_be_made(path):
+    sweep = sweep_file.read(path)
+    checked = set()
+    for trial in trials(sweep):
+        check(sweep.recipe, assignments(sweep.recipe, trial), checked)
+    assert rule_sections(sweep.rules) == sweep.rules
