@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from perdure.runs.past import past_tasks
     from perdure.runs.recipe import Recipe
     from perdure.runs.verify import Verification, verify
+    from perdure.sweeps.sweep import Sweep, sweep
     from perdure.vectors.gaussians import Gaussians
     from perdure.vectors.statistics import Statistics
     from perdure.vectors.task_vector import LowRank, TaskVector
@@ -83,6 +84,7 @@ __all__ = [
     "Session",
     "Statistics",
     "Stopped",
+    "Sweep",
     "Task",
     "TaskPosterior",
     "TaskStream",
@@ -104,6 +106,7 @@ __all__ = [
     "past_tasks",
     "read_tasks",
     "run",
+    "sweep",
     "task_vectors",
     "verify",
 ]
@@ -155,6 +158,7 @@ _HOMES = {
     "runs.past": ["past_tasks"],
     "runs.recipe": ["Recipe"],
     "runs.verify": ["Verification", "verify"],
+    "sweeps.sweep": ["Sweep", "sweep"],
     "vectors.gaussians": ["Gaussians"],
     "vectors.statistics": ["Statistics"],
     "vectors.task_vector": ["LowRank", "TaskVector"],
