@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from perdure.models.adapters import Adapter
     from perdure.models.backbone import Backbone
     from perdure.models.mixture import Mixture
+    from perdure.models.network import Network
     from perdure.registry import find, names
     from perdure.runs.begin import run
     from perdure.runs.dry_run import DryRun
@@ -71,6 +72,7 @@ __all__ = [
     "Method",
     "Mixture",
     "Model",
+    "Network",
     "OutputError",
     "PeftMethod",
     "PerdureError",
@@ -148,6 +150,7 @@ _HOMES = {
     "models.adapters": ["Adapter"],
     "models.backbone": ["Backbone"],
     "models.mixture": ["Mixture"],
+    "models.network": ["Network"],
     "registry": ["find", "names"],
     "runs.begin": ["run"],
     "runs.dry_run": ["DryRun"],

@@ -69,6 +69,7 @@ class LanguageModel(Backbone):
     """
 
     has_heads = False
+    writes = True
     model: PreTrainedModel
 
     def __init__(
