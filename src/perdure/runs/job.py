@@ -10,6 +10,7 @@ from perdure.errors import InputError
 from perdure.evaluation import general, task_score
 from perdure.evaluation.measure import Evaluation, check_search
 from perdure.learning.method import Method, Need, method_name
+from perdure.learning.progress import check_optimizer
 from perdure.learning.training import Training
 from perdure.merging.rule_settings import Rule
 from perdure.merging.search import Search
@@ -69,6 +70,7 @@ def check(plan: Plan) -> None:
     checked(Evaluation, vars(plan.evaluation), "evaluation")
     check_needs(plan.method, plan.backbone, plan.stream)
     check_network(plan)
+    check_optimizer(plan.method, plan.training)
     check_answers(plan.backbone, [*plan.stream, *plan.never], plan.evaluation)
     check_alignment(plan.training, plan.rule)
     check_heads(plan)
