@@ -41,6 +41,7 @@ from perdure.runs.writer import writing
 from perdure.settings import named
 
 FULL = {"training.learning_rate": "1.0e-4"}
+DESCENT = {"training.learning_rate": "3.0e-2", "training.head_learning_rate": "3.0e-2"}
 VARIANTS: dict[str, dict[str, Any]] = {
     "sequential": {"method": "sequential"},
     "sequential, full": {"method": "{name: sequential, peft: full}", **FULL},
@@ -61,10 +62,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ranpac": {"method": "{name: ranpac, features: 1000}"},
     "joint": {"method": "joint"},
     "joint, full": {"method": "{name: joint, peft: full}", **FULL},
+    "vcl": {"method": "vcl"},
+    "td_vcl": {"method": "{name: td_vcl, n: 2, kept: 40}"},
+    "bgd": {"method": "{name: bgd, samples: 2}", **DESCENT},
+    "badam": {"method": "{name: badam, samples: 2}"},
 }
 """Settings beside the recipe's.
 
-`slca` is full fine-tuning with a slow backbone and aligned heads.
+`slca` is full fine-tuning with a slow backbone and aligned heads. `bgd` follows the gradient
+itself, not Adam's direction, and so needs larger learning rates.
 """
 OF_DINOV2 = {"inflora": {"method.energy": "features"}}
 """As in inflora_mnist.yaml, where the reason stands."""
