@@ -268,6 +268,7 @@ def second_task(backbone: Backbone, tasks: Sequence[Task]) -> list[Row]:
     assert isinstance(interpolation, Interpolation)
     kept = backbone.encode(interpolation._old)
 
+    @torch.no_grad()
     def look() -> None:
         interpolation._go_back_if_unsure(backbone)
 
