@@ -22,7 +22,7 @@ from perdure.learning.snapshot import Snapshot
 from perdure.learning.stopping import Stopping
 from perdure.learning.training import Training
 from perdure.merging.combine import folded, task_vectors
-from perdure.models import adapters
+from perdure.models import adapters, placement
 from perdure.models.adapters import Adapter
 from perdure.models.backbone import Backbone
 from perdure.models.examples import Batch
@@ -111,7 +111,7 @@ def learn(
 
     # The seed includes the task's name, so that its head does not depend on other tasks.
     plant(derived(seed, task.name, "head"))
-    backbone.to(accelerator.device)
+    engine.place(backbone, training)
     give_head(backbone, task, training)
 
     # Earlier adapters are folded into the weights, so their number does not slow down a step.
@@ -262,9 +262,11 @@ def _step(
     loss = torch.zeros((), device=accelerator.device)
     for batch in batches:
         rows = batch[engine.number() :: engine.count()]
-        if not rows:  # the last batch may have fewer examples than there are processes
-            continue
         share_of_examples = len(rows) / examples
+        if not rows:  # the last batch may have fewer examples than there are processes
+            if not placement.is_sharded(course.backbone.model):
+                continue
+            rows = batch[:1]  # with a share of 0: all processes make every pass together
         # Outside of `around`: the check of the first packed batch compares outputs of the
         # model, which must not be random.
         batch = course.batch_of(rows)

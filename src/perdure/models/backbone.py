@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from perdure.data.task import Rows, Task
 from perdure.errors import BackboneError, InputError
-from perdure.models import model_files
+from perdure.models import model_files, shares
 from perdure.models.examples import BATCH_SIZE, Batch, Examples, in_order
 from perdure.models.logits import Logits
 from perdure.models.model_files import ModelFiles
@@ -394,5 +394,6 @@ def pooled(backbone: Backbone, examples: Examples) -> Float[Tensor, "examples wi
     """
     feature = backbone if backbone.has_heads else backbone.features
     with evaluating(backbone):
-        batches = examples.batches(device=backbone.device)
-        return in_order((rows, feature(batch).cpu()) for rows, batch in batches)
+        batches = shares.batches(examples, backbone.device)
+        features = ((rows, feature(batch).cpu()) for rows, batch in batches)
+        return in_order(shares.gathered(features))

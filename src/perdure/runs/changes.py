@@ -10,7 +10,7 @@ Sections = Mapping[str, object]
 
 HARMLESS = ("name", "about", "stream", "evaluation", "rule")
 """Sections that only affect what is measured, and `stream`, whose examples are compared instead."""
-HARMLESS_IN_TRAINING = ("checkpoint_steps", "trackers")
+HARMLESS_IN_TRAINING = ("checkpoint_steps", "sharding", "trackers")
 
 
 def check_changes(folder: Path, before: Sections, now: Sections) -> None:

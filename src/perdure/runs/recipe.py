@@ -196,6 +196,8 @@ class Recipe(BaseModel):
     def make_backbone(self, *, outline: bool = False) -> Backbone:
         """Load the pre-trained model, on the accelerator if this machine has one.
 
+        If the recipe says so, several processes shard its weights between them.
+
         With `outline`, create it without weights (see `perdure.models.outline`).
         """
         name, options = named(self.backbone, "backbone", key="model")
@@ -203,7 +205,8 @@ class Recipe(BaseModel):
         if outline:
             return outlined(name, settings)
         backbone = Backbone.load(name, **settings)
-        return backbone.to(engine.device())
+        engine.place(backbone, self.make_training())
+        return backbone
 
     def make_method(self) -> Method:
         """Create the method, with its settings."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from perdure.evaluation.measure import measure
 from perdure.evaluation.progress_bar import Progress
 from perdure.evaluation.system import System
+from perdure.learning import engine
 from perdure.learning.loop import Session
 from perdure.learning.stopping import stopping
 from perdure.runs.job import Plan
@@ -28,6 +29,7 @@ def run(plan: Plan, output: Path, *, change: bool = False, quiet: bool = True) -
     """
     # the folder is created, or compared with the plan, before locking: `writing` needs a run
     plan = opened(output, plan, change=change)
+    engine.place(plan.backbone, plan.training)
     with writing(output) as writer, stopping(writer.hint) as stop:
         system, inside, due = resumed(writer.state, plan)
         writer.begin(plan, inside)
