@@ -16,6 +16,7 @@ from perdure.data.task import Task
 from perdure.errors import InputError, TrainingError
 from perdure.evaluation.progress_bar import Progress
 from perdure.learning import engine
+from perdure.learning.memory import explained
 from perdure.learning.method import Method
 from perdure.learning.progress import Course, validation_accuracy
 from perdure.learning.snapshot import Snapshot
@@ -95,6 +96,8 @@ def learn(
 
     Raises
     ------
+    OutOfMemory
+        The memory of the device is full; the steps so far are saved.
     TrainingError
         The loss, or a parameter after training, is not a finite number.
     Stopped
@@ -213,7 +216,7 @@ def _train_epoch(
     set_dropout(course.backbone, training)
     plan = course.plan(course.epoch)
     for batches in plan[course.batch :]:
-        loss, rate, stopped = _step(accelerator, course, batches, session.stop)
+        loss, rate, stopped = _step(accelerator, course, batches, session)
         course.step += 1
         course.batch += 1
 
@@ -242,7 +245,7 @@ def _train_epoch(
 
 
 def _step(
-    accelerator: Accelerator, course: Course, batches: list[list[int]], stop: Stopping
+    accelerator: Accelerator, course: Course, batches: list[list[int]], session: Session
 ) -> tuple[float, float, bool]:
     """Take one optimizer step on the mean loss over the examples of the batches.
 
@@ -258,6 +261,35 @@ def _step(
         engine.number(),
     )
     plant(seed)
+
+    def save() -> None:
+        if session.keep:
+            session.keep(course.snapshot())
+
+    # Until `update`, nothing has changed since the last step, so that its state can be saved.
+    with explained(course.backbone, course.training, save):
+        loss = _add_gradients(accelerator, course, batches)
+
+    # The stop request is summed along with the gradients, so all processes see it at the
+    # same step. A signal may reach only one of them, and the others would wait for it
+    # forever.
+    asked = torch.tensor(float(bool(session.stop.asked)))
+    _add_up_gradients(course.parameters, [loss, asked])
+    value = loss.item()
+    _check(value, course)
+
+    rates = course.scheduler.get_last_lr()
+    rate = float(rates[0])  # of the module; the rate of the heads follows the same schedule
+    course.method.update(course.backbone, course.take_step)
+    course.scheduler.step()
+    course.optimizer.zero_grad()
+    return value, rate, asked.item() > 0
+
+
+def _add_gradients(
+    accelerator: Accelerator, course: Course, batches: list[list[int]]
+) -> Tensor:
+    """Add the gradients of this process's share of a step, and return its share of the loss."""
     examples = sum(map(len, batches))
     loss = torch.zeros((), device=accelerator.device)
     for batch in batches:
@@ -272,21 +304,7 @@ def _step(
         batch = course.batch_of(rows)
         for _ in range(course.method.passes):
             loss += _pass(accelerator, course, batch, share_of_examples)
-
-    # The stop request is summed along with the gradients, so all processes see it at the
-    # same step. A signal may reach only one of them, and the others would wait for it
-    # forever.
-    asked = torch.tensor(float(bool(stop.asked)))
-    _add_up_gradients(course.parameters, [loss, asked])
-    value = loss.item()
-    _check(value, course)
-
-    rates = course.scheduler.get_last_lr()
-    rate = float(rates[0])  # of the module; the rate of the heads follows the same schedule
-    course.method.update(course.backbone, course.take_step)
-    course.scheduler.step()
-    course.optimizer.zero_grad()
-    return value, rate, asked.item() > 0
+    return loss
 
 
 def _pass(accelerator: Accelerator, course: Course, batch: Batch, weight: float) -> Tensor:

@@ -80,7 +80,7 @@ class Backbone(nn.Module, ABC):
         chat_template: Literal["auto", "none"] = "auto",
         system_message: str | None = None,
         normalized: bool = False,
-        dtype: Literal["float32", "bfloat16", "nf4"] = "float32",
+        dtype: Literal["float32", "bfloat16", "float16", "nf4"] = "float32",
     ) -> "Backbone":
         """Load a checkpoint: a language model, or an encoder that classifies texts or images.
 
@@ -124,9 +124,10 @@ class Backbone(nn.Module, ABC):
             Rank a language model's choices by log p per token rather than by log p.
         dtype
             The data type of a language model's frozen weights in memory. Compared with
-            `float32`, `bfloat16` takes half the memory, and `nf4` about an eighth: it
-            stores linear layers in 4 bits, with bitsandbytes (`perdure[4bit]`). Adapters
-            and the optimizer stay in `float32`. Merged weights and exports are also
+            `float32`, `bfloat16` and `float16` take half the memory, and `nf4` about an
+            eighth: it stores linear layers in 4 bits, with bitsandbytes
+            (`perdure[4bit]`). `float16` is for devices without `bfloat16`: its range is
+            small, so that small gradients become zero. Adapters and the optimizer stay in `float32`. Merged weights and exports are also
             computed in `float32`, from the rounded weights. Nothing can be merged into
             4-bit weights: a combined change is applied alongside the layer, and a run on
             such a model is exported as an adapter.

@@ -11,6 +11,7 @@ from perdure.evaluation.progress_bar import Progress
 from perdure.evaluation.system import System
 from perdure.learning import engine
 from perdure.learning.loop import Session
+from perdure.learning.memory import explained
 from perdure.learning.stopping import stopping
 from perdure.runs.job import Plan
 from perdure.runs.next_task import learn_next
@@ -30,7 +31,11 @@ def run(plan: Plan, output: Path, *, change: bool = False, quiet: bool = True) -
     # the folder is created, or compared with the plan, before locking: `writing` needs a run
     plan = opened(output, plan, change=change)
     engine.place(plan.backbone, plan.training)
-    with writing(output) as writer, stopping(writer.hint) as stop:
+    with (
+        writing(output) as writer,
+        stopping(writer.hint) as stop,
+        explained(plan.backbone, plan.training),
+    ):
         system, inside, due = resumed(writer.state, plan)
         writer.begin(plan, inside)
         quiet = quiet or not writer.writes
