@@ -9,6 +9,7 @@ from perdure.data.task import Task, TaskStream
 from perdure.errors import InputError
 from perdure.evaluation import general, task_score
 from perdure.evaluation.measure import Evaluation, check_search
+from perdure.learning import engine
 from perdure.learning.method import Method, Need, method_name
 from perdure.learning.progress import check_optimizer
 from perdure.learning.training import Training
@@ -75,6 +76,7 @@ def check(plan: Plan) -> None:
     check_alignment(plan.training, plan.rule)
     check_heads(plan)
     check_boundaries(plan)
+    check_sharding(plan)
     if plan.training.packing:
         plan.backbone.check_packing()
     check_length(plan.stream, plan.rule)
@@ -231,6 +233,15 @@ def check_boundaries(plan: Plan) -> None:
         )
 
 
+def check_sharding(plan: Plan) -> None:
+    """Raise `InputError` if the weights are to be sharded, but the method trains all of them."""
+    if engine.shards(plan.training) and plan.method.module == "full":
+        raise InputError(
+            "`sharding: fsdp` shards frozen weights, but `peft: full` trains a change of all of "
+            "them, which every process would store. Use `peft: lora`, or leave the sharding out."
+        )
+
+
 def check_length(stream: TaskStream, rule: Rule) -> None:
     """Check that a rule can combine all tasks of a stream.
 
@@ -302,6 +313,8 @@ def settings_of(plan: Plan) -> Settings:
     # Folders from before these settings existed lack them, and must still compare as equal.
     if not plan.training.shares_head:
         del training["heads"]
+    if plan.training.sharding == "none":
+        del training["sharding"]
     for name in ("packing", "gradient_checkpointing"):
         if not training[name]:
             del training[name]

@@ -196,6 +196,8 @@ class Recipe(BaseModel):
     def make_backbone(self, *, outline: bool = False, stream: TaskStream | None = None) -> Backbone:
         """Load the pre-trained model, on the accelerator if this machine has one.
 
+        If the recipe says so, several processes shard its weights between them.
+
         Parameters
         ----------
         outline
@@ -209,7 +211,9 @@ class Recipe(BaseModel):
             return (stream or self.make_stream(outline=outline)).classes
 
         backbone = backbones.make(self.backbone, classes=classes, seed=self.seed, outline=outline)
-        return backbone if outline else backbone.to(engine.device())
+        if not outline:
+            engine.place(backbone, self.make_training())
+        return backbone
 
     def make_method(self) -> Method:
         """Create the method, with its settings."""
