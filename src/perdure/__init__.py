@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         UnknownName,
     )
     from perdure.evaluation.measure import Evaluation
-    from perdure.evaluation.posterior import TaskPosterior
+    from perdure.evaluation.posterior import PosteriorSettings, TaskPosterior
     from perdure.learning.alignment import Alignment, align
     from perdure.learning.loop import Session, learn
     from perdure.learning.method import Method, PeftMethod
@@ -79,6 +79,7 @@ __all__ = [
     "PeftMethod",
     "PerdureError",
     "PerdureWarning",
+    "PosteriorSettings",
     "Prediction",
     "Recipe",
     "Rule",
@@ -142,7 +143,7 @@ _HOMES = {
         "UnknownName",
     ],
     "evaluation.measure": ["Evaluation"],
-    "evaluation.posterior": ["TaskPosterior"],
+    "evaluation.posterior": ["PosteriorSettings", "TaskPosterior"],
     "learning.alignment": ["Alignment", "align"],
     "learning.loop": ["Session", "learn"],
     "learning.method": ["Method", "PeftMethod"],

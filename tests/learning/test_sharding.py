@@ -105,9 +105,7 @@ def test_killed_and_resumed_by_other_numbers_of_processes(recipe, tmp_path):
 def test_full_fine_tuning(bert, toy, tmp_path):
     method = perdure.find("method", "isolated")(peft="full")
     with pytest.raises(InputError, match="`peft: full` trains a change of all"):
-        perdure.run(
-            toy, bert, method, training=Training(sharding="fsdp"), output=tmp_path / "full"
-        )
+        perdure.run(toy, bert, method, training=Training(sharding="fsdp"), output=tmp_path / "full")
     assert not (tmp_path / "full").exists()
 
 

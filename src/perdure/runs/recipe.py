@@ -16,6 +16,7 @@ from perdure.data.graduated import graduated
 from perdure.data.task import Scenario, TaskStream
 from perdure.errors import CheckpointError, InputError, PerdureWarning
 from perdure.evaluation.measure import Evaluation
+from perdure.evaluation.posterior import PosteriorSettings
 from perdure.learning import engine
 from perdure.learning.method import Method
 from perdure.learning.training import Training
@@ -73,6 +74,7 @@ class Recipe(BaseModel):
     method: Section
     rule: Section
     training: dict[str, object] = {}
+    posterior: dict[str, object] = {}
     evaluation: dict[str, object] = {}
     seed: Annotated[int, Ge(0)] = 0
     forgotten: list[str] = []
@@ -227,6 +229,10 @@ class Recipe(BaseModel):
         """Create the settings for training."""
         return Training(**checked(Training, self.training, "training"))
 
+    def make_posterior(self) -> PosteriorSettings:
+        """Create the settings for the task posterior."""
+        return PosteriorSettings(**checked(PosteriorSettings, self.posterior, "posterior"))
+
     def make_evaluation(self) -> Evaluation:
         """Create the settings for evaluation."""
         return Evaluation(**checked(Evaluation, self.evaluation, "evaluation"))
@@ -256,6 +262,7 @@ class Recipe(BaseModel):
         rule = self.make_rule()
         training = self.make_training()
         evaluation = self.make_evaluation()
+        posterior = self.make_posterior()
         # these take no time; the data and the model below may take minutes
         _check_together(method, rule, training)
         check_alignment(training, rule)
@@ -270,6 +277,7 @@ class Recipe(BaseModel):
             evaluation,
             seed=self.seed,
             never=never_trained(evaluation, self.seed),
+            posterior=posterior,
         )
         check(plan)
         if self.scenario is None and isinstance(self.stream, list) and not self.graduated:
@@ -328,7 +336,7 @@ class Recipe(BaseModel):
     def resolved(self, plan: Plan) -> dict[str, object]:
         """Return the recipe with all defaults filled in."""
         # a run that has not forgotten anything has no lists of forgotten tasks and traces
-        empty = {name for name in ("forgotten", "traces") if not getattr(self, name)}
+        empty = {name for name in ("forgotten", "traces", "posterior") if not getattr(self, name)}
         values = self.model_dump(exclude_none=True, exclude=empty)
         settings = settings_of(plan)
         settings["method"] = _with_names(settings["method"], self.method)

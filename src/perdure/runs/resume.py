@@ -206,7 +206,7 @@ def restored(
         )
     # another run may have used this backbone before, and left its adapter on the model
     adapters.detach(backbone.model)
-    system = System(backbone, learned, rule, state.shares_head)
+    system = System(backbone, learned, rule, state.shares_head, state.posterior)
     system.give_heads()
     if learned:
         # training continues from the last adapter; combining all adapters is up to the rule
