@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         DataError,
         FetchError,
         InputError,
+        OutOfMemory,
         OutputError,
         PerdureError,
         PerdureWarning,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
         UnknownName,
     )
     from perdure.evaluation.measure import Evaluation
-    from perdure.evaluation.posterior import TaskPosterior
+    from perdure.evaluation.posterior import PosteriorSettings, TaskPosterior
     from perdure.learning.alignment import Alignment, align
     from perdure.learning.loop import Session, learn
     from perdure.learning.method import Method, PeftMethod
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from perdure.runs.past import past_tasks
     from perdure.runs.recipe import Recipe
     from perdure.runs.verify import Verification, verify
+    from perdure.sweeps.sweep import Sweep, sweep
     from perdure.vectors.gaussians import Gaussians
     from perdure.vectors.statistics import Statistics
     from perdure.vectors.task_vector import LowRank, TaskVector
@@ -72,10 +74,12 @@ __all__ = [
     "Mixture",
     "Model",
     "Network",
+    "OutOfMemory",
     "OutputError",
     "PeftMethod",
     "PerdureError",
     "PerdureWarning",
+    "PosteriorSettings",
     "Prediction",
     "Recipe",
     "Rule",
@@ -85,6 +89,7 @@ __all__ = [
     "Session",
     "Statistics",
     "Stopped",
+    "Sweep",
     "Task",
     "TaskPosterior",
     "TaskStream",
@@ -106,6 +111,7 @@ __all__ = [
     "past_tasks",
     "read_tasks",
     "run",
+    "sweep",
     "task_vectors",
     "verify",
 ]
@@ -127,6 +133,7 @@ _HOMES = {
         "DataError",
         "FetchError",
         "InputError",
+        "OutOfMemory",
         "OutputError",
         "PerdureError",
         "PerdureWarning",
@@ -136,7 +143,7 @@ _HOMES = {
         "UnknownName",
     ],
     "evaluation.measure": ["Evaluation"],
-    "evaluation.posterior": ["TaskPosterior"],
+    "evaluation.posterior": ["PosteriorSettings", "TaskPosterior"],
     "learning.alignment": ["Alignment", "align"],
     "learning.loop": ["Session", "learn"],
     "learning.method": ["Method", "PeftMethod"],
@@ -158,6 +165,7 @@ _HOMES = {
     "runs.past": ["past_tasks"],
     "runs.recipe": ["Recipe"],
     "runs.verify": ["Verification", "verify"],
+    "sweeps.sweep": ["Sweep", "sweep"],
     "vectors.gaussians": ["Gaussians"],
     "vectors.statistics": ["Statistics"],
     "vectors.task_vector": ["LowRank", "TaskVector"],

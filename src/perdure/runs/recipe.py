@@ -16,6 +16,7 @@ from perdure.data.graduated import graduated
 from perdure.data.task import Scenario, TaskStream
 from perdure.errors import CheckpointError, InputError, PerdureWarning
 from perdure.evaluation.measure import Evaluation
+from perdure.evaluation.posterior import PosteriorSettings
 from perdure.learning import engine
 from perdure.learning.method import Method
 from perdure.learning.training import Training
@@ -73,6 +74,7 @@ class Recipe(BaseModel):
     method: Section
     rule: Section
     training: dict[str, object] = {}
+    posterior: dict[str, object] = {}
     evaluation: dict[str, object] = {}
     seed: Annotated[int, Ge(0)] = 0
     forgotten: list[str] = []
@@ -196,6 +198,8 @@ class Recipe(BaseModel):
     def make_backbone(self, *, outline: bool = False, stream: TaskStream | None = None) -> Backbone:
         """Load the pre-trained model, on the accelerator if this machine has one.
 
+        If the recipe says so, several processes shard its weights between them.
+
         Parameters
         ----------
         outline
@@ -209,7 +213,9 @@ class Recipe(BaseModel):
             return (stream or self.make_stream(outline=outline)).classes
 
         backbone = backbones.make(self.backbone, classes=classes, seed=self.seed, outline=outline)
-        return backbone if outline else backbone.to(engine.device())
+        if not outline:
+            engine.place(backbone, self.make_training())
+        return backbone
 
     def make_method(self) -> Method:
         """Create the method, with its settings."""
@@ -222,6 +228,10 @@ class Recipe(BaseModel):
     def make_training(self) -> Training:
         """Create the settings for training."""
         return Training(**checked(Training, self.training, "training"))
+
+    def make_posterior(self) -> PosteriorSettings:
+        """Create the settings for the task posterior."""
+        return PosteriorSettings(**checked(PosteriorSettings, self.posterior, "posterior"))
 
     def make_evaluation(self) -> Evaluation:
         """Create the settings for evaluation."""
@@ -252,6 +262,7 @@ class Recipe(BaseModel):
         rule = self.make_rule()
         training = self.make_training()
         evaluation = self.make_evaluation()
+        posterior = self.make_posterior()
         # these take no time; the data and the model below may take minutes
         _check_together(method, rule, training)
         check_alignment(training, rule)
@@ -266,6 +277,7 @@ class Recipe(BaseModel):
             evaluation,
             seed=self.seed,
             never=never_trained(evaluation, self.seed),
+            posterior=posterior,
         )
         check(plan)
         if self.scenario is None and isinstance(self.stream, list) and not self.graduated:
@@ -324,7 +336,7 @@ class Recipe(BaseModel):
     def resolved(self, plan: Plan) -> dict[str, object]:
         """Return the recipe with all defaults filled in."""
         # a run that has not forgotten anything has no lists of forgotten tasks and traces
-        empty = {name for name in ("forgotten", "traces") if not getattr(self, name)}
+        empty = {name for name in ("forgotten", "traces", "posterior") if not getattr(self, name)}
         values = self.model_dump(exclude_none=True, exclude=empty)
         settings = settings_of(plan)
         settings["method"] = _with_names(settings["method"], self.method)

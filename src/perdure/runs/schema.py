@@ -107,6 +107,7 @@ class Recipe(Schema):
     rule: Named
     training: dict[str, object]
     evaluation: dict[str, object]
+    posterior: dict[str, object] = {}
     seed: int
     forgotten: Items[TaskName] | None = None
     """The tasks that were removed from the run."""

@@ -236,6 +236,12 @@ def _together(tasks: list[Learned]) -> str:
     different = set(widths.values())
     if len(different) > 1:
         raise PerdureError(f"The statistics of the tasks have different widths: {widths}.")
+    without = [task.name for task in tasks if task.validation is None]
+    if 0 < len(without) < len(tasks):
+        raise PerdureError(
+            "Some tasks have `validation.safetensors`, and others do not: "
+            f"{', '.join(without[:SHOWN])}."
+        )
     return f"{len(tasks)} learned"
 
 
