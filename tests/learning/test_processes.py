@@ -78,7 +78,11 @@ def start(recipe: Path, output: Path) -> list[forked.Process]:
         "MASTER_PORT": str(port),
     }
     command = (forked.PERDURE, "run", recipe, "--output", output, "--quiet")
-    return [forked.Process(*command, RANK=str(n), LOCAL_RANK=str(n), **common) for n in (0, 1)]
+    both = []
+    for number in ("0", "1"):
+        ranks = {"RANK": number, "LOCAL_RANK": number}
+        both.append(forked.Process(*command, cwd=None, **ranks, **common))
+    return both
 
 
 @pytest.fixture(scope="module")
