@@ -380,10 +380,10 @@ def test_a_language_model_is_counted_as_its_run_counts(kind, settings, tmp_path)
 def test_every_method_is_counted_as_its_run_counts(name, pico, tmp_path):
     method: Any = {"name": name}
     found = registry.find("method", name)
-    usual = {"rank": 2, "features": 50}
+    usual = {"rank": 2, "features": 50, "per_class": 3}
     method |= {key: usual[key] for key in usual if key in registry.options(found)}
     if "method" in registry.options(found):
-        method |= {"method": "lwf", "per_class": 3}
+        method |= {"method": "lwf"}
     training = {"epochs": 1}
     values = small_runs.recipe(
         tmp_path, ("fruit", "colour"), pico("bert"), method=method, training=training

@@ -202,8 +202,8 @@ def _heads_of(backbone: Backbone, method: Method, seen: Sequence[Task]) -> set[s
     tasks = with_examples or backbone.heads
     names: set[str] = set()
     for task in tasks:
-        names.add(f"_heads.task_{task}.weight")
-        names.add(f"_heads.task_{task}.bias")
+        for key in backbone.own_state(task):
+            names.add(f"_heads.task_{task}.{key}")
     return names
 
 

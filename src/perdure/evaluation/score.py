@@ -10,6 +10,7 @@ from torch import Tensor
 
 from perdure.errors import NotFinite
 from perdure.merging.combine import Combined
+from perdure.models import shares
 from perdure.models.backbone import Backbone
 from perdure.models.examples import Batch, Examples, in_order
 from perdure.vectors.task_vector import bytes_of
@@ -148,12 +149,12 @@ def _ranked_by(
     backbone.eval()
     parts: dict[str, list[tuple[list[int], Tensor]]] = {name: [] for name in choices}
     with combined.applied(backbone, task) as choice:
-        for rows, batch in examples.batches(device=backbone.device):
+        for rows, batch in shares.batches(examples, backbone.device):
             if picked:
                 choice.of([picked[row] for row in rows])
             for name, values in backbone.rank(batch, choices).items():
                 parts[name].append((rows, values.cpu()))
-    logits = {name: in_order(values) for name, values in parts.items()}
+    logits = {name: in_order(shares.gathered(values)) for name, values in parts.items()}
     _check_finite(combined, logits)
     return logits
 
@@ -193,20 +194,23 @@ def answered_by(
         The tasks whose models answer the examples, one task for each example.
     """
     backbone.eval()
-    answers: dict[int, T] = {}
+    parts: list[tuple[list[int], Sequence[T]]] = []
     if picked and not combined.picks:
         # One task's model after another, because there is no mixture that could answer one batch.
         for name in dict.fromkeys(picked):
             rows = [row for row, other in enumerate(picked) if other == name]
             with combined.applied(backbone, name):
-                for numbers, batch in examples.batches(rows, device=backbone.device):
-                    answers |= zip(numbers, answer(batch), strict=True)
-        return [answers[row] for row in range(len(examples))]
-    with combined.applied(backbone, task) as choice:
-        for rows, batch in examples.batches(device=backbone.device):
-            if picked:
-                choice.of([picked[row] for row in rows])
-            answers |= zip(rows, answer(batch), strict=True)
+                for numbers, batch in shares.batches(examples, backbone.device, rows):
+                    parts.append((numbers, answer(batch)))
+    else:
+        with combined.applied(backbone, task) as choice:
+            for numbers, batch in shares.batches(examples, backbone.device):
+                if picked:
+                    choice.of([picked[row] for row in numbers])
+                parts.append((numbers, answer(batch)))
+    answers: dict[int, T] = {}
+    for numbers, of_batch in shares.gathered(parts):
+        answers |= zip(numbers, of_batch, strict=True)
     return [answers[row] for row in range(len(examples))]
 
 
@@ -266,12 +270,12 @@ def features(
     backbone.eval()  # without dropout
     pooled: list[tuple[list[int], Tensor]] = []
     with combined.applied(backbone, task) as choice:
-        for rows, batch in examples.batches(device=backbone.device):
+        for rows, batch in shares.batches(examples, backbone.device):
             if picked:
                 # Batches are sorted by length: `rows` are the numbers of this batch's examples.
                 choice.of([picked[row] for row in rows])
             pooled.append((rows, backbone(batch)))
-    return in_order(pooled)
+    return in_order(shares.gathered(pooled)).to(backbone.device)
 
 
 def settled(

@@ -178,10 +178,10 @@ def caught(
 
     def catch(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         # A forward hook sees x, and a hook on the output sees dL/dy in the backward pass.
-        x = _apart(inputs[0].detach(), batch)
+        x = apart(inputs[0].detach(), batch)
 
         def add(gradient: Tensor) -> None:
-            d = _apart(gradient, batch)
+            d = apart(gradient, batch)
             # b: example, t: token, o: output, i: input
             of_weight = torch.einsum("bto,bti->boi", d, x)
             weight = f"{name}.weight"
@@ -204,7 +204,7 @@ def caught(
             hook.remove()
 
 
-def _apart(
+def apart(
     values: Float[Tensor, "*places width"], batch: Batch
 ) -> Float[Tensor, "batch tokens width"]:
     """Return a layer's inputs or outputs by example, padding shorter examples with zeros."""
