@@ -60,7 +60,7 @@ FENCE = re.compile(
     re.M | re.S,
 )
 NOT_RUN = re.compile(r"<!-- not run: (.+?) -->\s*\Z")
-PROGRAMS = {"accelerate", "cd", "git", "jupyter", "make", "perdure", "pip", "python"}
+PROGRAMS = {"accelerate", "cd", "git", "jupyter", "make", "perdure", "pip", "python", "torchrun"}
 
 
 @dataclass

@@ -9,6 +9,7 @@ import random
 import time
 from pathlib import Path
 
+import forked
 import pico_language
 import pytest
 import sharded_runs
@@ -31,7 +32,7 @@ PAIRS = {
     # ranking, generating, routing, a search of the scale, covariances, Fisher information
     "llama": [["isolated", "routed"], ["sequential", None], ["ewc", None], ["isolated", SEARCH]],
     # the encoder is called without its decoder; a transposed weight; features, heads, mixtures
-    "t5": [["isolated", None], ["inflora", None]],
+    "t5": [["isolated", None], [{"name": "inflora", "rank": 2}, None]],
     "gpt2": [["sequential", SEARCH]],
     "bert": [["isolated", "smile"], [BOTTLENECK, FACTORS], ["lda", None]],
 }
@@ -91,6 +92,8 @@ def test_killed_and_resumed_by_other_numbers_of_processes(recipe, tmp_path):
     alone = Recipe.read(recipe).run(tmp_path / "alone")
     resumed = Recipe.read(recipe).run(output)
     same(alone, resumed)
+    ended(together(forked.PERDURE, "evaluate", output, "--last", "--quiet"))
+    assert scores(resumed) == pytest.approx(scores(alone), abs=1e-3)
     # What comes after a run does not know how many processes made it.
     texts = ["fruit 3 xx?", "tree 4 x?"]
     expected = [prediction.label for prediction in Model(alone).predict(texts)]
@@ -105,9 +108,7 @@ def test_killed_and_resumed_by_other_numbers_of_processes(recipe, tmp_path):
 def test_full_fine_tuning(bert, toy, tmp_path):
     method = perdure.find("method", "isolated")(peft="full")
     with pytest.raises(InputError, match="`peft: full` trains a change of all"):
-        perdure.run(
-            toy, bert, method, training=Training(sharding="fsdp"), output=tmp_path / "full"
-        )
+        perdure.run(toy, bert, method, training=Training(sharding="fsdp"), output=tmp_path / "full")
     assert not (tmp_path / "full").exists()
 
 

@@ -286,9 +286,7 @@ def _step(
     return value, rate, asked.item() > 0
 
 
-def _add_gradients(
-    accelerator: Accelerator, course: Course, batches: list[list[int]]
-) -> Tensor:
+def _add_gradients(accelerator: Accelerator, course: Course, batches: list[list[int]]) -> Tensor:
     """Add the gradients of this process's share of a step, and return its share of the loss."""
     examples = sum(map(len, batches))
     loss = torch.zeros((), device=accelerator.device)
