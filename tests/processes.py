@@ -1,4 +1,4 @@
-"""Several processes that compute one run, started as `accelerate launch` and `torchrun` start them."""
+"""Several processes that compute one run, started as a launcher starts them."""
 
 import contextlib
 import signal
