@@ -96,8 +96,8 @@ def test_killed_and_resumed_by_other_numbers_of_processes(recipe, tmp_path):
     assert scores(resumed) == pytest.approx(scores(alone), abs=1e-3)
     # What comes after a run does not know how many processes made it.
     texts = ["fruit 3 xx?", "tree 4 x?"]
-    expected = [prediction.label for prediction in Model(alone).predict(texts)]
-    assert [prediction.label for prediction in Model(resumed).predict(texts)] == expected
+    expected = [vars(answer)["answer"] for answer in Model(alone).predict(texts)]
+    assert [vars(answer)["answer"] for answer in Model(resumed).predict(texts)] == expected
     Model(resumed).export(tmp_path / "exported")
     assert perdure.Backbone.load(tmp_path / "exported")
 
