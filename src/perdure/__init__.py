@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         DataError,
         FetchError,
         InputError,
+        OutOfMemory,
         OutputError,
         PerdureError,
         PerdureWarning,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
         UnknownName,
     )
     from perdure.evaluation.measure import Evaluation
-    from perdure.evaluation.posterior import TaskPosterior
+    from perdure.evaluation.posterior import PosteriorSettings, TaskPosterior
     from perdure.learning.alignment import Alignment, align
     from perdure.learning.loop import Session, learn
     from perdure.learning.method import Method, PeftMethod
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from perdure.models.adapters import Adapter
     from perdure.models.backbone import Backbone
     from perdure.models.mixture import Mixture
+    from perdure.models.network import Network
     from perdure.registry import find, names
     from perdure.runs.begin import run
     from perdure.runs.dry_run import DryRun
@@ -71,10 +73,13 @@ __all__ = [
     "Method",
     "Mixture",
     "Model",
+    "Network",
+    "OutOfMemory",
     "OutputError",
     "PeftMethod",
     "PerdureError",
     "PerdureWarning",
+    "PosteriorSettings",
     "Prediction",
     "Recipe",
     "Rule",
@@ -128,6 +133,7 @@ _HOMES = {
         "DataError",
         "FetchError",
         "InputError",
+        "OutOfMemory",
         "OutputError",
         "PerdureError",
         "PerdureWarning",
@@ -137,7 +143,7 @@ _HOMES = {
         "UnknownName",
     ],
     "evaluation.measure": ["Evaluation"],
-    "evaluation.posterior": ["TaskPosterior"],
+    "evaluation.posterior": ["PosteriorSettings", "TaskPosterior"],
     "learning.alignment": ["Alignment", "align"],
     "learning.loop": ["Session", "learn"],
     "learning.method": ["Method", "PeftMethod"],
@@ -148,6 +154,7 @@ _HOMES = {
     "models.adapters": ["Adapter"],
     "models.backbone": ["Backbone"],
     "models.mixture": ["Mixture"],
+    "models.network": ["Network"],
     "registry": ["find", "names"],
     "runs.begin": ["run"],
     "runs.dry_run": ["DryRun"],
