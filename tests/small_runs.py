@@ -37,7 +37,8 @@ def small(name: str, **settings: Any) -> Method:
     """A method with settings that are quick; one that wraps another wraps LwF."""
     found = registry.find("method", name)
     if "method" in registry.options(found):
-        return found(method=small("lwf"), per_class=3, **settings)
+        few = {"per_class": 3} if "per_class" in registry.options(found) else {}
+        return found(method=small("lwf"), **few, **settings)
     if issubclass(found, PeftMethod):
         return found(rank=2, **settings)
     return found(**({"features": 50} if name in RANDOM_FEATURES else {}), **settings)

@@ -206,7 +206,7 @@ def restored(
         )
     # another run may have used this backbone before, and left its adapter on the model
     adapters.detach(backbone.model)
-    system = System(backbone, learned, rule, state.shares_head)
+    system = System(backbone, learned, rule, state.shares_head, state.posterior)
     system.give_heads()
     if learned:
         # training continues from the last adapter; combining all adapters is up to the rule
@@ -378,9 +378,10 @@ def check_fits(backbone: Backbone, task: Learned) -> None:
     fitting.check_fits(backbone.model, task.adapter)
     if bool(task.heads) != backbone.has_heads:
         learned = "by heads" if task.heads else "without a head"
+        without = "with text" if backbone.writes else "without them"
         raise RunError(
             f"Task `{task.name}` is answered {learned}, but `{backbone.source}` answers "
-            f"{'by heads' if backbone.has_heads else 'with text'}. "
+            f"{'by heads' if backbone.has_heads else without}. "
             "Is it the model that the run began with?"
         )
     for name, head in task.heads.items():

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from perdure.errors import InputError, RunError
 from perdure.evaluation.system import Learned
+from perdure.evaluation.validation import DISTANCES, TEMPERATURES, Validation
 from perdure.models.adapters import Adapter
 from perdure.models.heads import GAMMA, SEED, THETA, UNIT
 from perdure.runs import adapter_folder, layout
@@ -30,6 +31,7 @@ Other keys begin with the name of a task.
 STATISTICS = "statistics.safetensors"
 METHOD = "method.safetensors"
 GAUSSIANS = "gaussians.safetensors"
+VALIDATION = "validation.safetensors"
 ALWAYS = {HEAD, STATISTICS, METHOD, "task.json"}
 """The files that every task has."""
 ADAPTER = {
@@ -109,6 +111,8 @@ def _contents(learned: Learned) -> dict[str, bytes]:
     }
     if learned.gaussians:
         contents[GAUSSIANS] = to_bytes(learned.gaussians.tensors())
+    if learned.validation:
+        contents[VALIDATION] = to_bytes(learned.validation.tensors())
     return contents
 
 
@@ -191,6 +195,9 @@ def load(folder: Path, *, rank: int | None = None) -> Learned:
         gaussians = None
         if GAUSSIANS in manifest:
             gaussians = _gaussians(folder, name, len(about["classes"]), head)
+        validation = None
+        if VALIDATION in manifest:
+            validation = _validation(folder)
         heads = _heads(head)
         if has_adapter:
             adapter = adapter_folder.load(folder / "adapter", name, rank)
@@ -204,6 +211,7 @@ def load(folder: Path, *, rank: int | None = None) -> Learned:
             state=about["state"] | TensorFile(folder / METHOD).read_all(),
             digests=about["digests"],
             gaussians=gaussians,
+            validation=validation,
         )
 
 
@@ -235,6 +243,19 @@ def _gaussians(folder: Path, name: str, classes: int, head: TensorFile) -> Gauss
     return Gaussians(**file.read_all())
 
 
+def _validation(folder: Path) -> Validation:
+    """Check and load the fit of a task's Gaussian classes to its validation examples."""
+    file = TensorFile(folder / VALIDATION)
+    shapes = {key: stored.shape for key, stored in file.tensors.items()}
+    distances = shapes.get("distances", ())
+    expected = {"losses": tuple(TEMPERATURES.shape), "distances": distances}
+    if shapes != expected or len(distances) != 1 or not 1 <= distances[0] <= DISTANCES:
+        raise RunError(
+            f"`{file.path}` is damaged: {shapes} are not the fit to a task's validation examples."
+        )
+    return Validation(**file.read_all())
+
+
 # -- checks
 
 
@@ -246,7 +267,7 @@ def _check_listed(folder: Path, manifest: Mapping[str, object], *, has_adapter: 
     expected = set(ALWAYS)
     if has_adapter:
         expected |= ADAPTER
-    for name in (GAUSSIANS, *adapter_folder.KEPT.values()):
+    for name in (GAUSSIANS, VALIDATION, *adapter_folder.KEPT.values()):
         if layout.is_there(folder / name):
             expected.add(name)
     if unlisted := expected - manifest.keys():
@@ -370,6 +391,7 @@ def not_finite(learned: Learned) -> list[str]:
         "statistics": learned.statistics.tensors(),
         "method": learned.state,
         "gaussians": learned.gaussians.tensors() if learned.gaussians else {},
+        "validation": learned.validation.tensors() if learned.validation else {},
     }
     for task, head in learned.heads.items():
         groups[f"head {task}"] = head
