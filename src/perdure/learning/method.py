@@ -94,6 +94,11 @@ class Method:
         return True
 
     @property
+    def computes_heads(self) -> bool:
+        """True if each task's head is computed from features, even if a module is trained."""
+        return not self.trains
+
+    @property
     def passes(self) -> int:
         """The number of times that each batch of a step is passed through the model.
 

@@ -58,8 +58,8 @@ class Replay(Wrapper):
     _seen: list[Task] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self):
-        # A method that keeps all data replays it anyway, and one that does not train cannot.
-        if not self.method.trains or self.method.keeps_all:
+        # A method that keeps all data replays it anyway, and one that computes heads cannot.
+        if self.method.computes_heads or self.method.keeps_all:
             raise InputError(
                 f"`{type(self.method).__name__}` has no use for old examples: "
                 "there is nothing to replay."

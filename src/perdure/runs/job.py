@@ -208,7 +208,7 @@ def check_heads(plan: Plan) -> None:
                 "With `training.heads: shared` all tasks need their classes in the same order: "
                 f"`{first.name}` has {list(first.classes)}, `{task.name}` {list(task.classes)}."
             )
-    if not plan.method.trains:
+    if plan.method.computes_heads:
         raise InputError(
             f"`training.heads: shared`: the method `{method_name(plan.method)}` "
             "computes a separate head for each task."
