@@ -27,7 +27,7 @@ TABLES = {
 }
 TEXTS = [f"{WORDS[i]} {WORDS[(7 * i) % 60]} {WORDS[(11 * i + 3) % 60]}" for i in range(30)]
 TRAINING = {"epochs": 2, "batch_size": 8, "learning_rate": 0.01}
-RANDOM_FEATURES = ("klda", "ranpac")
+RANDOM_FEATURES = ("anacp", "klda", "ranpac")
 """The methods on random features, of which tests need few."""
 OPTIMIZER = torch.optim.AdamW([torch.zeros(1)])
 """For a method's `end` that asks nothing of it."""

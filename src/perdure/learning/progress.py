@@ -15,6 +15,7 @@ from perdure.learning.method import Group, Method, method_name
 from perdure.learning.snapshot import Snapshot, State, alike, part, tensors_of, without_tensors
 from perdure.learning.training import Training
 from perdure.learning.wrapper import innermost
+from perdure.models import shares
 from perdure.models.backbone import Backbone
 from perdure.models.examples import Batch, Examples, in_order
 from perdure.seeds import derived
@@ -366,14 +367,14 @@ def validation_accuracy(course: Course) -> float:
     backbone.eval()
     results = []
     examples = backbone.encode(rows)
-    for index, batch in examples.batches(device=backbone.device):
+    for index, batch in shares.batches(examples, backbone.device):
         hidden = backbone(batch)
         answers = backbone.read(hidden, batch)
         chosen = answers.values.argmax(1)
         right = (chosen == answers.targets).double()
         accuracies = answers.per_example(right)
         results.append((index, accuracies))
-    return in_order(results).mean().item()
+    return in_order(shares.gathered(results)).mean().item()
 
 
 class Best:

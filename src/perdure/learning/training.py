@@ -47,6 +47,10 @@ class Training:
         Recompute the activations of each layer in the backward pass instead of storing
         them. A step then takes less memory, but about a third more time. The loss is the
         same.
+    sharding
+        With several processes, `none`: each has the complete model; `fsdp`: each stores a
+        part of every frozen weight, for models that do not fit on one device
+        (docs/sharding.md). A single process is never sharded.
     backbone_dropout
         Apply the frozen backbone's dropout during training. Without it, a step is about
         1.5 times as fast on a CPU. The module's `dropout` applies in both cases.
@@ -86,6 +90,7 @@ class Training:
     bf16: bool = False
     packing: bool = False
     gradient_checkpointing: bool = False
+    sharding: Literal["none", "fsdp"] = "none"
     backbone_dropout: bool = True
     best: bool = False
     patience: Annotated[int, Ge(1)] | None = None
