@@ -95,13 +95,18 @@ def check_needs(method: Method, backbone: Backbone, stream: TaskStream) -> None:
     Raises
     ------
     InputError
-        The method requires heads, LoRA modules or tasks with classes, which are not available.
+        The method requires heads, a language model, LoRA modules or tasks with classes, which are
+        not available.
     """
     missing: dict[Need, str] = {}
     if not backbone.has_heads:
         instead = "it answers with text" if backbone.writes else "all tasks share its output layer"
         missing["heads"] = (
             f"a head for each task, which `{backbone.source}` does not have: {instead}"
+        )
+    else:
+        missing["words"] = (
+            f"a language model, which writes answers, but `{backbone.source}` classifies with heads"
         )
     if method.module != "lora":
         module = f"`peft: {method.module}`" if method.module else "no module"
