@@ -62,9 +62,7 @@ def test_heads_are_those_of_the_adapted_features(bert, toy):
     bias = torch.cat([bert.own(name).bias for name in toy.names]).double().detach()
     logits = x @ weight.T + bias
     wanted = torch.from_numpy(expected.decision_function(x))
-    torch.testing.assert_close(
-        logits - logits[:, :1], wanted - wanted[:, :1], rtol=1e-4, atol=1e-3
-    )
+    torch.testing.assert_close(logits - logits[:, :1], wanted - wanted[:, :1], rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", FROZEN)
