@@ -185,3 +185,5 @@ def _stop(workers: Sequence[Worker]) -> None:
         for process in processes:
             process.kill()
             process.wait()
+            if process.stdout:
+                process.stdout.close()

@@ -73,8 +73,10 @@ class OnRay:
             return
         if self.address:
             check_address(self.address)
+        # a Ray for this sweep alone needs no dashboard; that of a cluster is not ours
+        options = {} if self.address else {"include_dashboard": False}
         try:
-            ray.init(self.address, log_to_driver=False, include_dashboard=None)
+            ray.init(self.address, log_to_driver=False, logging_level="WARNING", **options)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise _silent(self.address, error) from error
         self._check_resources(ray)
