@@ -66,19 +66,33 @@ def permuted_mnist(
     numbered = {}
     for split, of_split in whole.items():
         numbers = np.arange(len(of_split.labels))
-        numbered[split] = Dataset.from_dict({"label": of_split.labels, "number": numbers})
-    chosen = bounded(numbered, {"train": train, "validation": validation, "test": test}, seed)
+        columns = {"label": of_split.labels, "number": numbers}
+        numbered[split] = Dataset.from_dict(columns)
+    sizes: dict[Split, int | None] = {"train": train, "validation": validation, "test": test}
+    chosen = bounded(numbered, sizes, seed)
+
     random = np.random.RandomState(seed if permutation_seed is None else permutation_seed)
     named = []
     for number in range(tasks):
-        order = random.permutation(SIDE * SIDE) if number else np.arange(SIDE * SIDE)
+        # the first task has the digits as they are
+        order = np.arange(SIDE * SIDE)
+        if number:
+            order = random.permutation(SIDE * SIDE)
         splits: dict[Split, Dataset] = {}
         for split, rows in chosen.items():
             source = whole["test" if split == "test" else "train"]
-            images = source.images[rows["number"][:]]
-            splits[split] = Digits(permuted(images, order), np.array(rows["label"])).dataset()
-        named.append(Task(f"permutation{number:02}", tuple("0123456789"), **splits))
+            splits[split] = _dataset(source, rows, order)
+        task = Task(f"permutation{number:02}", tuple("0123456789"), **splits)
+        named.append(task)
     return TaskStream("permuted_mnist", tuple(named), "domain")
+
+
+def _dataset(source: Digits, rows: Dataset, order: Int64[np.ndarray, " pixels"]) -> Dataset:
+    """Return the chosen rows of a split, with permuted pixels."""
+    chosen = source.images[rows["number"][:]]
+    images = permuted(chosen, order)
+    labels = np.array(rows["label"])
+    return Digits(images, labels).dataset()
 
 
 def permuted(
