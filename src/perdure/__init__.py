@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         DataError,
         FetchError,
         InputError,
+        OutOfMemory,
         OutputError,
         PerdureError,
         PerdureWarning,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from perdure.models.adapters import Adapter
     from perdure.models.backbone import Backbone
     from perdure.models.mixture import Mixture
+    from perdure.models.network import Network
     from perdure.registry import find, names
     from perdure.runs.begin import run
     from perdure.runs.dry_run import DryRun
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from perdure.runs.prediction import Prediction
     from perdure.runs.recipe import Recipe
     from perdure.runs.verify import Verification, verify
+    from perdure.sweeps.sweep import Sweep, sweep
     from perdure.vectors.gaussians import Gaussians
     from perdure.vectors.statistics import Statistics
     from perdure.vectors.task_vector import LowRank, TaskVector
@@ -71,6 +74,8 @@ __all__ = [
     "Method",
     "Mixture",
     "Model",
+    "Network",
+    "OutOfMemory",
     "OutputError",
     "PeftMethod",
     "PerdureError",
@@ -85,6 +90,7 @@ __all__ = [
     "Session",
     "Statistics",
     "Stopped",
+    "Sweep",
     "Task",
     "TaskPosterior",
     "TaskStream",
@@ -106,6 +112,7 @@ __all__ = [
     "past_tasks",
     "read_tasks",
     "run",
+    "sweep",
     "task_vectors",
     "verify",
 ]
@@ -127,6 +134,7 @@ _HOMES = {
         "DataError",
         "FetchError",
         "InputError",
+        "OutOfMemory",
         "OutputError",
         "PerdureError",
         "PerdureWarning",
@@ -147,6 +155,7 @@ _HOMES = {
     "models.adapters": ["Adapter"],
     "models.backbone": ["Backbone"],
     "models.mixture": ["Mixture"],
+    "models.network": ["Network"],
     "registry": ["find", "names"],
     "runs.begin": ["run"],
     "runs.dry_run": ["DryRun"],
@@ -158,6 +167,7 @@ _HOMES = {
     "runs.prediction": ["Prediction"],
     "runs.recipe": ["Recipe"],
     "runs.verify": ["Verification", "verify"],
+    "sweeps.sweep": ["Sweep", "sweep"],
     "vectors.gaussians": ["Gaussians"],
     "vectors.statistics": ["Statistics"],
     "vectors.task_vector": ["LowRank", "TaskVector"],

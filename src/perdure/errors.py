@@ -6,6 +6,7 @@ PerdureError
 │   └── DataError     the examples of a task cannot be used
 ├── BackboneError     the pre-trained model lacks a required part
 ├── TrainingError     training failed because the loss or a feature is not a finite number
+├── OutOfMemory       the memory of the device is full; finished work is saved
 ├── CheckFailed       a method or a rule fails one of the checks of `perdure check`
 ├── RunError          a run folder is missing, incomplete, damaged, or locked by another process
 │   └── NotFinite     a combined model outputs infinite or undefined numbers
@@ -117,6 +118,10 @@ class BackboneError(PerdureError):
 
 class TrainingError(PerdureError):
     """Training failed because the loss or a feature is not a finite number."""
+
+
+class OutOfMemory(PerdureError):
+    """The memory of the device is full; finished work is saved."""
 
 
 class CheckFailed(PerdureError):

@@ -6,43 +6,31 @@ and a test example whose two likeliest classes are equally likely may get the ot
 The tolerances below are those that are promised.
 """
 
-import contextlib
 import os
 import random
-import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import forked
 import pico_language
 import pytest
 import torch
 import yaml
+from processes import PARAMETERS, TRAINING, same, start, stop, wait_for
 from tables import write
 
 import perdure
-from perdure import Recipe, Run, verify
+from perdure import Recipe, Run
 
-PARAMETERS = 1e-4  # each, where values are of the size of 0.1
-ACCURACY = 0.05  # one of the 20 test examples of a task
 LAUNCH = (
     *("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"),
     *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
 )
-TRAINING = {
-    "epochs": 6,
-    "batch_size": 8,
-    "learning_rate": 0.01,
-    "checkpoint_steps": 3,
-    "backbone_dropout": False,
-}
 
 
 def launched(recipe: Path, output: Path) -> str:
-    """What `accelerate launch` of the command line with two processes prints."""
+    """Return what `accelerate launch` of the command line with two processes prints."""
     environment = os.environ | {
         "PYTHONPATH": str(Path(perdure.__file__).parents[1]),
         "OMP_NUM_THREADS": "1",
@@ -62,23 +50,6 @@ def launched(recipe: Path, output: Path) -> str:
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
-
-
-def start(recipe: Path, output: Path) -> list[forked.Process]:
-    """Two processes as `accelerate launch` starts them, the command line in each:
-    it tells them by the environment.
-    """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    command = (forked.PERDURE, "run", recipe, "--output", output, "--quiet")
-    return [forked.Process(*command, RANK=str(n), LOCAL_RANK=str(n), **common) for n in (0, 1)]
 
 
 @pytest.fixture(scope="module")
@@ -116,31 +87,6 @@ def alone(recipe) -> Run:
     return Recipe.read(recipe).run(recipe.parent / "alone")
 
 
-def same(one: Run, other: Run) -> None:
-    """Within the tolerances that are promised."""
-    assert one.tasks == other.tasks
-    for name in one.tasks:
-        left, right = one.load_task(name), other.load_task(name)
-        assert left.digests == right.digests
-        for key, value in left.adapter.parameters.items():
-            torch.testing.assert_close(
-                right.adapter.parameters[key], value, rtol=0, atol=PARAMETERS
-            )
-    rows = {
-        tuple(row[key] for key in ("step", "task", "task_id", "rule")): row["value"]
-        for row in one.scores()
-    }
-    again = {
-        tuple(row[key] for key in ("step", "task", "task_id", "rule")): row["value"]
-        for row in other.scores()
-    }
-    assert again == pytest.approx(rows, abs=ACCURACY + 1e-9)
-    assert [event["loss"] for event in other.events() if event["event"] == "step"] == pytest.approx(
-        [event["loss"] for event in one.events() if event["event"] == "step"], abs=1e-3
-    )
-    assert not verify(other.folder).faults
-
-
 def test_two_processes_come_to_what_one_comes_to(alone, recipe):
     out = launched(recipe, recipe.parent / "two")
     assert out.count("task posterior") == 1, "one of them prints"
@@ -152,22 +98,48 @@ def test_two_processes_come_to_what_one_comes_to(alone, recipe):
     )
 
 
-def test_samples_of_weights_and_a_divergence(recipe):
-    """The prior counts once, and all processes draw the same sample of the weights."""
+def by_one_and_by_two(recipe: Path, method: dict[str, object]) -> tuple[Run, Run]:
+    """Learn both tasks with a method, in one process and in two; compare what both promise."""
     values = yaml.safe_load(recipe.read_text())
-    values["method"] = {"name": "vcl", "rank": 2, "sampling": "weights", "beta": 0.1}
+    values["method"] = {"rank": 2, **method}
     values["training"]["epochs"] = 2
-    path = recipe.parent / "vcl.yaml"
+    path = recipe.parent / f"{method['name']}.yaml"
     path.write_text(yaml.safe_dump(values))
-    processes = start(path, recipe.parent / "vcl-two")
+    output = recipe.parent / f"{method['name']}-two"
+    processes = start(path, output)
     said = [process.communicate(timeout=300)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
-    one, two = Recipe.read(path).run(recipe.parent / "vcl-one"), Run(recipe.parent / "vcl-two")
+    one, two = Recipe.read(path).run(recipe.parent / f"{method['name']}-one"), Run(output)
     same(one, two)
+    return one, two
+
+
+def test_samples_of_weights_and_a_divergence(recipe):
+    """The prior counts once, and all processes draw the same sample of the weights."""
+    one, two = by_one_and_by_two(recipe, {"name": "vcl", "sampling": "weights", "beta": 0.1})
     states = [run.load_task("fruit").state for run in (one, two)]
     assert any("log_sigma" in name for name in states[0])
     for name, value in states[0].items():
         torch.testing.assert_close(states[1][name], value, rtol=0, atol=PARAMETERS)
+
+
+@pytest.mark.parametrize("name", ["bgd", "badam"])
+def test_sigmas_and_moments_of_samples(name, recipe):
+    """Both processes draw the same samples, and σ follows the products of all examples."""
+    initial = 0.1
+    method = {"name": name, "samples": 2, "initial_sigma": initial}
+    one, two = by_one_and_by_two(recipe, method)
+    left, right = (run.load_task(run.tasks[-1]).state for run in (one, two))
+    assert list(left) == list(right)
+    for key, value in left.items():
+        if key.startswith("sigma/"):
+            # Not σ itself: it would be nearly the same without the products of one process.
+            change, again = value - initial, right[key] - initial
+            assert change.abs().max() > 0
+            torch.testing.assert_close(again, change, rtol=0, atol=0.01 * change.abs().max().item())
+        elif key != "steps":
+            scale = value.abs().max().item()
+            torch.testing.assert_close(right[key], value, rtol=0, atol=0.01 * scale)
 
 
 def test_killed_and_resumed_by_two_and_by_one(alone, recipe):
@@ -185,29 +157,6 @@ def test_killed_and_resumed_by_two_and_by_one(alone, recipe):
             assert len(Run(output).tasks) <= 2
     assert kills >= 2
     same(alone, Recipe.read(recipe).run(output))
-
-
-def wait_for(output: Path, processes: list[forked.Process]) -> None:
-    """Until training goes on: an event that was not there before."""
-    events, end = output / "events.jsonl", time.monotonic() + 60
-    before = events.stat().st_mtime_ns if events.exists() else 0
-    while time.monotonic() < end and (not events.exists() or events.stat().st_mtime_ns == before):
-        if all(process.poll() is not None for process in processes):
-            return  # nothing was left to do
-        time.sleep(0.01)
-
-
-def stop(processes: list[forked.Process], how: str) -> None:
-    """When one has ended, the launcher ends the other: by SIGTERM,
-    and by SIGKILL if that is not enough.
-    """
-    for process in processes[: 1 if how == "first" else 2]:
-        process.send_signal(signal.SIGTERM if how == "term" else signal.SIGKILL)
-    if how == "first":
-        processes[1].send_signal(signal.SIGTERM)
-    for process in processes:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.communicate(timeout=30)
 
 
 def test_a_second_run_is_told_who_holds_the_first(alone, recipe):

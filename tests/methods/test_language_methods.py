@@ -371,16 +371,15 @@ def test_an_encoder_computes_again(bert, toy):
 # -- weights in half precision
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_weights_in_bfloat16_beside_a_module_in_float32(kind, tmp_path):
+def test_weights_in_half_precision_beside_a_module_in_float32(kind, dtype, tmp_path):
     task = free("one")
     folder = save(tmp_path / "model", kind)
-    whole, half = (
-        Backbone.load(folder, max_new_tokens=16, dtype=t) for t in ("float32", "bfloat16")
-    )
+    whole, half = (Backbone.load(folder, max_new_tokens=16, dtype=t) for t in ("float32", dtype))
     weights = {name: value.clone() for name, value in half.model.named_parameters()}
-    assert half.settings["dtype"] == "bfloat16"
-    assert {value.dtype for value in weights.values()} >= {torch.bfloat16}
+    assert half.settings["dtype"] == dtype
+    assert {value.dtype for value in weights.values()} >= {getattr(torch, dtype)}
     usual = replace(FEW, packing=kind == "llama", backbone_dropout=False)
     losses, _ = losses_of(whole, task, usual)
     again, adapter = losses_of(half, task, usual)

@@ -212,7 +212,7 @@ def test_validation_looks_at_the_new_task_alone(bert, toy):
     assert ("colour", "validation") in seen and ("fruit", "validation") not in seen
 
 
-ALONE = {"replay", "joint", "klda", "lda", "ncm", "ranpac"}
+ALONE = {"replay", "joint", "anacp", "klda", "lda", "ncm", "ranpac"}
 
 
 @pytest.mark.parametrize("name", [name for name in registry.names("method") if name not in ALONE])

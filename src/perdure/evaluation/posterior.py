@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from perdure.errors import RunError, TrainingError
-from perdure.models import adapters
+from perdure.models import adapters, shares
 from perdure.models.backbone import Backbone
 from perdure.models.examples import Examples, in_order
 from perdure.models.heads import unit_norm
@@ -191,8 +191,8 @@ def describe(backbone: Backbone, examples: Examples) -> Float[Tensor, "examples 
         described = []
         # The features must not change from task to task, so no adapter may be active.
         with adapters.disabled(backbone.model):
-            for rows, batch in examples.batches(device=backbone.device):
+            for rows, batch in shares.batches(examples, backbone.device):
                 features = backbone.features(batch).cpu()
                 described.append((rows, features))
-        examples.described = in_order(described)
+        examples.described = in_order(shares.gathered(described))
     return examples.described

@@ -1,8 +1,9 @@
 """The training of one task after another: the training loop and the hooks of a method.
 
 alignment.py        Joint training of all heads on features sampled from remembered classes
-engine.py           Distributed training: several processes that train one model
+engine.py           Distributed training on accelerate: processes, devices and sharding
 loop.py             The training loop
+memory.py           A full memory, reported with the settings that help
 method.py           The interface of a method
 optimizer_state.py  Saving and restoring the state of any optimizer
 progress.py         The training of one task: its progress, and how it is resumed

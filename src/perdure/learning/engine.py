@@ -1,7 +1,7 @@
-"""Distributed training: the number, the ranks and the communication of several processes.
+"""Distributed training on accelerate: processes, devices, communication and sharding.
 
-All processes run the same program with the same data (`accelerate launch`); only the
-first process writes files.
+All processes run the same program with the same data (`accelerate launch` or `torchrun`);
+only the first process writes files.
 """
 
 import os
@@ -10,11 +10,15 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from accelerate import PartialState
+from accelerate import FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import broadcast, reduce
 from torch import Tensor
+from torch.distributed.fsdp import CPUOffloadPolicy
 
 from perdure.errors import InputError
+from perdure.learning.training import Training
+from perdure.models import placement
+from perdure.models.backbone import Backbone
 
 PATIENCE = timedelta(days=7)
 """The timeout for communication between processes.
@@ -85,6 +89,57 @@ def device(name: str = "auto") -> torch.device:
             f"There is no device `{name}` here. Give one of: {', '.join(names)}."
         ) from error
     return chosen
+
+
+# -- the model on its devices
+
+
+def shards(training: Training) -> bool:
+    """Return True if the weights are to be sharded: by the settings, or by `accelerate config`."""
+    return training.sharding == "fsdp" or _launched_with("FSDP")
+
+
+def place(backbone: Backbone, training: Training) -> None:
+    """Move a backbone to the device of this process, or shard it between all processes.
+
+    A single process has nothing to share, so that it can continue a run of several.
+
+    Raises
+    ------
+    InputError
+        accelerate was told to use DeepSpeed or to keep the weights in the CPU's memory, or
+        the model cannot be sharded.
+    """
+    if _launched_with("DEEPSPEED"):
+        raise InputError(
+            "perdure does not train with DeepSpeed: FSDP shards the same weights. Run `accelerate "
+            "config` again and choose FSDP, or set `training: {sharding: fsdp}`."
+        )
+    if count() == 1 or not shards(training):
+        if not placement.is_sharded(backbone.model):
+            backbone.to(device())
+        return
+    # The plugin reads what `accelerate config` has asked.
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+    if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
+        raise InputError(
+            "perdure does not keep sharded weights in the CPU's memory. Set "
+            "`fsdp_offload_params: false` in accelerate's configuration, and use more processes."
+        )
+    placement.shard(
+        backbone.model,
+        device(),
+        processes=count(),
+        reshard=bool(plugin.reshard_after_forward),
+    )
+
+
+def _launched_with(engine: str) -> bool:
+    """Return True if `accelerate launch` was told to use an engine (`FSDP` or `DEEPSPEED`)."""
+    return os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true"
+
+
+# -- communication
 
 
 @torch.no_grad()

@@ -16,13 +16,14 @@ from perdure.data.task import Task
 from perdure.errors import InputError, TrainingError
 from perdure.evaluation.progress_bar import Progress
 from perdure.learning import engine
+from perdure.learning.memory import explained
 from perdure.learning.method import Method
 from perdure.learning.progress import Course, validation_accuracy
 from perdure.learning.snapshot import Snapshot
 from perdure.learning.stopping import Stopping
 from perdure.learning.training import Training
 from perdure.merging.combine import folded, task_vectors
-from perdure.models import adapters
+from perdure.models import adapters, placement
 from perdure.models.adapters import Adapter
 from perdure.models.backbone import Backbone
 from perdure.models.examples import Batch
@@ -95,6 +96,8 @@ def learn(
 
     Raises
     ------
+    OutOfMemory
+        The memory of the device is full; the steps so far are saved.
     TrainingError
         The loss, or a parameter after training, is not a finite number.
     Stopped
@@ -111,7 +114,7 @@ def learn(
 
     # The seed includes the task's name, so that its head does not depend on other tasks.
     plant(derived(seed, task.name, "head"))
-    backbone.to(accelerator.device)
+    engine.place(backbone, training)
     give_head(backbone, task, training)
 
     # Earlier adapters are folded into the weights, so their number does not slow down a step.
@@ -213,7 +216,7 @@ def _train_epoch(
     set_dropout(course.backbone, training)
     plan = course.plan(course.epoch)
     for batches in plan[course.batch :]:
-        loss, rate, stopped = _step(accelerator, course, batches, session.stop)
+        loss, rate, stopped = _step(accelerator, course, batches, session)
         course.step += 1
         course.batch += 1
 
@@ -242,7 +245,7 @@ def _train_epoch(
 
 
 def _step(
-    accelerator: Accelerator, course: Course, batches: list[list[int]], stop: Stopping
+    accelerator: Accelerator, course: Course, batches: list[list[int]], session: Session
 ) -> tuple[float, float, bool]:
     """Take one optimizer step on the mean loss over the examples of the batches.
 
@@ -258,23 +261,19 @@ def _step(
         engine.number(),
     )
     plant(seed)
-    examples = sum(map(len, batches))
-    loss = torch.zeros((), device=accelerator.device)
-    for batch in batches:
-        rows = batch[engine.number() :: engine.count()]
-        if not rows:  # the last batch may have fewer examples than there are processes
-            continue
-        share_of_examples = len(rows) / examples
-        # Outside of `around`: the check of the first packed batch compares outputs of the
-        # model, which must not be random.
-        batch = course.batch_of(rows)
-        for _ in range(course.method.passes):
-            loss += _pass(accelerator, course, batch, share_of_examples)
+
+    def save() -> None:
+        if session.keep:
+            session.keep(course.snapshot())
+
+    # Until `update`, nothing has changed since the last step, so that its state can be saved.
+    with explained(course.backbone, course.training, save):
+        loss = _add_gradients(accelerator, course, batches)
 
     # The stop request is summed along with the gradients, so all processes see it at the
     # same step. A signal may reach only one of them, and the others would wait for it
     # forever.
-    asked = torch.tensor(float(bool(stop.asked)))
+    asked = torch.tensor(float(bool(session.stop.asked)))
     _add_up_gradients(course.parameters, [loss, asked])
     value = loss.item()
     _check(value, course)
@@ -285,6 +284,25 @@ def _step(
     course.scheduler.step()
     course.optimizer.zero_grad()
     return value, rate, asked.item() > 0
+
+
+def _add_gradients(accelerator: Accelerator, course: Course, batches: list[list[int]]) -> Tensor:
+    """Add the gradients of this process's share of a step, and return its share of the loss."""
+    examples = sum(map(len, batches))
+    loss = torch.zeros((), device=accelerator.device)
+    for batch in batches:
+        rows = batch[engine.number() :: engine.count()]
+        share_of_examples = len(rows) / examples
+        if not rows:  # the last batch may have fewer examples than there are processes
+            if not placement.is_sharded(course.backbone.model):
+                continue
+            rows = batch[:1]  # with a share of 0: all processes make every pass together
+        # Outside of `around`: the check of the first packed batch compares outputs of the
+        # model, which must not be random.
+        batch = course.batch_of(rows)
+        for _ in range(course.method.passes):
+            loss += _pass(accelerator, course, batch, share_of_examples)
+    return loss
 
 
 def _pass(accelerator: Accelerator, course: Course, batch: Batch, weight: float) -> Tensor:

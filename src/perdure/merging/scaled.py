@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from perdure.models import adapters
-from perdure.models.matrices import oriented
+from perdure.models import adapters, placement
+from perdure.models.matrices import is_transposed, oriented
 from perdure.vectors.task_vector import LowRank, TaskVector, by_depth
 
 # The number of in-place updates after which a sum is recomputed, because each update adds
@@ -48,7 +48,7 @@ class Scaled:
                 layer = adapters.base_layer(model, name)
                 self.layers[name] = layer
                 self.weights[name] = layer.weight
-                self.before[name] = layer.weight.data
+                self.before[name] = placement.stored(layer.weight)
         self.factors = [self._factors(vector) for vector in vectors]
         self.sums: dict[str, Tensor] = {}
         self.now: dict[str, tuple[float, ...]] = {}
@@ -61,9 +61,14 @@ class Scaled:
             # A search uses this class only if all changes are low-rank (`evaluation.scales`).
             if not isinstance(change, LowRank):
                 continue
-            device = self.weights[name].device
-            B = change.B.float().to(device)
-            A = change.A.float().to(device)
+            weight = self.weights[name]
+            B = change.B.float().to(weight.device)
+            A = change.A.float().to(weight.device)
+            # Of a sharded weight, only the rows that this process stores are changed here.
+            if is_transposed(self.layers[name]):
+                A = placement.like(A.T, weight).T
+            else:
+                B = placement.like(B, weight)
             factors[name] = B, A
         return factors
 
@@ -76,7 +81,7 @@ class Scaled:
             yield scaled
         finally:
             for name, weight in scaled.weights.items():
-                weight.data = scaled.before[name]
+                placement.put(weight, scaled.before[name])
 
     def move(self, scales: Sequence[Sequence[float]]) -> None:
         """Set the scale of each task, or its scales for groups of layers of similar depth.
@@ -96,7 +101,7 @@ class Scaled:
             self.now[name] = layer_scales
             # A bfloat16 weight is rounded from the sum each time, so rounding errors do
             # not accumulate. In single precision, the weight shares memory with the sum.
-            weight.data = self.sums[name].to(weight.dtype)
+            placement.put(weight, self.sums[name].to(weight.dtype))
 
     def _update(self, name: str, scales: tuple[float, ...]) -> None:
         """Update a layer's sum to new scales, either in place or by recomputing it from W0."""

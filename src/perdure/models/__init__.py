@@ -23,6 +23,7 @@ outline.py               Backbones without weights, for dry runs
 output_layer.py          Compute logits only at the tokens of the answers
 packing.py               Pack several examples into one row
 patterns.py              Match regular expressions within a time limit
+placement.py             Weights that several processes shard, and parts of them
 pretrained.py            Load a pre-trained model and its processor
 prompts.py               Turn rows into the tokens of prompts and answers
 quantised.py             Frozen models in 4 bits, with bitsandbytes
@@ -30,6 +31,7 @@ ranking.py               Log-probabilities of the choices after a prompt
 recomputing.py           Gradient checkpointing
 resolution.py            Change the image size of a vision transformer
 sentence_transformer.py  Save an encoder for sentence-transformers
+shares.py                The share of each process when several measure one model
 text_examples.py         Batches of prompts with their answers
 tokenizing.py            Load a tokenizer and match it to its model
 """

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from perdure.errors import BackboneError, RunError
-from perdure.models import quantised
+from perdure.models import placement, quantised
 from perdure.models.adapter_config import config_from as config_from
 from perdure.models.full import FullConfig
 from perdure.models.matrices import oriented
@@ -228,16 +228,16 @@ def folded(model: nn.Module, changes: Mapping[str, Tensor]) -> Iterator[None]:
                     hooks.append(quantised.beside(layer, change))
                     continue
                 change = oriented(layer, change)
-            originals.append((weight, weight.data))
-            # Assign to `.data`, so that references to the parameter stay valid. Add in
-            # single precision even to weights in half precision, so that only the sum is
-            # rounded.
-            sum_of_both = weight.data.float() + change.to(weight.device).float()
-            weight.data = sum_of_both.to(weight.dtype)
+            rows = placement.stored(weight)
+            originals.append((weight, rows))
+            # Add in single precision even to weights in half precision, so that only the
+            # sum is rounded.
+            change = placement.like(change, weight).to(rows.device)
+            placement.put(weight, (rows.float() + change.float()).to(rows.dtype))
         yield
     finally:
         for weight, original in originals:
-            weight.data = original
+            placement.put(weight, original)
         for hook in hooks:
             hook.remove()
 

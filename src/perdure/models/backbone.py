@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from perdure.data.task import Rows, Task
 from perdure.errors import BackboneError, InputError
-from perdure.models import model_files
+from perdure.models import model_files, shares
 from perdure.models.examples import BATCH_SIZE, Batch, Examples, in_order
 from perdure.models.logits import Logits
 from perdure.models.model_files import ModelFiles
@@ -48,7 +48,9 @@ class Backbone(nn.Module, ABC):
     """
 
     has_heads: ClassVar[bool] = True
-    """True if each task has a classification head; False for language models."""
+    """True if each task has a classification head; False if all tasks share the model's output."""
+    writes: ClassVar[bool] = False
+    """True if the model answers with text."""
 
     width: int
 
@@ -80,7 +82,7 @@ class Backbone(nn.Module, ABC):
         chat_template: Literal["auto", "none"] = "auto",
         system_message: str | None = None,
         normalized: bool = False,
-        dtype: Literal["float32", "bfloat16", "nf4"] = "float32",
+        dtype: Literal["float32", "bfloat16", "float16", "nf4"] = "float32",
     ) -> "Backbone":
         """Load a checkpoint: a language model, or an encoder that classifies texts or images.
 
@@ -124,9 +126,10 @@ class Backbone(nn.Module, ABC):
             Rank a language model's choices by log p per token rather than by log p.
         dtype
             The data type of a language model's frozen weights in memory. Compared with
-            `float32`, `bfloat16` takes half the memory, and `nf4` about an eighth: it
-            stores linear layers in 4 bits, with bitsandbytes (`perdure[4bit]`). Adapters
-            and the optimizer stay in `float32`. Merged weights and exports are also
+            `float32`, `bfloat16` and `float16` take half the memory, and `nf4` about an
+            eighth: it stores linear layers in 4 bits, with bitsandbytes
+            (`perdure[4bit]`). `float16` is for devices without `bfloat16`: its range is
+            small, so that small gradients become zero. Adapters and the optimizer stay in `float32`. Merged weights and exports are also
             computed in `float32`, from the rounded weights. Nothing can be merged into
             4-bit weights: a combined change is applied alongside the layer, and a run on
             such a model is exported as an adapter.
@@ -194,7 +197,7 @@ class Backbone(nn.Module, ABC):
     @property
     @abstractmethod
     def heads(self) -> list[str]:
-        """The names of the tasks that have a head; empty for a language model."""
+        """The names of the tasks that have a head; empty if there are none (`has_heads`)."""
 
     @abstractmethod
     def open(self, task: Task) -> None:
@@ -394,5 +397,6 @@ def pooled(backbone: Backbone, examples: Examples) -> Float[Tensor, "examples wi
     """
     feature = backbone if backbone.has_heads else backbone.features
     with evaluating(backbone):
-        batches = examples.batches(device=backbone.device)
-        return in_order((rows, feature(batch).cpu()) for rows, batch in batches)
+        batches = shares.batches(examples, backbone.device)
+        features = ((rows, feature(batch).cpu()) for rows, batch in batches)
+        return in_order(shares.gathered(features))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from perdure.data.images import read_image, undecoded
 from perdure.data.task import Rows, Task
 from perdure.errors import BackboneError, DataError, InputError, RunError
-from perdure.models import heads, pretrained, sentence_transformer
+from perdure.models import heads, placement, pretrained, sentence_transformer
 from perdure.models.backbone import Backbone
 from perdure.models.examples import BATCH_SIZE, Batch, Examples
 from perdure.models.logits import Logits
@@ -268,7 +268,7 @@ class Encoder(Backbone):
         convolutional model, the mean over positions.
         """
         encoder = getattr(self.model, "base_model", self.model)
-        output = encoder(**batch.inputs)
+        output = placement.run(self.model, encoder, batch.inputs)
         hidden = output.last_hidden_state
         if self.kind == "text":
             return _masked_mean(hidden, batch.inputs["attention_mask"])
@@ -362,7 +362,7 @@ class Encoder(Backbone):
     def _joined(self, tasks: Sequence[str]) -> nn.Linear:
         """Return one head that concatenates the outputs of the heads of the given tasks."""
         members = [self.own(task) for task in tasks]
-        if any(isinstance(head, heads.RandomHead | heads.FourierHead) for head in members):
+        if any(isinstance(head, heads.RANDOM) for head in members):
             raise RunError(
                 "The heads are linear in random features, which no stock model computes. Use "
                 "`perdure predict`, or a method with linear heads, such as `lda`, which can be "

@@ -98,6 +98,8 @@ class Examples:
         The number of prompts that were cut to the maximum length.
     described
         The features for the task posterior, once they have been computed.
+    answered
+        Logits of models that belong to one task, by the digest of the model and its head.
     """
 
     inputs: Sequence[object] | ConcatDataset[object]
@@ -109,6 +111,7 @@ class Examples:
     batch_size: int = BATCH_SIZE
     cut: int = 0
     described: Float[Tensor, "examples features"] | None = field(default=None, init=False)
+    answered: dict[str, Tensor] = field(default_factory=dict, init=False)
 
     def __len__(self) -> int:
         return len(self.tasks)
@@ -135,14 +138,17 @@ class Examples:
         size
             The number of examples per batch; by default `batch_size`.
         """
-        size = size or self.batch_size
+        for numbers in self.numbers(rows, size=size or self.batch_size):
+            yield numbers, self.batch(numbers, device)
+
+    def numbers(self, rows: Sequence[int] | None = None, *, size: int) -> Iterator[list[int]]:
+        """Yield the indices of the examples of each batch, as in `batches`."""
         if rows is None:
             rows = range(len(self))
         # `sorted` is stable: examples of equal length keep their order, so runs are reproducible.
         order = sorted(rows, key=self.lengths.__getitem__)
         for start in range(0, len(order), size):
-            numbers = order[start : start + size]
-            yield numbers, self.batch(numbers, device)
+            yield order[start : start + size]
 
     def batch(self, rows: Sequence[int], device: torch.device | str = "cpu") -> Batch:
         """Return the examples with indices `rows` as one batch, on a device."""

@@ -14,7 +14,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from perdure.data.task import Rows, Task, TaskRows
 from perdure.errors import DataError, InputError
-from perdure.models import pretrained, quantised, ranking
+from perdure.models import placement, pretrained, quantised, ranking, shares
 from perdure.models.backbone import Backbone, evaluating
 from perdure.models.examples import BATCH_SIZE, Batch, Examples
 from perdure.models.logits import Logits
@@ -69,6 +69,7 @@ class LanguageModel(Backbone):
     """
 
     has_heads = False
+    writes = True
     model: PreTrainedModel
 
     def __init__(
@@ -250,7 +251,8 @@ class LanguageModel(Backbone):
                 losses = self.losses(self._packed(examples, some))
             except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
                 return False  # an architecture without positions, or with a mask of its own
-        return ranking.agree(self.model, losses, expected)
+        exact = ranking.agree(self.model, losses, expected)
+        return shares.agreed(exact) if placement.is_sharded(self.model) else exact
 
     # -- a batch → numbers
 
@@ -274,9 +276,10 @@ class LanguageModel(Backbone):
         """
         prompt = prompt_of(batch)
         if self.decodes:
-            output = self.model.get_encoder()(**prompt)
+            output = placement.run(self.model, self.model.get_encoder(), prompt)
         else:
-            output = self.model.base_model(**prompt, use_cache=False)
+            prompt_only = {**prompt, "use_cache": False}
+            output = placement.run(self.model, self.model.base_model, prompt_only)
         hidden = output.last_hidden_state.float()
         weights = prompt["attention_mask"][..., None].to(hidden.dtype)
         return (hidden * weights).sum(1) / weights.sum(1)
@@ -307,7 +310,10 @@ class LanguageModel(Backbone):
         prompt = prompt_of(batch)
         scores = torch.empty(len(batch), len(words), device=self.device)
         # The tokens of a word depend on whether the prompt before it ends with a space.
-        for joint in dict.fromkeys(places.joints):
+        joints = list(dict.fromkeys(places.joints))
+        if placement.is_sharded(self.model):
+            joints = shares.union(joints)  # all processes must make the same passes
+        for joint in joints:
             rows = [row for row, other in enumerate(places.joints) if other == joint]
             tails = [self.prompts.answer(word, joint) for word in words]
             # All rows are ranked, because a mixture assigns its experts to the rows of the batch.
@@ -356,6 +362,10 @@ class LanguageModel(Backbone):
         # the checkpoint's settings are not used: they may sample, or forbid repetition
         with _generating(self.model, GenerationConfig()), pretrained.quietly():
             model: Any = self.model  # typed as a module, whose attributes may be tensors
+            if self.decodes and placement.is_sharded(model):
+                # transformers would call the encoder without the weights outside of its blocks
+                states = placement.run(model, model.get_encoder(), prompt)
+                prompt = {**prompt, "encoder_outputs": states}
             tokens = model.generate(**prompt, generation_config=self._generation())
         first = 1 if self.decodes else prompt["input_ids"].shape[1]
         stops = set(self.prompts.stops)

@@ -31,7 +31,7 @@ class TextSettings:
     chat_template: Literal["auto", "none"] = "auto"
     system_message: str | None = None
     normalized: bool = False
-    dtype: Literal["float32", "bfloat16", "nf4"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16", "nf4"] = "float32"
 
 
 def load_files(

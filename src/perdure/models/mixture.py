@@ -93,12 +93,13 @@ class ExpertLinear(nn.Module):
         self.choice = choice
         # If the weights are packed in 4 bits, the factors keep their data type: converted
         # to the integers of the weights, they would be lost.
-        like = A.to(base.weight.device) if in_4_bits(base.weight) else base.weight
-        self.register_buffer("A", A.to(like), persistent=False)
-        self.register_buffer("B", B.to(like), persistent=False)
+        device = base.weight.device
+        dtype = A.dtype if in_4_bits(base.weight) else base.weight.dtype
+        self.register_buffer("A", A.to(device, dtype), persistent=False)
+        self.register_buffer("B", B.to(device, dtype), persistent=False)
         # Without `acts`, the gate would assign weight to experts that do not change this layer.
         acts = B.flatten(1).any(1)
-        self.register_buffer("acts", acts.to(base.weight.device), persistent=False)
+        self.register_buffer("acts", acts.to(device), persistent=False)
 
     @property
     def weight(self) -> Tensor:
@@ -230,6 +231,11 @@ class Mixture:
         others = dict(self.experts)
         del others[task]
         return self._of(others)
+
+    def only(self, task: str) -> Mixture:
+        """Return a mixture of the task's expert alone; it is empty if the task has none."""
+        experts = {name: vector for name, vector in self.experts.items() if name == task}
+        return self._of(experts)
 
     def _of(self, experts: Mapping[str, TaskVector]) -> Mixture:
         # Not `dataclasses.replace`, which would also copy the cached factors.

@@ -188,7 +188,8 @@ def open_language_model(
     Parameters
     ----------
     dtype
-        The data type of the weights in memory: `float32`, `bfloat16`, or `nf4` (4 bits).
+        The data type of the weights in memory: `float32`, `bfloat16`,
+        `float16`, or `nf4` (4 bits).
         Weights that require single precision stay in `float32`.
     outline
         Create the model on torch's `meta` device, with shapes but no values. Neither

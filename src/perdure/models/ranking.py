@@ -21,6 +21,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils.generic import ModelOutput
 
+from perdure.models import placement, shares
 from perdure.models.output_layer import logits_at
 
 Prompt = Mapping[str, Tensor]
@@ -59,7 +60,8 @@ class Ranking:
         """Return log p(choice | prompt) for each prompt and choice."""
         fast = _side_by_side if model.config.is_encoder_decoder else _packed
         if self.exact is None:
-            self.exact = _agree(fast, model, prompt, tails[:TRIED])
+            exact = _agree(fast, model, prompt, tails[:TRIED])
+            self.exact = shares.agreed(exact) if placement.is_sharded(model) else exact
         way = fast if self.exact else _whole
         return way(model, prompt, tails)
 
@@ -187,7 +189,7 @@ def _side_by_side(
     """Score the choices as a batch, continuing from the cache of an encoder–decoder model."""
     mask = prompt["attention_mask"]
     batch = len(mask)
-    states = model.get_encoder()(**prompt).last_hidden_state
+    states = placement.run(model, model.get_encoder(), prompt).last_hidden_state
     start = torch.full((batch, 1), model.config.decoder_start_token_id, device=mask.device)
     read = model(
         encoder_outputs=BaseModelOutput(last_hidden_state=states),

@@ -10,7 +10,8 @@ Sections = Mapping[str, object]
 
 HARMLESS = ("name", "about", "stream", "evaluation", "rule")
 """Sections that only affect what is measured, and `stream`, whose examples are compared instead."""
-HARMLESS_IN_TRAINING = ("checkpoint_steps", "trackers")
+HARMLESS_IN_TRAINING = ("checkpoint_steps", "gradient_checkpointing", "sharding", "trackers")
+"""Settings of training that do not change what is learned, except by rounding."""
 
 
 def check_changes(folder: Path, before: Sections, now: Sections) -> None:

@@ -11,11 +11,14 @@ from perdure.errors import InputError
 from perdure.evaluation import general, task_score
 from perdure.evaluation.measure import Evaluation, check_search
 from perdure.evaluation.posterior import PosteriorSettings
+from perdure.learning import engine
 from perdure.learning.method import Method, Need, method_name
+from perdure.learning.progress import check_optimizer
 from perdure.learning.training import Training
 from perdure.merging.rule_settings import Rule
 from perdure.merging.search import Search
 from perdure.models.backbone import Backbone
+from perdure.models.network import Network
 from perdure.runs.expected import ExpectedTask
 from perdure.runs.layout import Settings
 from perdure.settings import Section, check_seed, checked, named
@@ -73,10 +76,13 @@ def check(plan: Plan) -> None:
     checked(Evaluation, vars(plan.evaluation), "evaluation")
     checked(PosteriorSettings, vars(plan.posterior), "posterior")
     check_needs(plan.method, plan.backbone, plan.stream)
+    check_network(plan)
+    check_optimizer(plan.method, plan.training)
     check_answers(plan.backbone, [*plan.stream, *plan.never], plan.evaluation)
     check_alignment(plan.training, plan.rule)
     check_heads(plan)
     check_boundaries(plan)
+    check_sharding(plan)
     check_posterior(plan)
     if plan.training.packing:
         plan.backbone.check_packing()
@@ -93,8 +99,9 @@ def check_needs(method: Method, backbone: Backbone, stream: TaskStream) -> None:
     """
     missing: dict[Need, str] = {}
     if not backbone.has_heads:
+        instead = "it answers with text" if backbone.writes else "all tasks share its output layer"
         missing["heads"] = (
-            f"a head for each task, which `{backbone.source}` does not have: it answers with text"
+            f"a head for each task, which `{backbone.source}` does not have: {instead}"
         )
     if method.module != "lora":
         module = f"`peft: {method.module}`" if method.module else "no module"
@@ -109,6 +116,38 @@ def check_needs(method: Method, backbone: Backbone, stream: TaskStream) -> None:
             )
 
 
+def check_network(plan: Plan) -> None:
+    """Check that a network that is trained from scratch can be trained on a stream.
+
+    Raises
+    ------
+    InputError
+        The method does not train all weights, tasks should share a head, or the network
+        cannot read a task or has no output for one of its classes.
+    """
+    backbone = plan.backbone
+    if not isinstance(backbone, Network):
+        return
+    method = plan.method
+    if method.module != "full":
+        # Others refuse `peft: full`, because they are designed for low-rank modules.
+        remedy = "Set `peft: full`."
+        if "lora" in method.needs:
+            remedy = "Choose a method that takes `peft: full`, such as `ewc` or `vcl`."
+        raise InputError(
+            f"`{backbone.source}` is trained from scratch, but the method "
+            f"`{method_name(method)}` with `peft: {method.module}` would leave its weights at "
+            f"their random initial values. {remedy}"
+        )
+    if plan.training.shares_head:
+        raise InputError(
+            f"`training.heads: shared` is for models that have heads: the output layer of "
+            f"`{backbone.source}` serves all tasks anyway. Leave it out."
+        )
+    for task in plan.stream:
+        backbone.check_task(task)
+
+
 def check_answers(backbone: Backbone, tasks: Sequence[Task], evaluation: Evaluation) -> None:
     """Check that a backbone can answer the tasks, and that their scores suit its answers.
 
@@ -118,7 +157,7 @@ def check_answers(backbone: Backbone, tasks: Sequence[Task], evaluation: Evaluat
         A task is answered with free text but the backbone has heads, a score does not
         suit the answers, or `evaluation.general` is set for a backbone with heads.
     """
-    if evaluation.general and backbone.has_heads:
+    if evaluation.general and not backbone.writes:
         raise InputError(
             f"`evaluation.general` is for language models, which predict text: `{backbone.source}` "
             "answers with classes, by heads. Leave it out, or use a language model."
@@ -126,7 +165,7 @@ def check_answers(backbone: Backbone, tasks: Sequence[Task], evaluation: Evaluat
     for task in tasks:
         if task.missing:
             continue
-        if not task.classes and backbone.has_heads:
+        if not task.classes and not backbone.writes:
             raise InputError(
                 f"Task `{task.name}` is answered with free text, but `{backbone.source}` answers "
                 "with classes, by heads. Use a language model as the backbone, or name the column "
@@ -198,6 +237,15 @@ def check_boundaries(plan: Plan) -> None:
         raise InputError(
             f"A graduated stream is read once, but `training.epochs` is {plan.training.epochs}: "
             "set it to 1."
+        )
+
+
+def check_sharding(plan: Plan) -> None:
+    """Raise `InputError` if the weights are to be sharded, but the method trains all of them."""
+    if engine.shards(plan.training) and plan.method.module == "full":
+        raise InputError(
+            "`sharding: fsdp` shards frozen weights, but `peft: full` trains a change of all of "
+            "them, which every process would store. Use `peft: lora`, or leave the sharding out."
         )
 
 
@@ -296,6 +344,8 @@ def settings_of(plan: Plan) -> Settings:
     # Folders from before these settings existed lack them, and must still compare as equal.
     if not plan.training.shares_head:
         del training["heads"]
+    if plan.training.sharding == "none":
+        del training["sharding"]
     for name in ("packing", "gradient_checkpointing"):
         if not training[name]:
             del training[name]

@@ -23,8 +23,7 @@ from perdure.learning.training import Training
 from perdure.merging.combine import check_fits
 from perdure.merging.rule_settings import Rule
 from perdure.models.backbone import Backbone
-from perdure.models.outline import outline as outlined
-from perdure.runs import counting, old_names, story
+from perdure.runs import backbones, counting, old_names, story
 from perdure.runs.dry_run import DryRun
 from perdure.runs.folder import Run
 from perdure.runs.job import Plan, check, check_alignment, make_method, settings_of
@@ -50,9 +49,10 @@ class Recipe(BaseModel):
     replaces the benchmark's own. With `graduated`, the tasks fade into each other
     (`perdure.data.graduated`); for a benchmark, it can also be given in `stream`.
     `backbone`, `method` and `rule` are each a name, or a mapping of `name` (`model` for
-    the backbone) and settings. Tasks in `forgotten` are left out of the stream. If later
-    tasks still contain traces of a forgotten task, `traces` maps its name to the number
-    of tasks that were learned before it.
+    the backbone, or `network` for one that is trained from scratch) and settings. Tasks in
+    `forgotten` are left out of the stream. If later tasks still contain traces of a
+    forgotten task, `traces` maps its name to the number of tasks that were learned before
+    it.
 
     Examples
     --------
@@ -195,17 +195,27 @@ class Recipe(BaseModel):
             )
         return graduated(stream, self.graduated, seed=self.seed)
 
-    def make_backbone(self, *, outline: bool = False) -> Backbone:
+    def make_backbone(self, *, outline: bool = False, stream: TaskStream | None = None) -> Backbone:
         """Load the pre-trained model, on the accelerator if this machine has one.
 
-        With `outline`, create it without weights (see `perdure.models.outline`).
+        If the recipe says so, several processes shard its weights between them.
+
+        Parameters
+        ----------
+        outline
+            Create it without weights (see `perdure.models.outline`).
+        stream
+            The recipe's stream, if the caller has already created it. A network that is
+            trained from scratch has its classes, unless the recipe lists them.
         """
-        name, options = named(self.backbone, "backbone", key="model")
-        settings = checked(Backbone.load, options, "backbone")
-        if outline:
-            return outlined(name, settings)
-        backbone = Backbone.load(name, **settings)
-        return backbone.to(engine.device())
+
+        def classes() -> Sequence[str]:
+            return (stream or self.make_stream(outline=outline)).classes
+
+        backbone = backbones.make(self.backbone, classes=classes, seed=self.seed, outline=outline)
+        if not outline:
+            engine.place(backbone, self.make_training())
+        return backbone
 
     def make_method(self) -> Method:
         """Create the method, with its settings."""
@@ -257,7 +267,7 @@ class Recipe(BaseModel):
         _check_together(method, rule, training)
         check_alignment(training, rule)
         stream = stream or self.make_stream(run, outline=outline)
-        backbone = backbone or self.make_backbone(outline=outline)
+        backbone = backbone or self.make_backbone(outline=outline, stream=stream)
         plan = Plan(
             stream,
             backbone,

@@ -9,7 +9,9 @@ from pathlib import Path
 from perdure.evaluation.measure import measure
 from perdure.evaluation.progress_bar import Progress
 from perdure.evaluation.system import System
+from perdure.learning import engine
 from perdure.learning.loop import Session
+from perdure.learning.memory import explained
 from perdure.learning.stopping import stopping
 from perdure.runs.job import Plan
 from perdure.runs.next_task import learn_next
@@ -28,7 +30,12 @@ def run(plan: Plan, output: Path, *, change: bool = False, quiet: bool = True) -
     """
     # the folder is created, or compared with the plan, before locking: `writing` needs a run
     plan = opened(output, plan, change=change)
-    with writing(output) as writer, stopping(writer.hint) as stop:
+    engine.place(plan.backbone, plan.training)
+    with (
+        writing(output) as writer,
+        stopping(writer.hint) as stop,
+        explained(plan.backbone, plan.training),
+    ):
         system, inside, due = resumed(writer.state, plan)
         writer.begin(plan, inside)
         quiet = quiet or not writer.writes

@@ -123,20 +123,26 @@ class Accumulated:
 
     The state contains `counts`, `sums` and `products`, and in `sizes` the number of
     classes of each task. A task that was forgotten and learned again is included twice.
+
+    Parameters
+    ----------
+    prefix
+        The beginning of these names in the state, for a method that sums several features.
     """
 
-    def __init__(self, state: State):
+    def __init__(self, state: State, prefix: str = ""):
+        self.prefix = prefix
         self.sizes: list[tuple[str, int]] = []
         self.total: Statistics | None = None
         # A run folder may be damaged: any wrong type or shape becomes one clear error.
         try:
-            for name, size in state.get("sizes", []):
+            for name, size in state.get(f"{prefix}sizes", []):
                 self.sizes.append((str(name), int(size)))
             if self.sizes:
                 self.total = Statistics(
-                    state["counts"],
-                    state["sums"],
-                    state["products"],
+                    state[f"{prefix}counts"],
+                    state[f"{prefix}sums"],
+                    state[f"{prefix}products"],
                 )
                 self._check_shapes(self.total)
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
@@ -185,7 +191,10 @@ class Accumulated:
     def state(self) -> State:
         """Return the statistics in the format of a method's state."""
         assert self.total
-        return {"sizes": self.sizes, **self.total.tensors()}
+        values: State = {f"{self.prefix}sizes": self.sizes}
+        for name, tensor in self.total.tensors().items():
+            values[f"{self.prefix}{name}"] = tensor
+        return values
 
     def put_heads(
         self,
