@@ -7,6 +7,7 @@ Tuned are the learning rate and each method's main coefficient (`perdure tune`),
 tasks of the first seed. A seed is that of the examples, of the training, and of the order of Split
 MNIST's classes. What is there already under `runs/methods` is taken up.
 The table goes to recipes/results/<recipe>.csv and, as means over the seeds, to the terminal.
+Rows of variants and seeds that were not asked for stay in it.
 
 Time is the process's time of learning all tasks with fewer examples (one thread, the frozen
 features known already), beside that of `sequential`. It is measured last, by itself,
@@ -25,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import write
+from common import write_over
 
 from perdure import Backbone, Evaluation, Recipe, Rule, Run
 from perdure.data.task import SPLITS, TaskStream
@@ -41,6 +42,7 @@ from perdure.runs.writer import writing
 from perdure.settings import named
 
 FULL = {"training.learning_rate": "1.0e-4"}
+DESCENT = {"training.learning_rate": "3.0e-2", "training.head_learning_rate": "3.0e-2"}
 VARIANTS: dict[str, dict[str, Any]] = {
     "sequential": {"method": "sequential"},
     "sequential, full": {"method": "{name: sequential, peft: full}", **FULL},
@@ -52,6 +54,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "o_lora": {"method": "o_lora"},
     "n_lora": {"method": "n_lora"},
     "sd_lora": {"method": "sd_lora"},
+    "weight_space, fisher": {"method": "{name: weight_space, importance: fisher}"},
+    "weight_space, past": {"method": "{name: weight_space, importance: past}"},
+    "masked_target of sequential": {"method": "{name: masked_target, method: sequential}"},
+    "slow_adapter of sequential": {"method": "{name: slow_adapter, method: sequential}"},
+    "sequential, muon": {"method": "sequential", "training.optimizer": "muon"},
+    "inc_lora, muon": {"method": "inc_lora", "training.optimizer": "muon"},
     "inflora": {"method": "{name: inflora, tasks: 5}"},
     "isolated (PIC)": {"method": "isolated"},
     "slca": {"method": "{name: sequential, peft: full}", **FULL, "training.alignment": "{}"},
@@ -61,10 +69,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ranpac": {"method": "{name: ranpac, features: 1000}"},
     "joint": {"method": "joint"},
     "joint, full": {"method": "{name: joint, peft: full}", **FULL},
+    "vcl": {"method": "vcl"},
+    "td_vcl": {"method": "{name: td_vcl, n: 2, kept: 40}"},
+    "bgd": {"method": "{name: bgd, samples: 2}", **DESCENT},
+    "badam": {"method": "{name: badam, samples: 2}"},
 }
 """Settings beside the recipe's.
 
-`slca` is full fine-tuning with a slow backbone and aligned heads.
+`slca` is full fine-tuning with a slow backbone and aligned heads. `bgd` follows the gradient
+itself, not Adam's direction, and so needs larger learning rates.
 """
 OF_DINOV2 = {"inflora": {"method.energy": "features"}}
 """As in inflora_mnist.yaml, where the reason stands."""
@@ -101,8 +114,8 @@ def main() -> None:
         if not arguments.no_times:
             times = comparison.times(arguments.variants)
             rows = [row | {"time": times[row["variant"]]} for row in rows]
-        write(arguments.results / f"{path.stem}.csv", rows)
-        print(over_seeds(rows))
+        table = arguments.results / f"{path.stem}.csv"
+        print(over_seeds(write_over(table, rows, key=("variant", "seed"))))
 
 
 class Comparison:
@@ -231,7 +244,8 @@ class Comparison:
 def coefficient(recipe: Recipe) -> str:
     """The method's main coefficient and its value."""
     method: Any = recipe.make_method()
-    method = getattr(method, "method", method)
+    if method.tuned is None:  # of a method that wraps another, such as replay
+        method = getattr(method, "method", method)
     return f"{method.tuned.name}={getattr(method, method.tuned.name):g}" if method.tuned else ""
 
 
@@ -256,7 +270,7 @@ def over_seeds(rows: list[dict[str, Any]]) -> str:
         ]
         cells = [_spread([float(row[name]) for row in own]) for name in names]
         sizes = [_thousands(own[-1]["trained"]), f"{float(own[-1]['stored_bytes']) / 1e6:.1f} MB"]
-        sizes.append(f"{float(own[-1].get('time', 'nan')):.2f}")
+        sizes.append(f"{float(own[-1].get('time') or 'nan'):.2f}")
         lines.append(f"| {variant} | {' | '.join([*cells, *sizes])} |")
     return "\n".join([*lines, ""])
 

@@ -27,7 +27,7 @@ TABLES = {
 }
 TEXTS = [f"{WORDS[i]} {WORDS[(7 * i) % 60]} {WORDS[(11 * i + 3) % 60]}" for i in range(30)]
 TRAINING = {"epochs": 2, "batch_size": 8, "learning_rate": 0.01}
-RANDOM_FEATURES = ("klda", "ranpac")
+RANDOM_FEATURES = ("anacp", "klda", "ranpac")
 """The methods on random features, of which tests need few."""
 OPTIMIZER = torch.optim.AdamW([torch.zeros(1)])
 """For a method's `end` that asks nothing of it."""
@@ -37,7 +37,8 @@ def small(name: str, **settings: Any) -> Method:
     """A method with settings that are quick; one that wraps another wraps LwF."""
     found = registry.find("method", name)
     if "method" in registry.options(found):
-        return found(method=small("lwf"), per_class=3, **settings)
+        few = {"per_class": 3} if "per_class" in registry.options(found) else {}
+        return found(method=small("lwf"), **few, **settings)
     if issubclass(found, PeftMethod):
         return found(rank=2, **settings)
     return found(**({"features": 50} if name in RANDOM_FEATURES else {}), **settings)

@@ -28,6 +28,8 @@ from perdure.bundled.minilm import minilm
 from perdure.bundled.smollm2 import smollm2
 from perdure.cli import app
 from perdure.evaluation import metrics
+from perdure.sweeps import sweep_file
+from perdure.sweeps.trials import trials
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -44,6 +46,7 @@ RUN = {
     "language-models.md": (1, 1),
     "lesson.md": (6, 0),
     "metrics.md": (6, 0),
+    "scale.md": (1, 1),
     "write-a-method.md": (3, 2),
     "write-a-rule.md": (2, 2),
 }
@@ -60,7 +63,8 @@ FENCE = re.compile(
     re.M | re.S,
 )
 NOT_RUN = re.compile(r"<!-- not run: (.+?) -->\s*\Z")
-PROGRAMS = {"accelerate", "cd", "git", "jupyter", "make", "perdure", "pip", "python", "torchrun"}
+PROGRAMS = {"accelerate", "cd", "git", "jupyter", "make", "perdure", "pip", "python", "ray"}
+PROGRAMS |= {"torchrun"}
 
 
 @dataclass
@@ -180,7 +184,11 @@ def test_no_block_escapes(page, tmp_path, monkeypatch):
             for words in commands(block):
                 check(words)
         if block.language == "yaml":
-            Recipe.parse({"stream": "demo", "backbone": "minilm"} | yaml.safe_load(block.text))
+            values = yaml.safe_load(block.text)
+            if "recipe" in values:
+                assert block.title and trials(sweep_file.read(block.title))
+            else:
+                Recipe.parse({"stream": "demo", "backbone": "minilm"} | values)
         if block.language == "toml":
             assert tomllib.loads(block.text)
     run = [block.language for block in found if not block.not_run and not block.title]
@@ -199,7 +207,7 @@ def test_what_a_page_says(page, request, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
     else:
         request.getfixturevalue("small")
-    if page.name == "README.md":
+    if page.name in ("README.md", "scale.md"):
         for name, columns in README_TABLES.items():
             write(tmp_path / f"{name}.csv", ROWS, columns)
     play(page)

@@ -33,3 +33,11 @@ def mixed() -> TaskStream:
     """A stream of closed and free tasks, each with a score of its own."""
     signs = closed("signs", ("up", "down", "left"), "macro_f1")
     return TaskStream("mixed", (closed("colours", ("red", "blue")), free("news"), signs))
+
+
+def uneven(name: str) -> Task:
+    """A task whose prompts and free answers differ in length, so that batches are padded."""
+    texts = [f"{name} " + "abcde"[number % 5] * (1 + number) for number in range(EXAMPLES)]
+    targets = [text[-(number % 3 + 1) :] for number, text in enumerate(texts)]
+    rows = Dataset.from_dict({"text": texts, "target": targets})
+    return Task(name, (), rows, rows, rows, score="exact_match")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         UnknownName,
     )
     from perdure.evaluation.measure import Evaluation
-    from perdure.evaluation.posterior import TaskPosterior
+    from perdure.evaluation.posterior import PosteriorSettings, TaskPosterior
     from perdure.learning.alignment import Alignment, align
     from perdure.learning.loop import Session, learn
     from perdure.learning.method import Method, PeftMethod
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from perdure.models.adapters import Adapter
     from perdure.models.backbone import Backbone
     from perdure.models.mixture import Mixture
+    from perdure.models.network import Network
     from perdure.registry import find, names
     from perdure.runs.begin import run
     from perdure.runs.dry_run import DryRun
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from perdure.runs.past import past_tasks
     from perdure.runs.recipe import Recipe
     from perdure.runs.verify import Verification, verify
+    from perdure.sweeps.sweep import Sweep, sweep
     from perdure.vectors.gaussians import Gaussians
     from perdure.vectors.statistics import Statistics
     from perdure.vectors.task_vector import LowRank, TaskVector
@@ -71,11 +73,13 @@ __all__ = [
     "Method",
     "Mixture",
     "Model",
+    "Network",
     "OutOfMemory",
     "OutputError",
     "PeftMethod",
     "PerdureError",
     "PerdureWarning",
+    "PosteriorSettings",
     "Prediction",
     "Recipe",
     "Rule",
@@ -85,6 +89,7 @@ __all__ = [
     "Session",
     "Statistics",
     "Stopped",
+    "Sweep",
     "Task",
     "TaskPosterior",
     "TaskStream",
@@ -106,6 +111,7 @@ __all__ = [
     "past_tasks",
     "read_tasks",
     "run",
+    "sweep",
     "task_vectors",
     "verify",
 ]
@@ -137,7 +143,7 @@ _HOMES = {
         "UnknownName",
     ],
     "evaluation.measure": ["Evaluation"],
-    "evaluation.posterior": ["TaskPosterior"],
+    "evaluation.posterior": ["PosteriorSettings", "TaskPosterior"],
     "learning.alignment": ["Alignment", "align"],
     "learning.loop": ["Session", "learn"],
     "learning.method": ["Method", "PeftMethod"],
@@ -148,6 +154,7 @@ _HOMES = {
     "models.adapters": ["Adapter"],
     "models.backbone": ["Backbone"],
     "models.mixture": ["Mixture"],
+    "models.network": ["Network"],
     "registry": ["find", "names"],
     "runs.begin": ["run"],
     "runs.dry_run": ["DryRun"],
@@ -158,6 +165,7 @@ _HOMES = {
     "runs.past": ["past_tasks"],
     "runs.recipe": ["Recipe"],
     "runs.verify": ["Verification", "verify"],
+    "sweeps.sweep": ["Sweep", "sweep"],
     "vectors.gaussians": ["Gaussians"],
     "vectors.statistics": ["Statistics"],
     "vectors.task_vector": ["LowRank", "TaskVector"],

@@ -98,22 +98,48 @@ def test_two_processes_come_to_what_one_comes_to(alone, recipe):
     )
 
 
-def test_samples_of_weights_and_a_divergence(recipe):
-    """The prior counts once, and all processes draw the same sample of the weights."""
+def by_one_and_by_two(recipe: Path, method: dict[str, object]) -> tuple[Run, Run]:
+    """Learn both tasks with a method, in one process and in two; compare what both promise."""
     values = yaml.safe_load(recipe.read_text())
-    values["method"] = {"name": "vcl", "rank": 2, "sampling": "weights", "beta": 0.1}
+    values["method"] = {"rank": 2, **method}
     values["training"]["epochs"] = 2
-    path = recipe.parent / "vcl.yaml"
+    path = recipe.parent / f"{method['name']}.yaml"
     path.write_text(yaml.safe_dump(values))
-    processes = start(path, recipe.parent / "vcl-two")
+    output = recipe.parent / f"{method['name']}-two"
+    processes = start(path, output)
     said = [process.communicate(timeout=300)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
-    one, two = Recipe.read(path).run(recipe.parent / "vcl-one"), Run(recipe.parent / "vcl-two")
+    one, two = Recipe.read(path).run(recipe.parent / f"{method['name']}-one"), Run(output)
     same(one, two)
+    return one, two
+
+
+def test_samples_of_weights_and_a_divergence(recipe):
+    """The prior counts once, and all processes draw the same sample of the weights."""
+    one, two = by_one_and_by_two(recipe, {"name": "vcl", "sampling": "weights", "beta": 0.1})
     states = [run.load_task("fruit").state for run in (one, two)]
     assert any("log_sigma" in name for name in states[0])
     for name, value in states[0].items():
         torch.testing.assert_close(states[1][name], value, rtol=0, atol=PARAMETERS)
+
+
+@pytest.mark.parametrize("name", ["bgd", "badam"])
+def test_sigmas_and_moments_of_samples(name, recipe):
+    """Both processes draw the same samples, and σ follows the products of all examples."""
+    initial = 0.1
+    method = {"name": name, "samples": 2, "initial_sigma": initial}
+    one, two = by_one_and_by_two(recipe, method)
+    left, right = (run.load_task(run.tasks[-1]).state for run in (one, two))
+    assert list(left) == list(right)
+    for key, value in left.items():
+        if key.startswith("sigma/"):
+            # Not σ itself: it would be nearly the same without the products of one process.
+            change, again = value - initial, right[key] - initial
+            assert change.abs().max() > 0
+            torch.testing.assert_close(again, change, rtol=0, atol=0.01 * change.abs().max().item())
+        elif key != "steps":
+            scale = value.abs().max().item()
+            torch.testing.assert_close(right[key], value, rtol=0, atol=0.01 * scale)
 
 
 def test_killed_and_resumed_by_two_and_by_one(alone, recipe):

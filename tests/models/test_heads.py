@@ -33,7 +33,7 @@ from perdure.methods.sequential import Sequential
 from perdure.runs import put
 
 SHARED = Training(epochs=2, batch_size=8, heads="shared")
-FROZEN = ("klda", "lda", "ncm", "ranpac")
+FROZEN = ("anacp", "klda", "lda", "ncm", "ranpac")
 
 
 @pytest.fixture(scope="module")

@@ -73,7 +73,7 @@ def test_a_mixed_batch_reads_each_example_with_its_adapter(kind, taught):
     rows = [replace_test(task) for task in stream]
     mixed = backbone.encode([rows[0], rows[1]])
     batch = mixed.batch(range(len(mixed)))
-    with combined.applied(backbone, stream[0].name) as choice:
+    with combined.applied(backbone) as choice:
         choice.of(list(batch.tasks))
         together = backbone.losses(batch)
     apart = []

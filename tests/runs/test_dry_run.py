@@ -98,6 +98,7 @@ LORA = {
     "llama32_1b_super_ni": (16 * 4 * (2 * 2048 + 2048 + 512), 1.0),
     "qwen25_05b_order1": (24 * 8 * (2 * 896 + 896 + 128), 1.0),
     "standard_order1": (30 * 8 * (2 * 576 + 576 + 192), 1.0),
+    "long_order4": (30 * 8 * (2 * 576 + 576 + 192), 1.0),
     "flan_t5_order1": (24 * 2 * 8 * (512 + 384), 1.0),
 }
 ARCHITECTURES = {
@@ -116,6 +117,7 @@ STATED = {
     "qwen25_05b_order1": 4 * math.ceil(5000 / 64),
 }
 LONG = {
+    "long_order4": "[mnli, copa, yelp]",
     "t5_large_long": "[mnli, copa, yelp]",
     "flan_t5_large_super_ni": "[samsum, sst2, xsum]",
     "llama2_7b_super_ni": "[samsum, sst2, xsum]",
@@ -378,10 +380,10 @@ def test_a_language_model_is_counted_as_its_run_counts(kind, settings, tmp_path)
 def test_every_method_is_counted_as_its_run_counts(name, pico, tmp_path):
     method: Any = {"name": name}
     found = registry.find("method", name)
-    usual = {"rank": 2, "features": 50}
+    usual = {"rank": 2, "features": 50, "per_class": 3}
     method |= {key: usual[key] for key in usual if key in registry.options(found)}
     if "method" in registry.options(found):
-        method |= {"method": "lwf", "per_class": 3}
+        method |= {"method": "lwf"}
     training = {"epochs": 1}
     values = small_runs.recipe(
         tmp_path, ("fruit", "colour"), pico("bert"), method=method, training=training

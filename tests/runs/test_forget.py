@@ -149,11 +149,24 @@ def test_a_benchmark(toy, pico, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "least"), [("sequential", "colour"), ("joint", "fruit"), ("inflora", "fruit")]
+    ("method", "least"),
+    [
+        ({"name": "sequential"}, "colour"),
+        ({"name": "joint"}, "fruit"),
+        ({"name": "inflora"}, "fruit"),
+        ({"name": "vcl", "coreset": 2, "coreset_epochs": 1}, "colour"),
+        ({"name": "td_vcl", "n": 2, "kept": 6}, "colour"),
+        ({"name": "bgd", "samples": 1}, "colour"),
+        ({"name": "badam", "samples": 1}, "colour"),
+        ({"name": "online_replay", "memory": 8}, "colour"),
+    ],
+    ids=lambda value: value["name"] if isinstance(value, dict) else value,
 )
-def test_what_depends_on_it_is_said_and_learned_again_on_demand(name, least, home, pico, tmp_path):
-    settings = {"method": {"name": name, "rank": 2}, "training": {"epochs": 1}}
-    if name == "inflora":
+def test_what_depends_on_it_is_said_and_learned_again_on_demand(
+    method, least, home, pico, tmp_path
+):
+    settings = {"method": {"rank": 2, **method}, "training": {"epochs": 1}}
+    if method["name"] == "inflora":
         settings["training"]["alignment"] = {}
     whole = make(tmp_path, "whole", recipe(home, NAMES, pico("bert"), **settings))
     left = [one for one in NAMES if one != least]

@@ -51,7 +51,8 @@ def method(name: str) -> dict[str, Any]:
     """A method's section of a recipe, with settings that are quick."""
     found = registry.find("method", name)
     if "method" in registry.options(found):
-        return {"name": name, "method": method("lwf"), "per_class": 3}
+        few = {"per_class": 3} if "per_class" in registry.options(found) else {}
+        return {"name": name, "method": method("lwf"), **few}
     if issubclass(found, PeftMethod):
         return {"name": name, "rank": 2}
     return {"name": name, **({"features": 50} if name in RANDOM_FEATURES else {})}

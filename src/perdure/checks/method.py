@@ -25,7 +25,9 @@ from perdure.models import adapters
 from perdure.models.adapters import Adapter
 from perdure.models.backbone import Backbone, pooled
 
-MORE = Training(epochs=6, batch_size=8, learning_rate=0.02)
+# With six epochs, `bgd` at rank 8 just missed `LOWER` (0.70): it follows the gradient itself, which
+# takes more steps than Adam's direction. After eight, its loss is 0.61 to 0.63 of the first.
+MORE = Training(epochs=8, batch_size=8, learning_rate=0.02)
 """The training settings to check that the loss falls, which takes more steps than other checks."""
 LOWER = 0.7
 """The upper bound of the mean loss of the last steps of `MORE`, relative to the first steps."""
@@ -200,8 +202,8 @@ def _heads_of(backbone: Backbone, method: Method, seen: Sequence[Task]) -> set[s
     tasks = with_examples or backbone.heads
     names: set[str] = set()
     for task in tasks:
-        names.add(f"_heads.task_{task}.weight")
-        names.add(f"_heads.task_{task}.bias")
+        for key in backbone.own_state(task):
+            names.add(f"_heads.task_{task}.{key}")
     return names
 
 

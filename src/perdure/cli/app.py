@@ -5,11 +5,12 @@ Commands contain no logic: they read options, call the library, and print the re
 
 import typer
 
-from perdure.cli import merge, read, shell, train
+from perdure.cli import merge, read, shell, sweep, train
 
 COMMANDS = (
     train.demo,
     train.run,
+    sweep.sweep,
     train.tune,
     train.learn,
     train.forget,

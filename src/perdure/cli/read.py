@@ -211,7 +211,7 @@ def report(
     ] = "html",
     as_json: AsJson = False,
 ) -> None:
-    """Report on a run, or compare several runs, including unfinished ones."""
+    """Report on a run, or compare several runs or a sweep, including unfinished ones."""
     from perdure.report import FORMATS, report, summary
 
     format = "json" if as_json else format

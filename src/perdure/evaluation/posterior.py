@@ -6,35 +6,72 @@ Each class is modelled as a Gaussian over the features of the *frozen* backbone,
 classes share one covariance (linear discriminant analysis). Only sums are stored for each
 task. They do not depend on the order of examples or tasks, and they contain no examples.
 A task is forgotten by leaving out its sums.
+
+Such a model is overconfident, so the logarithm of its probabilities is divided by a
+temperature, which can be fitted on validation examples (`perdure.evaluation.validation`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge, Gt, Le
 from jaxtyping import Float
 from torch import Tensor
 
-from perdure.errors import RunError
+from perdure.errors import RunError, TrainingError
 from perdure.models import adapters, shares
 from perdure.models.backbone import Backbone
 from perdure.models.examples import Examples, in_order
+from perdure.models.heads import unit_norm
 from perdure.vectors.statistics import Statistics, within
+
+Kind = Literal["plain", "unit"]
+"""The features that the task posterior models: as they are, or scaled to unit length."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PosteriorSettings:
+    """Settings for the task posterior.
+
+    The defaults are those of runs that were made before there were settings. On validation
+    data of four streams, `features: unit` and `temperature: fitted` were better.
+
+    Parameters
+    ----------
+    features
+        The features of the frozen backbone that are modelled: `plain`, or scaled to `unit`
+        length.
+    shrinkage
+        The share s of the spherical covariance in (1 - s) Sigma + s (trace Sigma / d) I.
+    temperature
+        The number T by which log p is divided before it is normalised. With 1, the Gaussian
+        model is trusted; a larger T makes p(t | x) less certain. If it is `fitted`, each
+        task stores what its validation examples say about T, and about the distances at
+        which an input is unknown.
+    """
+
+    features: Kind = "plain"
+    shrinkage: Annotated[float, Ge(0), Le(1)] = 0.1
+    temperature: Annotated[float, Gt(0)] | Literal["fitted"] = 1.0
 
 
 class TaskPosterior:
     """The task posterior log p(t | x), computed from statistics of the tasks.
 
-    p(t | x) is proportional to the sum over the classes c of t of pi_c N(x; mu_c, Sigma).
+    p(t | x)^T is proportional to the sum over the classes c of t of pi_c N(x; mu_c, Sigma).
     A priori, all tasks are equally likely, and within a task each class is as likely as
     it was in training. Sigma is the covariance within classes, pooled over tasks and
     shrunk: (1 - s) Sigma + s (trace Sigma / d) I.
 
-    This is linear discriminant analysis, and it is overconfident: the features of a
-    transformer are not Gaussian, and each of their many dimensions counts as independent
-    evidence. Probabilities are closer to 0 and 1 than they should be, at any shrinkage.
-    They are still good enough to weight the heads.
+    With T = 1 this is linear discriminant analysis, and it is overconfident: the features
+    of a transformer are not Gaussian, and each of their many dimensions counts as
+    independent evidence. Probabilities are closer to 0 and 1 than they should be, at any
+    shrinkage. They are still good enough to weight the heads. A temperature T > 1 mends
+    this, and changes no most likely task.
 
     Parameters
     ----------
@@ -42,6 +79,10 @@ class TaskPosterior:
         The statistics of each task, by task name.
     shrinkage
         The shrinkage s, between 0 and 1.
+    temperature
+        The temperature T.
+    features
+        The features from which the statistics were computed.
 
     Examples
     --------
@@ -52,7 +93,16 @@ class TaskPosterior:
     [0, 1]
     """
 
-    def __init__(self, statistics: Mapping[str, Statistics], *, shrinkage: float = 0.1):
+    def __init__(
+        self,
+        statistics: Mapping[str, Statistics],
+        *,
+        shrinkage: float = 0.1,
+        temperature: float = 1.0,
+        features: Kind = "plain",
+    ):
+        self.temperature = temperature
+        self.features: Kind = features
         self.tasks = list(statistics)
         self.sizes: list[int] = []  # the number of classes of each task
         counts: list[Tensor] = []
@@ -91,7 +141,7 @@ class TaskPosterior:
             The features or the statistics contain values that are not finite.
         """
         # Double precision, on the CPU, like the statistics: not every device supports it.
-        x = features.double().cpu()
+        x = scaled(features, self.features).double().cpu()
         # log N(x; mu_c, Sigma) without the terms that all classes share
         weighted = self.means @ self.precision
         offsets = 0.5 * (weighted * self.means).sum(1)
@@ -100,7 +150,8 @@ class TaskPosterior:
         per_task: list[Tensor] = []
         for of_task in scores.split(self.sizes, dim=1):
             per_task.append(of_task.logsumexp(1))
-        log_posterior = torch.stack(per_task, dim=1).log_softmax(1)
+        # The temperature is that of tasks, not of classes: it cannot change which is likeliest.
+        log_posterior = (torch.stack(per_task, dim=1) / self.temperature).log_softmax(1)
         broken = log_posterior.isnan().any(1)
         if broken.any():
             raise RunError(
@@ -109,6 +160,26 @@ class TaskPosterior:
                 "Try `perdure verify`."
             )
         return log_posterior
+
+
+def scaled(
+    features: Float[Tensor, "examples features"], kind: Kind
+) -> Float[Tensor, "examples features"]:
+    """Return the features that are modelled; of `unit` length, a vector of zeros stays zero."""
+    return unit_norm(features) if kind == "unit" else features
+
+
+def check_scalable(features: Float[Tensor, "examples features"], task: str, split: str) -> None:
+    """Raise `TrainingError` if a feature vector of a task is zero, and so has no direction."""
+    zero = features.norm(dim=1) == 0
+    if zero.any():
+        first = int(zero.nonzero()[0]) + 1
+        raise TrainingError(
+            f"Task `{task}`: the backbone's features of {int(zero.sum())} of {len(features)} "
+            f"examples of the {split} split are zero, so they cannot be scaled to unit length. "
+            f"The first is example {first}. Remove these examples, or set "
+            "`posterior.features: plain`."
+        )
 
 
 @torch.no_grad()

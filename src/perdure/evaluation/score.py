@@ -1,5 +1,6 @@
 """The logits, class probabilities and free-text answers of a combined model."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, TypeVar, get_args
 
@@ -12,6 +13,7 @@ from perdure.merging.combine import Combined
 from perdure.models import shares
 from perdure.models.backbone import Backbone
 from perdure.models.examples import Batch, Examples, in_order
+from perdure.vectors.task_vector import bytes_of
 
 TaskId = Literal["given", "posterior", "none"]
 """The way in which the task of an input is determined (`task_id`).
@@ -54,18 +56,8 @@ def task_logits(
             picked=picked,
         )
         return _heads(backbone, combined, pooled, tasks)
-    # Each task has a separate model, which only the head of that task uses.
     if combined.routed:
-        logits: dict[str, Tensor] = {}
-        for task in tasks:
-            pooled = features(
-                backbone,
-                combined,
-                examples,
-                task=task,
-            )
-            logits |= _heads(backbone, combined, pooled, [task])
-        return logits
+        return _one_by_one(backbone, combined, examples, choices)
     pooled = features(backbone, combined, examples)
     return _heads(backbone, combined, pooled, tasks)
 
@@ -89,10 +81,59 @@ def _ranked(
         return _ranked_by(backbone, combined, examples, choices, picked=picked)
     if not combined.routed:
         return _ranked_by(backbone, combined, examples, choices)
-    ranked: dict[str, Tensor] = {}
+    return _one_by_one(backbone, combined, examples, choices)
+
+
+def _one_by_one(
+    backbone: Backbone,
+    combined: Combined,
+    examples: Examples,
+    choices: Mapping[str, Sequence[str]],
+) -> dict[str, Float[Tensor, "examples _"]]:
+    """Return the logits of each task from its own model, which only this task's head uses.
+
+    A model that has answered the same examples before is not asked again. Without this,
+    the number of passes over a stream measured after each task would be cubic in the
+    number of tasks.
+    """
+    logits: dict[str, Tensor] = {}
     for task, words in choices.items():
-        ranked |= _ranked_by(backbone, combined, examples, {task: words}, task=task)
-    return ranked
+        key = _own_model(backbone, combined, task, words)
+        values = examples.answered.get(key) if key else None
+        if values is None:
+            values = _own_logits(backbone, combined, examples, task, words)
+        if key:
+            examples.answered[key] = values
+        logits[task] = values.clone()  # the caller may write into it
+    return logits
+
+
+def _own_logits(
+    backbone: Backbone,
+    combined: Combined,
+    examples: Examples,
+    task: str,
+    words: Sequence[str],
+) -> Float[Tensor, "examples _"]:
+    """Return the logits of one task from its own model."""
+    if backbone.has_heads:
+        pooled = features(backbone, combined, examples, task=task)
+        return _heads(backbone, combined, pooled, [task])[task]
+    return _ranked_by(backbone, combined, examples, {task: words}, task=task)[task]
+
+
+def _own_model(
+    backbone: Backbone, combined: Combined, task: str, words: Sequence[str]
+) -> str | None:
+    """Return a digest of a task's own model, its head and its classes; None if it has none."""
+    change = combined.digest(task)
+    if change is None:
+        return None
+    digest = hashlib.sha256(f"{change} {task!r} {list(words)!r}".encode())
+    for name, value in sorted(backbone.own_state(task).items()):
+        digest.update(name.encode() + b"\0")
+        digest.update(bytes_of(value))
+    return digest.hexdigest()
 
 
 def _ranked_by(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from perdure.data.task import Split, Task
 from perdure.evaluation.answers import Answers, Texts
-from perdure.evaluation.posterior import TaskPosterior, describe
+from perdure.evaluation.posterior import PosteriorSettings, TaskPosterior, describe
 from perdure.evaluation.score import (
     TASK_IDS,
     TaskId,
@@ -22,6 +22,7 @@ from perdure.evaluation.score import (
     settled,
     task_logits,
 )
+from perdure.evaluation.validation import Validation, fitted_temperature
 from perdure.merging.combine import Combined, combine
 from perdure.merging.rule_settings import Rule
 from perdure.models.adapters import Adapter
@@ -51,6 +52,9 @@ class Learned:
     gaussians
         Gaussians over the combined model's features, computed right after the task was
         learned; None unless heads are aligned.
+    validation
+        The fit of the task's Gaussian classes to its validation examples; None unless a
+        temperature is fitted.
     """
 
     classes: tuple[str, ...]
@@ -60,6 +64,7 @@ class Learned:
     state: dict[str, Any]
     digests: dict[str, str]
     gaussians: Gaussians | None = None
+    validation: Validation | None = None
 
     @property
     def name(self) -> str:
@@ -79,12 +84,15 @@ class System:
     ----------
     shares_head
         True if all tasks share one head.
+    settings
+        The settings of the task posterior.
     """
 
     backbone: Backbone
     learned: tuple[Learned, ...]
     rule: Rule
     shares_head: bool = False
+    settings: PosteriorSettings = PosteriorSettings()
 
     @property
     def tasks(self) -> list[str]:
@@ -112,7 +120,20 @@ class System:
     def posterior(self) -> TaskPosterior:
         """The task posterior over the learned tasks."""
         statistics = {task.name: task.statistics for task in self.learned}
-        return TaskPosterior(statistics)
+        return TaskPosterior(
+            statistics,
+            shrinkage=self.settings.shrinkage,
+            temperature=self.temperature,
+            features=self.settings.features,
+        )
+
+    @cached_property
+    def temperature(self) -> float:
+        """The temperature of the task posterior, which may be fitted on validation examples."""
+        if self.settings.temperature != "fitted":
+            return self.settings.temperature
+        validations = [task.validation for task in self.learned if task.validation]
+        return fitted_temperature(validations)
 
     @cached_property
     def combined(self) -> Combined:

@@ -17,15 +17,16 @@ another.
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from perdure.data.task import Rows, Task
 from perdure.errors import InputError
+from perdure.learning import optimizers
+from perdure.learning.optimizers import Group as Group
 from perdure.learning.snapshot import State
 from perdure.learning.training import Training
 from perdure.models import adapter_targets, adapters
@@ -33,9 +34,7 @@ from perdure.models.adapters import Adapter
 from perdure.models.backbone import Backbone
 from perdure.models.examples import Batch
 
-Need = Literal["heads", "lora", "classes"]
-Group = dict[str, Any]
-"""A parameter group, or only its settings, in the format of torch's optimizers."""
+Need = Literal["heads", "words", "lora", "classes"]
 
 
 @dataclass(frozen=True)
@@ -64,8 +63,8 @@ class Method:
     needs: ClassVar[frozenset[Need]] = frozenset()
     """The requirements of the method, which are checked before anything is trained.
 
-    `heads`: the backbone has a head for each task; `lora`: the setting `peft: lora`;
-    `classes`: the tasks have classes.
+    `heads`: the backbone has a head for each task; `words`: it has none, but answers in
+    words; `lora`: the setting `peft: lora`; `classes`: the tasks have classes.
     """
     task_free: ClassVar[bool] = False
     """True if the method can learn a graduated stream, whose tasks have no boundaries."""
@@ -95,6 +94,11 @@ class Method:
         return True
 
     @property
+    def computes_heads(self) -> bool:
+        """True if each task's head is computed from features, even if a module is trained."""
+        return not self.trains
+
+    @property
     def passes(self) -> int:
         """The number of times that each batch of a step is passed through the model.
 
@@ -109,6 +113,11 @@ class Method:
         The schedule starts again with each task. If this is False, the learning rate is constant.
         """
         return True
+
+    @property
+    def brings_optimizer(self) -> bool:
+        """True if the method has its own optimizer, which `training.optimizer` cannot replace."""
+        return type(self).optimizer is not Method.optimizer
 
     @property
     def keeps_all(self) -> bool:
@@ -153,7 +162,7 @@ class Method:
         return sum(parameter.numel() for parameter in self.parameters(backbone))
 
     def optimizer(self, groups: list[Group], training: Training, *, examples: int) -> Optimizer:
-        """Return the optimizer for one task, by default AdamW.
+        """Return the optimizer for one task, by default the one that `training` chooses.
 
         The training loop sets the learning rate schedule. A run that resumes in the
         middle of a task restores everything in the optimizer's `state_dict`.
@@ -166,9 +175,7 @@ class Method:
             The number of training examples, which Bayesian optimizers need; 0 if nothing
             is trained.
         """
-        return torch.optim.AdamW(
-            groups, lr=training.learning_rate, weight_decay=training.weight_decay
-        )
+        return optimizers.make(groups, training)
 
     def around(self, optimizer: Optimizer) -> AbstractContextManager[object]:
         """Return the context manager inside which each loss and its gradient are computed.

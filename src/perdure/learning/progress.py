@@ -10,10 +10,11 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from perdure.data.task import Rows, Task
 from perdure.errors import InputError, RunError
-from perdure.learning import engine, optimizer_state
+from perdure.learning import engine, optimizer_state, optimizers
 from perdure.learning.method import Group, Method, method_name
 from perdure.learning.snapshot import Snapshot, State, alike, part, tensors_of, without_tensors
 from perdure.learning.training import Training
+from perdure.learning.wrapper import innermost
 from perdure.models import shares
 from perdure.models.backbone import Backbone
 from perdure.models.examples import Batch, Examples, in_order
@@ -255,9 +256,10 @@ def _fixed(groups: list[Group]) -> list[Group]:
 def _trainable(
     backbone: Backbone, method: Method, training: Training, rows: Examples | None
 ) -> list[Group]:
-    """Return the parameters to train, in two groups, and freeze all others.
+    """Return the parameters to train, in groups, and freeze all others.
 
-    The first group contains the method's parameters, the second the heads of the tasks trained on.
+    The first group contains the method's parameters, the last the heads of the tasks
+    trained on. Some optimizers need the method's parameters in two groups.
     """
     head_parameters: dict[int, nn.Parameter] = {}  # by identity: tasks may share a head
     for task in rows.task_names() if rows else ():
@@ -269,7 +271,7 @@ def _trainable(
     backbone.requires_grad_(False)
     for parameter in [*module, *heads]:
         parameter.requires_grad_(True)
-    return [
+    groups: list[Group] = [
         {
             "params": module,
             "lr": training.learning_rate,
@@ -279,10 +281,36 @@ def _trainable(
             "lr": training.head_learning_rate,
         },
     ]
+    return optimizers.divided(groups, backbone.model, training)
+
+
+def check_optimizer(method: Method, training: Training) -> None:
+    """Check that a method can be trained with the optimizer that the settings choose.
+
+    Raises
+    ------
+    InputError
+        The method brings its own optimizer, or has no LoRA although the optimizer needs it.
+    """
+    chosen = training.optimizer
+    if chosen is None or not method.trains:
+        return
+    name = method_name(innermost(method))
+    if method.brings_optimizer:
+        raise InputError(
+            f"`training.optimizer` is `{chosen}`, but the method `{name}` brings its own "
+            "optimizer: leave the setting out."
+        )
+    if chosen == "lora_muon" and method.module != "lora":
+        raise InputError(
+            f"`optimizer: lora_muon` moves the product of LoRA's factors, but the method `{name}` "
+            f"has the module {method.module}: use `peft: lora` or `optimizer: muon`."
+        )
 
 
 def _optimizer(method: Method, groups: list[Group], training: Training, examples: int) -> Optimizer:
     """Return the method's optimizer; raise `InputError` if it is not a torch optimizer."""
+    check_optimizer(method, training)
     optimizer = method.optimizer(groups, training, examples=examples)
     if not isinstance(optimizer, Optimizer):
         raise InputError(

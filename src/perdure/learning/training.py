@@ -10,7 +10,7 @@ from perdure.learning.alignment import Alignment
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """Settings for training on a task: AdamW with warm-up and decay of the learning rate.
+    """Settings for training on a task, with warm-up and decay of the learning rate.
 
     Parameters
     ----------
@@ -22,6 +22,14 @@ class Training:
     learning_rate
         The learning rate of the module. The heads have `head_learning_rate`, because they
         start from scratch and need larger steps.
+    optimizer
+        `adamw`, the default; `sgd` with momentum 0.9, whose weight decay is added to the
+        gradient; `muon` (2502.16982), which makes the singular values of a step of each
+        matrix of the module about equal; or `lora_muon` (2606.12921), which does so for
+        LoRA's product B A, and whose `learning_rate` is the largest singular value of a
+        change of B A. With both forms of Muon, heads, biases and embeddings are trained
+        by AdamW. `muon` takes steps of about the size of AdamW's; `sgd` and `lora_muon`
+        need learning rates of their own.
     schedule
         How the learning rate falls to zero after the warm-up: `linear`, `cosine`, or
         `constant` (no decay).
@@ -74,6 +82,7 @@ class Training:
     learning_rate: Annotated[float, Gt(0)] = 1e-3
     head_learning_rate: Annotated[float, Gt(0)] = 1e-2
     weight_decay: Annotated[float, Ge(0)] = 0.01
+    optimizer: Literal["adamw", "sgd", "muon", "lora_muon"] | None = None
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup: Annotated[float, Ge(0), Le(1)] = 0.1
     gradient_accumulation: Annotated[int, Ge(1)] = 1

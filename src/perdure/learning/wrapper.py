@@ -80,3 +80,10 @@ class Wrapper(Method):
         # The dataclass's `__init__` sets the initial state before it sets `method`.
         if hasattr(self, "method"):
             self.method.state = part(value, "method")
+
+
+def innermost(method: Method) -> Method:
+    """Return the method inside all wrappers; a method that wraps no other is returned itself."""
+    while isinstance(method, Wrapper):
+        method = method.method
+    return method

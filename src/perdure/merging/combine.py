@@ -172,17 +172,34 @@ class Combined:
         """True if the task posterior picks one task for each sample."""
         return isinstance(self.vectors, Mixture) and not self.vectors.gate_rank
 
+    def digest(self, task: str) -> str | None:
+        """Return a digest of the model of one task, if the combination is routed.
+
+        Two combinations with the same digest make the same change to the backbone. None
+        means that this is not known.
+        """
+        if self.origin is not None:
+            return None
+        vectors = self.vectors.experts if isinstance(self.vectors, Mixture) else self.vectors
+        assert not isinstance(vectors, TaskVector)
+        vector = vectors.get(task, TaskVector({}))
+        return vector.digest
+
     @contextlib.contextmanager
     def applied(self, backbone: Backbone, task: str | None = None) -> Iterator[Choice]:
         """Temporarily apply the combination to the backbone.
 
         On exit from the `with` block, the backbone is restored bit for bit. If the task
-        posterior picks a task for each sample, `task` applies to all samples until the
-        yielded `Choice` is given the tasks of the next batch.
+        posterior picks a task for each sample, either `task` applies to all samples, or,
+        without it, the yielded `Choice` must be given the tasks of each batch.
         """
         model = backbone.model
         if isinstance(self.vectors, Mixture):
-            with adapters.disabled(model), self.vectors.inserted(model) as choice:
+            mixture = self.vectors
+            if self.picks and task is not None:
+                # The result then does not depend on the other experts, not even in rounding.
+                mixture = mixture.only(task)
+            with adapters.disabled(model), mixture.inserted(model) as choice:
                 choice.of([task])
                 yield choice
             return

@@ -48,7 +48,9 @@ class Backbone(nn.Module, ABC):
     """
 
     has_heads: ClassVar[bool] = True
-    """True if each task has a classification head; False for language models."""
+    """True if each task has a classification head; False if all tasks share the model's output."""
+    writes: ClassVar[bool] = False
+    """True if the model answers with text."""
 
     width: int
 
@@ -196,7 +198,7 @@ class Backbone(nn.Module, ABC):
     @property
     @abstractmethod
     def heads(self) -> list[str]:
-        """The names of the tasks that have a head; empty for a language model."""
+        """The names of the tasks that have a head; empty if there are none (`has_heads`)."""
 
     @abstractmethod
     def open(self, task: Task) -> None:

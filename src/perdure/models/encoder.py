@@ -362,7 +362,7 @@ class Encoder(Backbone):
     def _joined(self, tasks: Sequence[str]) -> nn.Linear:
         """Return one head that concatenates the outputs of the heads of the given tasks."""
         members = [self.own(task) for task in tasks]
-        if any(isinstance(head, heads.RandomHead | heads.FourierHead) for head in members):
+        if any(isinstance(head, heads.RANDOM) for head in members):
             raise RunError(
                 "The heads are linear in random features, which no stock model computes. Use "
                 "`perdure predict`, or a method with linear heads, such as `lda`, which can be "

@@ -98,6 +98,8 @@ class Examples:
         The number of prompts that were cut to the maximum length.
     described
         The features for the task posterior, once they have been computed.
+    answered
+        Logits of models that belong to one task, by the digest of the model and its head.
     """
 
     inputs: Sequence[object] | ConcatDataset[object]
@@ -109,6 +111,7 @@ class Examples:
     batch_size: int = BATCH_SIZE
     cut: int = 0
     described: Float[Tensor, "examples features"] | None = field(default=None, init=False)
+    answered: dict[str, Tensor] = field(default_factory=dict, init=False)
 
     def __len__(self) -> int:
         return len(self.tasks)

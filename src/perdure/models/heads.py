@@ -4,6 +4,7 @@ References
 ----------
 McDonnell et al., RanPAC, 2023, arXiv 2307.02251.
 Momeni et al., KLDA, 2024, arXiv 2412.15571.
+Momeni & Liu, AnaCP, 2025, arXiv 2511.13880.
 """
 
 import functools
@@ -18,10 +19,12 @@ from torch import Tensor, nn
 from perdure.errors import RunError
 
 # The keys in a head's state that say how it transforms the features. A head with a seed
-# uses random features, which are Fourier features if it also has a γ.
+# uses random features, which are Fourier features if it also has a γ, and are projected
+# once more if it has a θ.
 SEED = "projection_seed"
 GAMMA = "gamma"
 UNIT = "unit_norm"
+THETA = "theta"
 
 DTYPES = {SEED: torch.int64, GAMMA: torch.float32, UNIT: torch.bool}
 """The type of the single number that each of these keys has in a head's state."""
@@ -103,6 +106,36 @@ class FourierHead(nn.Linear):
         return super().forward(z)
 
 
+class ContrastiveHead(nn.Linear):
+    """A head that is linear in random features of the contrastive projection of x / ‖x‖.
+
+    The projection p of a feature vector x consists of several lifts to random features, and
+    of the matrices θ, which all heads of a run share. The head reads one more lift, GELU(p Q).
+    The random matrices P and Q are computed from the seed.
+    """
+
+    def __init__(self, classes: int, seed: int, theta: Float[Tensor, "lifts features width"]):
+        lifts, features, width = theta.shape
+        super().__init__(features, classes)
+        self.register_buffer(SEED, torch.tensor(seed))
+        self.register_buffer(THETA, theta)
+        # As in `RandomHead`, what is computed from the seed is not saved.
+        P, Q = contrastive_matrices(seed, width, lifts, features)
+        self.register_buffer("projection", P, persistent=False)
+        self.register_buffer("last", Q, persistent=False)
+
+    def forward(self, input: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch classes"]:
+        P: Tensor = self.projection  # pyright: ignore
+        Q: Tensor = self.last  # pyright: ignore
+        theta: Tensor = self.theta  # pyright: ignore
+        p = contrastive(gelu_features(unit_norm(input), P, len(theta)), theta)
+        return super().forward(nn.functional.gelu(p @ Q))
+
+
+RANDOM = (RandomHead, FourierHead, ContrastiveHead)
+"""The heads that use random features, which no stock model computes."""
+
+
 def unit_norm(x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
     """Return x / ‖x‖ for each feature vector x; a vector of zeros stays zero."""
     return nn.functional.normalize(x, dim=-1)
@@ -149,6 +182,32 @@ def fourier_features(
     return math.sqrt(2 / D) * torch.cos(x @ W + b)
 
 
+def contrastive_matrices(
+    seed: int, width: int, lifts: int, features: int
+) -> tuple[Float[Tensor, "width columns"], Float[Tensor, "width features"]]:
+    """Return the random matrices P, for all lifts side by side, and Q of a `ContrastiveHead`."""
+    matrix = projection(seed, width, (lifts + 1) * features)
+    return matrix[:, : lifts * features], matrix[:, lifts * features :]
+
+
+def gelu_features(
+    x: Float[Tensor, "*batch width"],
+    P: Float[Tensor, "width columns"],
+    lifts: int,
+) -> Float[Tensor, "*batch lifts features"]:
+    """Return the random features GELU(x P) of each x, split into lifts of equal size."""
+    return nn.functional.gelu(x @ P).unflatten(-1, (lifts, -1))
+
+
+def contrastive(
+    z: Float[Tensor, "*batch lifts features"],
+    theta: Float[Tensor, "lifts features width"],
+) -> Float[Tensor, "*batch width"]:
+    """Return p, the mean over the lifts h of z_h θ_h / ‖z_h θ_h‖."""
+    projected = torch.einsum("...hf,hfw->...hw", z, theta)
+    return unit_norm(projected).mean(-2)
+
+
 def is_gamma(value: object) -> bool:
     """Return True if the value can be the γ of Fourier features."""
     return isinstance(value, float) and 0 < value < math.inf
@@ -172,13 +231,18 @@ def made(state: Mapping[str, Tensor], width: int) -> nn.Linear:
     >>> fourier_head = FourierHead(width=4, features=9, classes=2, seed=7, gamma=0.5)
     >>> type(made(fourier_head.state_dict(), 4)).__name__
     'FourierHead'
+    >>> contrastive_head = ContrastiveHead(classes=2, seed=7, theta=torch.ones(3, 9, 4))
+    >>> type(made(contrastive_head.state_dict(), 4)).__name__
+    'ContrastiveHead'
     """
     _check(state)
     classes, features = state["weight"].shape
     if SEED in state:
         # NumPy accepts only 32-bit seeds, and an untrusted file may contain any integer.
         seed = int(state[SEED]) % 2**32
-        if GAMMA in state:
+        if THETA in state:
+            head = ContrastiveHead(classes, seed, state[THETA])
+        elif GAMMA in state:
             gamma = state[GAMMA].item()
             head = FourierHead(width, features, classes, seed, gamma)
         else:
@@ -203,7 +267,7 @@ def _check(state: Mapping[str, Tensor]) -> None:
     for key, dtype in DTYPES.items():
         if key in state and (state[key].shape != () or state[key].dtype != dtype):
             raise RunError(f"The head is damaged: `{key}` must be a single number of type {dtype}.")
-    kinds = (set(), {UNIT}, {SEED}, {SEED, UNIT}, {SEED, GAMMA})
+    kinds = (set(), {UNIT}, {SEED}, {SEED, UNIT}, {SEED, GAMMA}, {SEED, THETA})
     extra = state.keys() - {"weight", "bias"}
     if extra not in kinds:
         raise RunError(f"The head is damaged: no head has {sorted(extra)}.")
@@ -212,6 +276,14 @@ def _check(state: Mapping[str, Tensor]) -> None:
     if GAMMA in state and not is_gamma(state[GAMMA].item()):
         raise RunError(f"The head is damaged: `{GAMMA}` is {state[GAMMA].item()}.")
     features = weight.shape[1]
+    if THETA in state:
+        theta = state[THETA]
+        if theta.dim() != 3 or theta.shape[1] != features or theta.dtype != torch.float32:
+            raise RunError(
+                f"The head is damaged: `{THETA}` has the shape {list(theta.shape)} and the type "
+                f"{theta.dtype}."
+            )
+        features *= theta.shape[0]
     if SEED in state and not 1 <= features <= MOST_FEATURES:
         raise RunError(
             f"The head is damaged: it reads {features} random features, and at most "

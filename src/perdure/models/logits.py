@@ -89,6 +89,21 @@ class Logits:
         padding = other.values.isneginf()
         return student.masked_fill(padding, 0.0), teacher.masked_fill(padding, 0.0)
 
+    def without_targets(self) -> "Logits":
+        """Return the logits without those of the targets, which become -inf.
+
+        Their softmax is the distribution over the wrong answers.
+
+        Examples
+        --------
+        >>> values = torch.tensor([[0.2, 0.6, 0.2]]).log()
+        >>> one = torch.tensor([0])
+        >>> Logits(values, one, rows=one, examples=1).without_targets().values.softmax(1)
+        tensor([[0.0000, 0.7500, 0.2500]])
+        """
+        values = self.values.scatter(1, self.targets[:, None], -torch.inf)
+        return replace(self, values=values)
+
     def sampled(self) -> "Logits":
         """Return the same logits, with targets drawn from the model's predicted distribution.
 

@@ -232,6 +232,11 @@ class Mixture:
         del others[task]
         return self._of(others)
 
+    def only(self, task: str) -> Mixture:
+        """Return a mixture of the task's expert alone; it is empty if the task has none."""
+        experts = {name: vector for name, vector in self.experts.items() if name == task}
+        return self._of(experts)
+
     def _of(self, experts: Mapping[str, TaskVector]) -> Mixture:
         # Not `dataclasses.replace`, which would also copy the cached factors.
         return Mixture(

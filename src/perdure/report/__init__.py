@@ -2,6 +2,7 @@
 
 folder.py                  the files of a run folder, as far as they can be read
 summary.py, seeds.py       folders → dict
+sweeps.py                  the runs of a sweep, and its failed trials
 sentence.py                a one-sentence description of a run
 plain.py                   values that are safe to show anywhere
 markdown.py, latex.py      dict → text

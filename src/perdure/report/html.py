@@ -18,6 +18,7 @@ from perdure.report import (
     figures,
     general,
     heat_map,
+    sweeps,
 )
 from perdure.report.markdown import note, percent, table
 from perdure.report.picture import Picture, Section
@@ -43,8 +44,8 @@ def report(
     Parameters
     ----------
     folders
-        The run folders. For a run that is damaged or in progress, the report shows what
-        can be read.
+        The run folders; a folder of a sweep stands for all runs in it. For a run that is
+        damaged or in progress, the report shows what can be read.
     output
         The file to write; an existing one is replaced.
     to_text
@@ -64,7 +65,7 @@ def report(
         The report cannot be written.
     """
     # Recorded before anything is read, so that `write` notices a task that is forgotten meanwhile.
-    sources = [Sources.readable(folder) for folder in folders]
+    sources = [Sources.readable(folder) for folder in sweeps.runs_of(folders)]
     summary = summarise(folders)
     text = (to_text or to_html)(summary)
     write(output, text, sources)

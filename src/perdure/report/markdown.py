@@ -76,7 +76,10 @@ class ResultsTable:
 
 
 def table(summary: Summary) -> ResultsTable:
-    """Return the table of results. Runs that differ only in their seed share a row."""
+    """Return the table of results. Runs that differ only in their seed share a row.
+
+    A trial of a sweep that failed has a row with the reason instead of numbers.
+    """
     seeds = _has_seeds(summary)
     counted = _has_counts(summary)
     texts = ["Run", "Rule", "Task known by"]
@@ -102,7 +105,15 @@ def table(summary: Summary) -> ResultsTable:
                 row.append(percent(result["standard_error"]))
                 row.append("–" if examples is None else f"{examples:,}")
             rows.append(row)
+    for trial in summary.get("failed", []):
+        rows.append(_failed_row(trial, len(texts), len(numbers)))
     return ResultsTable(texts + numbers, len(texts), rows)
+
+
+def _failed_row(trial: Record, texts: int, numbers: int) -> list[str]:
+    """Return the row of a trial that failed: its name and the reason, but no numbers."""
+    empty = [""] * (texts - 2)
+    return [trial["title"], *empty, f"failed: {trial['reason']}", *["–"] * numbers]
 
 
 def _has_seeds(summary: Summary) -> bool:

@@ -50,9 +50,9 @@ def _listed(tasks: Sequence[Record]) -> str:
 
 
 def _name(section: object) -> str:
-    """Return the name in a section of the recipe: the section itself, or its `name` or `model`."""
+    """Return the name in a section of the recipe: the section itself, or one of its entries."""
     if isinstance(section, dict):
-        section = section.get("name") or section.get("model")
+        section = section.get("name") or section.get("model") or section.get("network")
     return "an unnamed one" if section is None else str(section)
 
 

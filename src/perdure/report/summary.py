@@ -12,7 +12,7 @@ from numpy import ndarray
 from perdure.errors import RunError
 from perdure.evaluation import metrics
 from perdure.evaluation.metrics import is_score
-from perdure.report import classes, general
+from perdure.report import classes, general, sweeps
 from perdure.report.folder import Files, read
 from perdure.report.markdown import few, kind_of_score
 from perdure.report.plain import Record, plain
@@ -42,7 +42,8 @@ def summarise(folders: Sequence[str | Path]) -> Record:
     """Return everything that a report shows about runs, as plain lists, dicts, text and numbers.
 
     `runs` has one entry for each folder; `groups` has one for each set of runs that
-    differ only in their seed. A number that was not measured is None.
+    differ only in their seed. A number that was not measured is None. The folder of a
+    sweep stands for all runs in it; `failed` has an entry for each trial that failed.
 
     Raises
     ------
@@ -51,7 +52,7 @@ def summarise(folders: Sequence[str | Path]) -> Record:
     """
     if not folders:
         raise RunError("There is nothing to report. Give at least one run folder.")
-    files = [read(folder) for folder in folders]
+    files = [read(folder) for folder in sweeps.runs_of(folders)]
     # Many long streams would make a page too large to open, but each curve needs some points.
     curves = max(1, sum(len(run.tasks) for run in files))
     share = ALL_POINTS // curves
@@ -68,7 +69,11 @@ def summarise(folders: Sequence[str | Path]) -> Record:
             scores.add(result["metric"])
     word = "accuracy" if scores == {"accuracy"} else "score"
     shown = {name: _metric(name, word) for name in METRICS if name in measured}
-    return {"metrics": shown, "runs": runs, "groups": groups(runs)}
+    summary: Record = {"metrics": shown, "runs": runs, "groups": groups(runs)}
+    failed = sweeps.failures(folders)
+    if failed:
+        summary["failed"] = plain(failed)
+    return summary
 
 
 def _titles(files: Sequence[Files]) -> list[str]:

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from perdure.errors import clean
 from perdure.report import calibration, general
-from perdure.report.markdown import percent, scores, table
+from perdure.report.markdown import percent, scores, spread, table
 from perdure.report.plain import Record, Summary
 from perdure.report.series import of_task
 from perdure.report.terminal_table import print_table
@@ -108,24 +108,57 @@ def overview(summary: Summary, console: Console | None = None) -> None:
         for result in run["results"]:
             ways[result["known"]] = None
     rows = []
-    names: dict[str, None] = {}
     for run in summary["runs"]:
         by_rule: dict[str, dict[str, float | None]] = {}
         for result in run["results"]:
             averages = by_rule.setdefault(result["rule"], {})
             averages[result["known"]] = result["metrics"]["average_accuracy"]
-            names[result["metric"]] = None
         for rule, averages in by_rule.items():
             cells = [percent(averages.get(way)) for way in ways]
             rows.append([run["title"], rule, *cells])
-    measure = "accuracy" if list(names) == ["accuracy"] else "score"
     print_table(
         console,
         ["", "rule", *ways],
         rows,
         texts=(0, 1),
-        title=f"Average {measure} after the last task (%)",
+        title=f"Average {_measure(summary)} after the last task (%)",
     )
+
+
+def over_seeds(summary: Summary, console: Console | None = None) -> None:
+    """Print the average score after the last task of runs that differ only in their seed.
+
+    There is a row for each rule, as mean ± standard deviation, and for each failed trial.
+    """
+    console = console or Console()
+    ways: dict[str, None] = {}
+    for group in summary["groups"]:
+        for result in group["results"]:
+            ways[result["known"]] = None
+    rows = []
+    for group in summary["groups"]:
+        by_rule: dict[str, dict[str, str]] = {}
+        for result in group["results"]:
+            averages = by_rule.setdefault(result["rule"], {})
+            averages[result["known"]] = spread(result["metrics"].get("average_accuracy"))
+        for rule, averages in by_rule.items():
+            cells = [averages.get(way, "–") for way in ways]
+            rows.append([group["title"], rule, str(len(group["runs"])), *cells])
+    for trial in summary.get("failed", []):
+        rows.append([trial["title"], f"failed: {trial['reason']}", "", *[""] * len(ways)])
+    print_table(
+        console,
+        ["", "rule", "seeds", *ways],
+        rows,
+        texts=(0, 1),
+        title=f"Average {_measure(summary)} after the last task (%)",
+    )
+
+
+def _measure(summary: Summary) -> str:
+    """Return "accuracy" if all tasks were measured with it, or else "score"."""
+    names = {result["metric"] for run in summary["runs"] for result in run["results"]}
+    return "accuracy" if names == {"accuracy"} else "score"
 
 
 def matrices(summary: Summary, console: Console | None = None) -> None:

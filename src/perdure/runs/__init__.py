@@ -2,6 +2,7 @@
 
 adapter_folder.py  Save and load the files of an adapter
 answers.py         Answers of a run's language model
+backbones.py       Create the backbone of a recipe
 begin.py           Start or continue a run from Python objects
 changes.py         Differences between two recipes
 counting.py        Count the sizes and steps of a run

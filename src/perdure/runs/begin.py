@@ -5,6 +5,7 @@ from pathlib import Path
 
 from perdure.data.task import TaskStream
 from perdure.evaluation.measure import Evaluation
+from perdure.evaluation.posterior import PosteriorSettings
 from perdure.learning.method import Method
 from perdure.learning.training import Training
 from perdure.merging.rule_settings import Rule, RuleLike
@@ -25,6 +26,7 @@ def run(
     output: str | Path,
     training: Training | None = None,
     evaluation: Evaluation | None = None,
+    posterior: PosteriorSettings | None = None,
     seed: int = 0,
     quiet: bool = True,
 ) -> Run:
@@ -71,6 +73,7 @@ def run(
         training=training or Training(),
         evaluation=evaluation or Evaluation(),
         seed=seed,
+        posterior=posterior or PosteriorSettings(),
     )
     check(plan)
     plan = replace(plan, never=never_trained(plan.evaluation, seed))

@@ -109,7 +109,8 @@ def _model(plan: Plan) -> ModelSize:
         parameters=sum(parameter.numel() for parameter in backbone.model.parameters()),
         dtype=str(backbone.settings.get("dtype", "float32")),
         bytes=outline.frozen_bytes(backbone),
-        has_weights=bool(files and files.has_weights),
+        # a network that is trained from scratch needs no files
+        has_weights=files is None or files.has_weights,
         is_tokenized=backbone.processor is not None,
     )
 
@@ -273,7 +274,7 @@ def _about_data(plan: Plan) -> list[str]:
         reasons[task.reason] = None
         if not task.alone:
             unnumbered.append(f"`{task.name}`")
-        if plan.backbone.has_heads and not task.classes_are_known:
+        if not plan.backbone.writes and not task.classes_are_known:
             guessed.append(f"`{task.name}`")
     if not reasons:
         return []

@@ -14,7 +14,7 @@ from perdure.evaluation.measure import Measurement, check_search, measure
 from perdure.evaluation.progress_bar import Progress
 from perdure.learning import engine
 from perdure.merging.rule_settings import Rule, RuleLike
-from perdure.runs import more_data, story
+from perdure.runs import backbones, more_data, story
 from perdure.runs.export import check_exportable
 from perdure.runs.folder import Run
 from perdure.runs.forget import (
@@ -175,6 +175,7 @@ def try_rule(
         # Before measuring, which may take hours.
         check_free(Path(output))
         recipe = Recipe.parse(state.recipe)
+        backbones.check_export(recipe.backbone)
         _, options = named(recipe.backbone, "backbone", key="model")
         check_exportable(other_rule or recipe.make_rule(), "model", options.get("dtype"))
     measurement = _measured_again(folder, rule, settings, steps="last", trust=trust, quiet=quiet)

@@ -1,6 +1,7 @@
 """The plan of a run: everything it needs, checked for consistency before anything is trained."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,12 +10,16 @@ from perdure.data.task import Task, TaskStream
 from perdure.errors import InputError
 from perdure.evaluation import general, task_score
 from perdure.evaluation.measure import Evaluation, check_search
+from perdure.evaluation.posterior import PosteriorSettings
 from perdure.learning import engine
 from perdure.learning.method import Method, Need, method_name
+from perdure.learning.progress import check_optimizer
 from perdure.learning.training import Training
 from perdure.merging.rule_settings import Rule
 from perdure.merging.search import Search
 from perdure.models.backbone import Backbone
+from perdure.models.network import Network
+from perdure.runs.expected import ExpectedTask
 from perdure.runs.layout import Settings
 from perdure.settings import Section, check_seed, checked, named
 
@@ -40,6 +45,7 @@ class Plan:
     seed: int
     recipe: Mapping[str, object] | None = None
     never: tuple[Task, ...] = ()
+    posterior: PosteriorSettings = PosteriorSettings()
 
 
 def check(plan: Plan) -> None:
@@ -56,6 +62,7 @@ def check(plan: Plan) -> None:
         "method": (plan.method, Method),
         "training": (plan.training, Training),
         "evaluation": (plan.evaluation, Evaluation),
+        "posterior": (plan.posterior, PosteriorSettings),
     }
     # First of all, because the checks below use the attributes of these classes.
     for name, (given, kind) in kinds.items():
@@ -67,12 +74,16 @@ def check(plan: Plan) -> None:
     # A dataclass does not check the types of its fields.
     checked(Training, vars(plan.training), "training")
     checked(Evaluation, vars(plan.evaluation), "evaluation")
+    checked(PosteriorSettings, vars(plan.posterior), "posterior")
+    check_network(plan)
     check_needs(plan.method, plan.backbone, plan.stream)
+    check_optimizer(plan.method, plan.training)
     check_answers(plan.backbone, [*plan.stream, *plan.never], plan.evaluation)
     check_alignment(plan.training, plan.rule)
     check_heads(plan)
     check_boundaries(plan)
     check_sharding(plan)
+    check_posterior(plan)
     if plan.training.packing:
         plan.backbone.check_packing()
     check_length(plan.stream, plan.rule)
@@ -84,12 +95,18 @@ def check_needs(method: Method, backbone: Backbone, stream: TaskStream) -> None:
     Raises
     ------
     InputError
-        The method requires heads, LoRA modules or tasks with classes, which are not available.
+        The method requires heads, a language model, LoRA modules or tasks with classes, which are
+        not available.
     """
     missing: dict[Need, str] = {}
     if not backbone.has_heads:
+        instead = "it answers with text" if backbone.writes else "all tasks share its output layer"
         missing["heads"] = (
-            f"a head for each task, which `{backbone.source}` does not have: it answers with text"
+            f"a head for each task, which `{backbone.source}` does not have: {instead}"
+        )
+    else:
+        missing["words"] = (
+            f"a language model, which writes answers, but `{backbone.source}` classifies with heads"
         )
     if method.module != "lora":
         module = f"`peft: {method.module}`" if method.module else "no module"
@@ -104,6 +121,40 @@ def check_needs(method: Method, backbone: Backbone, stream: TaskStream) -> None:
             )
 
 
+def check_network(plan: Plan) -> None:
+    """Check that a network that is trained from scratch can be trained on a stream.
+
+    Raises
+    ------
+    InputError
+        The method does not train all weights, tasks should share a head, or the network
+        cannot read a task or has no output for one of its classes.
+    """
+    backbone = plan.backbone
+    if not isinstance(backbone, Network):
+        return
+    method = plan.method
+    if method.module != "full":
+        # Some methods have no such setting, because they are designed for low-rank modules.
+        is_fixed = method.module is None or "lora" in method.needs
+        remedy = "Set `peft: full`."
+        if is_fixed:
+            remedy = "Choose a method that takes `peft: full`, such as `ewc` or `vcl`."
+        trains = f"with `peft: {method.module}`" if method.module else "trains no weights, and"
+        raise InputError(
+            f"`{backbone.source}` is trained from scratch, but the method "
+            f"`{method_name(method)}` {trains} would leave its weights at their random initial "
+            f"values. {remedy}"
+        )
+    if plan.training.shares_head:
+        raise InputError(
+            f"`training.heads: shared` is for models that have heads: the output layer of "
+            f"`{backbone.source}` serves all tasks anyway. Leave it out."
+        )
+    for task in plan.stream:
+        backbone.check_task(task)
+
+
 def check_answers(backbone: Backbone, tasks: Sequence[Task], evaluation: Evaluation) -> None:
     """Check that a backbone can answer the tasks, and that their scores suit its answers.
 
@@ -113,7 +164,7 @@ def check_answers(backbone: Backbone, tasks: Sequence[Task], evaluation: Evaluat
         A task is answered with free text but the backbone has heads, a score does not
         suit the answers, or `evaluation.general` is set for a backbone with heads.
     """
-    if evaluation.general and backbone.has_heads:
+    if evaluation.general and not backbone.writes:
         raise InputError(
             f"`evaluation.general` is for language models, which predict text: `{backbone.source}` "
             "answers with classes, by heads. Leave it out, or use a language model."
@@ -121,7 +172,7 @@ def check_answers(backbone: Backbone, tasks: Sequence[Task], evaluation: Evaluat
     for task in tasks:
         if task.missing:
             continue
-        if not task.classes and backbone.has_heads:
+        if not task.classes and not backbone.writes:
             raise InputError(
                 f"Task `{task.name}` is answered with free text, but `{backbone.source}` answers "
                 "with classes, by heads. Use a language model as the backbone, or name the column "
@@ -162,7 +213,7 @@ def check_heads(plan: Plan) -> None:
                 "With `training.heads: shared` all tasks need their classes in the same order: "
                 f"`{first.name}` has {list(first.classes)}, `{task.name}` {list(task.classes)}."
             )
-    if not plan.method.trains:
+    if plan.method.computes_heads:
         raise InputError(
             f"`training.heads: shared`: the method `{method_name(plan.method)}` "
             "computes a separate head for each task."
@@ -203,6 +254,30 @@ def check_sharding(plan: Plan) -> None:
             "`sharding: fsdp` shards frozen weights, but `peft: full` trains a change of all of "
             "them, which every process would store. Use `peft: lora`, or leave the sharding out."
         )
+
+
+def check_posterior(plan: Plan) -> None:
+    """Check that the examples of each task suffice for the settings of the task posterior.
+
+    Raises
+    ------
+    InputError
+        A temperature is to be fitted, but a class has fewer than two training examples.
+    """
+    if plan.posterior.temperature != "fitted":
+        return
+    for task in plan.stream:
+        # A dry run may only know how many examples there are.
+        if task.missing or isinstance(task, ExpectedTask):
+            continue
+        counts = Counter(task.groups("train"))
+        for group, name in enumerate(task.classes):
+            if counts[group] < 2:
+                raise InputError(
+                    "`posterior.temperature: fitted` needs at least two training examples of "
+                    f"each class, but class `{name}` of task `{task.name}` has {counts[group]}. "
+                    "Add examples, remove the class, or set the temperature to a number such as 1."
+                )
 
 
 def check_length(stream: TaskStream, rule: Rule) -> None:
@@ -285,6 +360,9 @@ def settings_of(plan: Plan) -> Settings:
     evaluation["general"] = general.with_current_digest(plan.evaluation.general)
     if plan.evaluation.general is None:
         del evaluation["general"]
+    # A folder from before the section existed has the default settings.
+    usual = plan.posterior == PosteriorSettings()
+    posterior = {} if usual else {"posterior": _plain(plan.posterior)}
     return {
         "backbone": plan.backbone.settings,
         "method": _of_method(plan.method),
@@ -296,6 +374,7 @@ def settings_of(plan: Plan) -> Settings:
             **rule.options,
         },
         "training": training,
+        **posterior,
         "evaluation": evaluation,
         "seed": plan.seed,
     }
@@ -312,7 +391,7 @@ def _of_method(method: Method) -> dict[str, object]:
     return options
 
 
-def _plain(settings: Training | Evaluation | Search) -> dict[str, object]:
+def _plain(settings: Training | Evaluation | PosteriorSettings | Search) -> dict[str, object]:
     """Return a dataclass as a dictionary for YAML, with lists instead of tuples."""
     fields: dict[str, object] = {}
     for name, value in dataclasses.asdict(settings).items():

@@ -19,9 +19,9 @@ from perdure.evaluation.posterior import describe
 from perdure.evaluation.score import by_task, probabilities, settled, task_logits
 from perdure.learning import engine
 from perdure.merging.rule_settings import Rule, RuleLike
-from perdure.models.backbone import Backbone
 from perdure.models.examples import BATCH_SIZE, Examples
 from perdure.models.language import LanguageModel
+from perdure.runs import backbones
 from perdure.runs.answers import Answer, Answerer
 from perdure.runs.export import Export, Form, check_exportable, write_adapter, write_model
 from perdure.runs.export_card import Exported
@@ -32,7 +32,6 @@ from perdure.runs.layout import reading
 from perdure.runs.resume import restored
 from perdure.runs.sources import Sources
 from perdure.runs.state import RunState, read
-from perdure.settings import checked, named
 from perdure.storage import staging
 
 CLASSIFIED = ("label", "probability", "task")
@@ -106,10 +105,10 @@ class Model:
                 f"`{self.state.folder}` has no combined model yet: no task has been finished."
             )
         path = self.state.folder / "recipe.yaml"
+        section = self.state.recipe["backbone"]
         with reading(path):
-            source, settings = named(self.state.recipe["backbone"], "backbone", key="model")
-            settings = checked(Backbone.load, settings, f"`{path}`: backbone")
-        self.backbone = Backbone.load(source, **settings).to(engine.device(device))
+            backbones.check(section, f"`{path}`: backbone")
+        self.backbone = backbones.make(section).to(engine.device(device))
         self.system = restored(self.state, self.backbone, self.rule)
         self.classes = self.system.classes
         self.combined = self.system.combined
@@ -119,7 +118,7 @@ class Model:
     @property
     def made(self) -> tuple[str, ...]:
         """The names of the columns that predictions add to a table."""
-        return CLASSIFIED if self.backbone.has_heads else ANSWERED
+        return ANSWERED if self.backbone.writes else CLASSIFIED
 
     def predict(
         self, inputs: Sequence[object], *, task: str | None = None, batch_size: int = BATCH_SIZE
@@ -231,7 +230,7 @@ class Model:
             The table does not have these columns, or an option does not suit the model.
         """
         stream = self.state.recipe["stream"]
-        if not self.backbone.has_heads:
+        if self.backbone.writes:
             return prompt_reader(columns, source, asked, stream, self.classes)
         if asked.prompt:
             raise InputError(
@@ -372,8 +371,8 @@ class Model:
         ------
         RunError
             The model has no single set of weights, because its rule is routed or combines
-            in factor space; its weights are in 4 bits; or a head is not linear in the
-            features.
+            in factor space; its weights are in 4 bits; a head is not linear in the
+            features; or the backbone is a network that was trained from scratch.
         InputError
             The combined change does not fit into an adapter.
         """
@@ -382,6 +381,7 @@ class Model:
             raise InputError("`--rank` and `--pad-rank` are for `--as adapter`.")
         # Checked here, before anything is computed; `new_folder` checks again.
         staging.check_free(output)
+        backbones.check_export(self.state.recipe["backbone"])
         check_exportable(self.rule, form, self.backbone.settings.get("dtype"))
         parts = Export(
             system=self.system,

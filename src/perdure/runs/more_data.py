@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from perdure.errors import InputError
+from perdure.runs import backbones
 from perdure.runs.layout import Settings, forgotten
 from perdure.runs.recipe import Recipe
 from perdure.runs.state import RunState
@@ -70,7 +71,7 @@ def check_unchanged(
         A setting that is fixed once a run has begun would change.
     """
     fixed = {
-        "--backbone": (backbone, before["backbone"]["model"]),
+        "--backbone": (backbone, backbones.name_of(before["backbone"])),
         "--seed": (seed, before["seed"]),
     }
     for option, (given, used) in fixed.items():

@@ -5,11 +5,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
-from perdure.data.task import Task, TaskStream
-from perdure.evaluation.posterior import describe
+from perdure.data.task import Split, Task, TaskStream
+from perdure.evaluation.posterior import PosteriorSettings, check_scalable, describe, scaled
 from perdure.evaluation.score import features
 from perdure.evaluation.system import Learned, System
+from perdure.evaluation.validation import Validation
 from perdure.learning.alignment import Alignment, align
 from perdure.learning.loop import Session, learn
 from perdure.learning.snapshot import Snapshot
@@ -46,14 +49,16 @@ def learn_next(system: System, plan: Plan, session: Session) -> Learned:
     )
     # The task posterior uses features of the frozen backbone.
     rows = backbone.encode(task.rows("train"))
-    groups = torch.tensor(task.groups("train"))
+    described, groups = _modelled(backbone, task, "train", plan.posterior)
+    statistics = Statistics.of(described, groups, task.group_count)
     learned = Learned(
         classes=task.classes,
         adapter=adapter,
         heads={},
-        statistics=Statistics.of(describe(backbone, rows), groups, task.group_count),
+        statistics=statistics,
         state=dict(plan.method.state),
         digests=task.digests(),
+        validation=_validated(backbone, task, statistics, plan.posterior),
     )
     if plan.training.alignment:
         longer = system.with_task(learned)
@@ -66,6 +71,32 @@ def learn_next(system: System, plan: Plan, session: Session) -> Learned:
         seconds = time.perf_counter() - started
         session.log(_event(plan, seen, learned, seconds=seconds, examples=len(rows)))
     return learned
+
+
+def _modelled(
+    backbone: Backbone, task: Task, split: Split, settings: PosteriorSettings
+) -> tuple[Float[Tensor, "examples features"], Int[Tensor, " examples"]]:
+    """Return the features of a task's examples that the task posterior models, and their groups.
+
+    Raises
+    ------
+    TrainingError
+        A feature vector is zero and therefore cannot be scaled to unit length.
+    """
+    described = describe(backbone, backbone.encode(task.rows(split)))
+    if settings.features == "unit":
+        check_scalable(described, task.name, split)
+    return scaled(described, settings.features), torch.tensor(task.groups(split))
+
+
+def _validated(
+    backbone: Backbone, task: Task, statistics: Statistics, settings: PosteriorSettings
+) -> Validation | None:
+    """Return what a task's validation examples say about its Gaussians, if it is needed."""
+    if settings.temperature != "fitted":
+        return None
+    described, groups = _modelled(backbone, task, "validation", settings)
+    return Validation.of(statistics, described, groups)
 
 
 def _event(

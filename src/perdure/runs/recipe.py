@@ -16,14 +16,14 @@ from perdure.data.graduated import graduated
 from perdure.data.task import Scenario, TaskStream
 from perdure.errors import CheckpointError, InputError, PerdureWarning
 from perdure.evaluation.measure import Evaluation
+from perdure.evaluation.posterior import PosteriorSettings
 from perdure.learning import engine
 from perdure.learning.method import Method
 from perdure.learning.training import Training
 from perdure.merging.combine import check_fits
 from perdure.merging.rule_settings import Rule
 from perdure.models.backbone import Backbone
-from perdure.models.outline import outline as outlined
-from perdure.runs import counting, old_names, story
+from perdure.runs import backbones, counting, old_names, story
 from perdure.runs.dry_run import DryRun
 from perdure.runs.folder import Run
 from perdure.runs.job import Plan, check, check_alignment, make_method, settings_of
@@ -49,9 +49,10 @@ class Recipe(BaseModel):
     replaces the benchmark's own. With `graduated`, the tasks fade into each other
     (`perdure.data.graduated`); for a benchmark, it can also be given in `stream`.
     `backbone`, `method` and `rule` are each a name, or a mapping of `name` (`model` for
-    the backbone) and settings. Tasks in `forgotten` are left out of the stream. If later
-    tasks still contain traces of a forgotten task, `traces` maps its name to the number
-    of tasks that were learned before it.
+    the backbone, or `network` for one that is trained from scratch) and settings. Tasks in
+    `forgotten` are left out of the stream. If later tasks still contain traces of a
+    forgotten task, `traces` maps its name to the number of tasks that were learned before
+    it.
 
     Examples
     --------
@@ -73,6 +74,7 @@ class Recipe(BaseModel):
     method: Section
     rule: Section
     training: dict[str, object] = {}
+    posterior: dict[str, object] = {}
     evaluation: dict[str, object] = {}
     seed: Annotated[int, Ge(0)] = 0
     forgotten: list[str] = []
@@ -193,19 +195,26 @@ class Recipe(BaseModel):
             )
         return graduated(stream, self.graduated, seed=self.seed)
 
-    def make_backbone(self, *, outline: bool = False) -> Backbone:
+    def make_backbone(self, *, outline: bool = False, stream: TaskStream | None = None) -> Backbone:
         """Load the pre-trained model, on the accelerator if this machine has one.
 
         If the recipe says so, several processes shard its weights between them.
 
-        With `outline`, create it without weights (see `perdure.models.outline`).
+        Parameters
+        ----------
+        outline
+            Create it without weights (see `perdure.models.outline`).
+        stream
+            The recipe's stream, if the caller has already created it. A network that is
+            trained from scratch has its classes, unless the recipe lists them.
         """
-        name, options = named(self.backbone, "backbone", key="model")
-        settings = checked(Backbone.load, options, "backbone")
-        if outline:
-            return outlined(name, settings)
-        backbone = Backbone.load(name, **settings)
-        engine.place(backbone, self.make_training())
+
+        def classes() -> Sequence[str]:
+            return (stream or self.make_stream(outline=outline)).classes
+
+        backbone = backbones.make(self.backbone, classes=classes, seed=self.seed, outline=outline)
+        if not outline:
+            engine.place(backbone, self.make_training())
         return backbone
 
     def make_method(self) -> Method:
@@ -219,6 +228,10 @@ class Recipe(BaseModel):
     def make_training(self) -> Training:
         """Create the settings for training."""
         return Training(**checked(Training, self.training, "training"))
+
+    def make_posterior(self) -> PosteriorSettings:
+        """Create the settings for the task posterior."""
+        return PosteriorSettings(**checked(PosteriorSettings, self.posterior, "posterior"))
 
     def make_evaluation(self) -> Evaluation:
         """Create the settings for evaluation."""
@@ -249,11 +262,12 @@ class Recipe(BaseModel):
         rule = self.make_rule()
         training = self.make_training()
         evaluation = self.make_evaluation()
+        posterior = self.make_posterior()
         # these take no time; the data and the model below may take minutes
         _check_together(method, rule, training)
         check_alignment(training, rule)
         stream = stream or self.make_stream(run, outline=outline)
-        backbone = backbone or self.make_backbone(outline=outline)
+        backbone = backbone or self.make_backbone(outline=outline, stream=stream)
         plan = Plan(
             stream,
             backbone,
@@ -263,6 +277,7 @@ class Recipe(BaseModel):
             evaluation,
             seed=self.seed,
             never=never_trained(evaluation, self.seed),
+            posterior=posterior,
         )
         check(plan)
         if self.scenario is None and isinstance(self.stream, list) and not self.graduated:
@@ -321,7 +336,7 @@ class Recipe(BaseModel):
     def resolved(self, plan: Plan) -> dict[str, object]:
         """Return the recipe with all defaults filled in."""
         # a run that has not forgotten anything has no lists of forgotten tasks and traces
-        empty = {name for name in ("forgotten", "traces") if not getattr(self, name)}
+        empty = {name for name in ("forgotten", "traces", "posterior") if not getattr(self, name)}
         values = self.model_dump(exclude_none=True, exclude=empty)
         settings = settings_of(plan)
         settings["method"] = _with_names(settings["method"], self.method)

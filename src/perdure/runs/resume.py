@@ -17,7 +17,7 @@ from perdure.learning.snapshot import Snapshot
 from perdure.merging.rule_settings import Rule
 from perdure.models import adapters, fitting
 from perdure.models.backbone import Backbone
-from perdure.models.heads import SEED
+from perdure.models.heads import SEED, THETA
 from perdure.runs import layout, task_folder, writer
 from perdure.runs.changes import HARMLESS_IN_TRAINING, check_changes
 from perdure.runs.expected import ExpectedTask
@@ -206,7 +206,7 @@ def restored(
         )
     # another run may have used this backbone before, and left its adapter on the model
     adapters.detach(backbone.model)
-    system = System(backbone, learned, rule, state.shares_head)
+    system = System(backbone, learned, rule, state.shares_head, state.posterior)
     system.give_heads()
     if learned:
         # training continues from the last adapter; combining all adapters is up to the rule
@@ -378,15 +378,19 @@ def check_fits(backbone: Backbone, task: Learned) -> None:
     fitting.check_fits(backbone.model, task.adapter)
     if bool(task.heads) != backbone.has_heads:
         learned = "by heads" if task.heads else "without a head"
+        without = "with text" if backbone.writes else "without them"
         raise RunError(
             f"Task `{task.name}` is answered {learned}, but `{backbone.source}` answers "
-            f"{'by heads' if backbone.has_heads else 'with text'}. "
+            f"{'by heads' if backbone.has_heads else without}. "
             "Is it the model that the run began with?"
         )
     for name, head in task.heads.items():
-        if SEED in head:  # it reads random features, and the method chooses their number
+        if THETA in head:
+            width = head[THETA].shape[2]
+        elif SEED in head:  # it reads random features, and the method chooses their number
             continue
-        width = head["weight"].shape[1]
+        else:
+            width = head["weight"].shape[1]
         if width != backbone.width:
             raise RunError(
                 f"The head of `{name}` in task `{task.name}` reads {width} features, but "

@@ -79,6 +79,21 @@ class PreTrained(Schema):
     model: str
 
 
+class FromScratch(Schema):
+    """A network that is trained from scratch, with the settings that determine its weights."""
+
+    network: str
+    classes: Items[str]
+    seed: int
+
+
+def _backbone(values: object, check: Callable[[object], PreTrained]) -> PreTrained | FromScratch:
+    """Check a backbone by the class for its kind, so that an error names a key of that class."""
+    if isinstance(values, dict) and "network" in values:
+        return FromScratch.model_validate(values)
+    return check(values)
+
+
 class Recipe(Schema):
     """`recipe.yaml`: all sections, with all defaults filled in.
 
@@ -87,11 +102,12 @@ class Recipe(Schema):
     """
 
     stream: str | dict[str, object] | Items[dict[str, object]]
-    backbone: PreTrained
+    backbone: Annotated[PreTrained, WrapValidator(_backbone)]
     method: Named
     rule: Named
     training: dict[str, object]
     evaluation: dict[str, object]
+    posterior: dict[str, object] = {}
     seed: int
     forgotten: Items[TaskName] | None = None
     """The tasks that were removed from the run."""

@@ -12,10 +12,12 @@ from numpy import ndarray
 from perdure import registry
 from perdure.errors import RunError
 from perdure.evaluation.metrics import is_score
+from perdure.evaluation.posterior import PosteriorSettings
 from perdure.evaluation.system import Learned
 from perdure.learning.snapshot import Snapshot
 from perdure.runs import layout, old_names, schema, task_folder
 from perdure.runs.layout import UNFINISHED, reading
+from perdure.settings import checked
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,21 @@ class RunState:
     def shares_head(self) -> bool:
         """True if all tasks share one head (`training.heads`)."""
         return self.recipe["training"].get("heads") == "shared"
+
+    @cached_property
+    def posterior(self) -> PosteriorSettings:
+        """The settings of the task posterior; the defaults, if the recipe does not have any.
+
+        Raises
+        ------
+        RunError
+            A setting is not valid.
+        """
+        path = self.folder / "recipe.yaml"
+        with reading(path):
+            settings = self.recipe.get("posterior") or {}
+            where = f"`{path}`: posterior"
+            return PosteriorSettings(**checked(PosteriorSettings, settings, where))
 
     @property
     def made_in_python(self) -> bool:

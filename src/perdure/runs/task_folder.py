@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from perdure.errors import InputError, RunError
 from perdure.evaluation.system import Learned
+from perdure.evaluation.validation import DISTANCES, TEMPERATURES, Validation
 from perdure.models.adapters import Adapter
-from perdure.models.heads import GAMMA, SEED, UNIT
+from perdure.models.heads import GAMMA, SEED, THETA, UNIT
 from perdure.runs import adapter_folder, layout
 from perdure.runs.layout import reading
 from perdure.storage import files, partial, staging
@@ -22,9 +23,15 @@ from perdure.vectors.statistics import Statistics
 HEAD = "head.safetensors"
 HEAD_DTYPES = {SEED: "I64", GAMMA: "F32", UNIT: "BOOL"}
 """The data types, as safetensors names them, of the single numbers in a head."""
+SHARED_THETA = f"/{THETA}"
+"""The key of the matrices θ that all heads of a file share, and that it therefore stores once.
+
+Other keys begin with the name of a task.
+"""
 STATISTICS = "statistics.safetensors"
 METHOD = "method.safetensors"
 GAUSSIANS = "gaussians.safetensors"
+VALIDATION = "validation.safetensors"
 ALWAYS = {HEAD, STATISTICS, METHOD, "task.json"}
 """The files that every task has."""
 ADAPTER = {
@@ -88,7 +95,8 @@ def _contents(learned: Learned) -> dict[str, bytes]:
     heads: dict[str, Tensor] = {}
     for task, head in learned.heads.items():
         for key, value in head.items():
-            heads[f"{task}/{key}"] = value
+            name = SHARED_THETA if key == THETA else f"{task}/{key}"
+            heads[name] = value
     about = {
         "name": learned.name,
         "classes": list(learned.classes),
@@ -103,6 +111,8 @@ def _contents(learned: Learned) -> dict[str, bytes]:
     }
     if learned.gaussians:
         contents[GAUSSIANS] = to_bytes(learned.gaussians.tensors())
+    if learned.validation:
+        contents[VALIDATION] = to_bytes(learned.validation.tensors())
     return contents
 
 
@@ -185,6 +195,9 @@ def load(folder: Path, *, rank: int | None = None) -> Learned:
         gaussians = None
         if GAUSSIANS in manifest:
             gaussians = _gaussians(folder, name, len(about["classes"]), head)
+        validation = None
+        if VALIDATION in manifest:
+            validation = _validation(folder)
         heads = _heads(head)
         if has_adapter:
             adapter = adapter_folder.load(folder / "adapter", name, rank)
@@ -198,16 +211,22 @@ def load(folder: Path, *, rank: int | None = None) -> Learned:
             state=about["state"] | TensorFile(folder / METHOD).read_all(),
             digests=about["digests"],
             gaussians=gaussians,
+            validation=validation,
         )
 
 
 def _heads(head: TensorFile) -> dict[str, dict[str, Tensor]]:
     """Read all heads, by task, from a file in which they are stored as `task/name`."""
     heads: dict[str, dict[str, Tensor]] = {}
-    for key, value in head.read_all().items():
+    tensors = head.read_all()
+    theta = tensors.pop(SHARED_THETA, None)
+    for key, value in tensors.items():
         task, _, name = key.partition("/")
         state = heads.setdefault(task, {})
         state[name] = value
+    if theta is not None:
+        for state in heads.values():
+            state[THETA] = theta
     return heads
 
 
@@ -224,6 +243,19 @@ def _gaussians(folder: Path, name: str, classes: int, head: TensorFile) -> Gauss
     return Gaussians(**file.read_all())
 
 
+def _validation(folder: Path) -> Validation:
+    """Check and load the fit of a task's Gaussian classes to its validation examples."""
+    file = TensorFile(folder / VALIDATION)
+    shapes = {key: stored.shape for key, stored in file.tensors.items()}
+    distances = shapes.get("distances", ())
+    expected = {"losses": tuple(TEMPERATURES.shape), "distances": distances}
+    if shapes != expected or len(distances) != 1 or not 1 <= distances[0] <= DISTANCES:
+        raise RunError(
+            f"`{file.path}` is damaged: {shapes} are not the fit to a task's validation examples."
+        )
+    return Validation(**file.read_all())
+
+
 # -- checks
 
 
@@ -235,7 +267,7 @@ def _check_listed(folder: Path, manifest: Mapping[str, object], *, has_adapter: 
     expected = set(ALWAYS)
     if has_adapter:
         expected |= ADAPTER
-    for name in (GAUSSIANS, *adapter_folder.KEPT.values()):
+    for name in (GAUSSIANS, VALIDATION, *adapter_folder.KEPT.values()):
         if layout.is_there(folder / name):
             expected.add(name)
     if unlisted := expected - manifest.keys():
@@ -297,6 +329,9 @@ def _check_head_tensor(head: TensorFile, key: str, task: str) -> None:
     All heads must read the same features as the head of `task`.
     """
     stored = head.tensors[key]
+    if key == SHARED_THETA:
+        _check_theta(head, task)
+        return
     owner, _, name = key.partition("/")
     # If a head has no bias, or the task has no head, the tensor itself replaces the
     # missing one, so that the comparison below fails.
@@ -317,6 +352,18 @@ def _check_head_tensor(head: TensorFile, key: str, task: str) -> None:
         fits = fits and stored.dtype == HEAD_DTYPES[name]
     if not fits:
         raise RunError(f"`{head.path}` is damaged: `{key}` has the shape {stored.shape}.")
+
+
+def _check_theta(head: TensorFile, task: str) -> None:
+    """Check that the shared matrices θ have as many rows as the heads read features."""
+    stored = head.tensors[SHARED_THETA]
+    weight = head.tensors.get(f"{task}/weight", stored)
+    fits = len(stored.shape) == 3 and stored.shape[1:2] == weight.shape[1:]
+    if not fits or stored.dtype != "F32":
+        raise RunError(
+            f"`{head.path}` is damaged: `{THETA}` has the shape {stored.shape} and the type "
+            f"{stored.dtype}."
+        )
 
 
 def _check_gaussians(file: TensorFile, classes: int, width: int | None) -> None:
@@ -344,6 +391,7 @@ def not_finite(learned: Learned) -> list[str]:
         "statistics": learned.statistics.tensors(),
         "method": learned.state,
         "gaussians": learned.gaussians.tensors() if learned.gaussians else {},
+        "validation": learned.validation.tensors() if learned.validation else {},
     }
     for task, head in learned.heads.items():
         groups[f"head {task}"] = head

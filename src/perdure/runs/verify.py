@@ -13,7 +13,7 @@ from perdure.evaluation.system import Learned
 from perdure.models import model_files
 from perdure.models.backbone import Backbone
 from perdure.models.load import load_with
-from perdure.runs import layout, sources, task_folder
+from perdure.runs import backbones, layout, sources, task_folder
 from perdure.runs.layout import UNFINISHED, is_there
 from perdure.runs.recipe import Recipe
 from perdure.runs.resume import check_fits, check_model
@@ -236,6 +236,12 @@ def _together(tasks: list[Learned]) -> str:
     different = set(widths.values())
     if len(different) > 1:
         raise PerdureError(f"The statistics of the tasks have different widths: {widths}.")
+    without = [task.name for task in tasks if task.validation is None]
+    if 0 < len(without) < len(tasks):
+        raise PerdureError(
+            "Some tasks have `validation.safetensors`, and others do not: "
+            f"{', '.join(without[:SHOWN])}."
+        )
     return f"{len(tasks)} learned"
 
 
@@ -309,8 +315,16 @@ def _diagnostics(run: RunState) -> str:
 
 
 def _check_backbone(run: RunState, tasks: list[Learned], result: Verification) -> None:
+    where = f"`{run.folder / 'recipe.yaml'}`: backbone"
+    backbones.check(run.recipe["backbone"], where)
+    if backbones.is_network(run.recipe["backbone"]):
+        result.attempt(
+            "the network",
+            lambda: _backbone(run, tasks, backbones.make(run.recipe["backbone"], where)),
+        )
+        return
     source, section = named(run.recipe["backbone"], "backbone", key="model")
-    settings = checked(Backbone.load, section, f"`{run.folder / 'recipe.yaml'}`: backbone")
+    settings = checked(Backbone.load, section, where)
     try:
         model = model_files.find(source, settings.pop("revision", None), fetch=False)
     except PerdureError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -250,6 +251,20 @@ class TaskVector:
         """Return the change of one layer or parameter as a full tensor."""
         return dense(self.entries[name])
 
+    @functools.cached_property
+    def digest(self) -> str | None:
+        """The SHA-256 of all names and values, or None if an entry is deferred."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.entries.items()):
+            if isinstance(value, Deferred):  # computing it may take longer than it saves
+                return None
+            digest.update(name.encode() + b"\0")
+            parts = (value.B, value.A) if isinstance(value, LowRank) else (value,)
+            for tensor in parts:
+                digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+                digest.update(bytes_of(tensor))
+        return digest.hexdigest()
+
     def made(self) -> TaskVector:
         """Return the vector with all deferred tensors computed, for use more than once."""
         entries: dict[str, Entry] = {}
@@ -297,6 +312,13 @@ class TaskVector:
                 value = value.truncate(rank)
             entries[name] = value
         return TaskVector(entries)
+
+
+def bytes_of(tensor: Tensor) -> bytes:
+    """Return the values of a tensor as they lie in memory, row by row."""
+    # NumPy has no bfloat16, so the values are viewed as bytes first.
+    flat = tensor.detach().cpu().contiguous().flatten()
+    return flat.view(torch.uint8).numpy().tobytes()
 
 
 def _plus(name: str, left: Entry, right: Entry) -> Entry:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from perdure.methods.parts.per_example import mean_over_examples
@@ -35,21 +36,26 @@ def fisher(backbone: Backbone, examples: Examples, labels: Labels) -> dict[str, 
     1612.00796; variants of the Fisher information: Kunstner et al., arXiv 1905.12558.
     """
 
-    def terms(answers: Logits) -> Iterator[Tensor]:
-        if labels == "true":
-            log_probabilities = answers.values.log_softmax(1)
-            for log_p in log_probabilities.unbind(1):
-                # The gradient is squared later: √p · ∂ log p, squared, is p · (∂ log p)².
-                p = log_p.detach().exp()
-                yield p.sqrt() * log_p
-            return
-        if labels == "sampled":
-            answers = answers.sampled()
-        yield -answers.losses()
-
     return mean_over_examples(
         backbone,
         examples,
-        terms,
+        lambda answers: log_likelihoods(answers, labels),
         torch.square,
     )
+
+
+def log_likelihoods(answers: Logits, labels: Labels) -> Iterator[Float[Tensor, " examples"]]:
+    """Yield terms whose squared gradients add up to an estimate of the Fisher information.
+
+    `sampled` uses torch's random state.
+    """
+    if labels == "true":
+        log_probabilities = answers.values.log_softmax(1)
+        for log_p in log_probabilities.unbind(1):
+            # The gradient is squared later: √p · ∂ log p, squared, is p · (∂ log p)².
+            p = log_p.detach().exp()
+            yield p.sqrt() * log_p
+        return
+    if labels == "sampled":
+        answers = answers.sampled()
+    yield -answers.losses()
