@@ -258,6 +258,8 @@ def test_what_is_refused(bert, toy):
     for source in ("own", "on_policy"):
         with pytest.raises(InputError, match="needs a language model.* Use `source: data`"):
             check_needs(replay(source), bert, toy)
+        with pytest.raises(InputError, match=f"`source: {source}` needs a language model"):
+            learn(bert, [toy[0]], replay(source), FEW)
     stream = TaskStream("free", (free("one"),))
     check_needs(replay("own"), language_model("llama"), stream)
     with pytest.raises(InputError, match="only a causal language model can do"):

@@ -19,8 +19,11 @@ from perdure.learning.method import Need
 from perdure.learning.wrapper import Wrapper
 from perdure.methods.parts.generated import Generated, Generation
 from perdure.methods.parts.reservoir import add_sample
-from perdure.methods.parts.sampled import check_own
+from perdure.methods.parts.sampled import check_source
 from perdure.models.backbone import Backbone, pooled
+
+GENERATED = ("own", "on_policy")
+"""The sources that need a language model."""
 
 
 @dataclass(kw_only=True)
@@ -96,15 +99,12 @@ class Replay(Wrapper):
     @property
     def needs(self) -> frozenset[Need]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The requirements of the inner method and, to generate answers, a language model."""
-        return self.method.needs | ({"words"} if self._generates else set())
+        words: frozenset[Need] = frozenset({"words"})
+        return self.method.needs | words if self.source in GENERATED else self.method.needs
 
     @property
     def instead(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return "Use `source: data`." if self._generates else self.method.instead
-
-    @property
-    def _generates(self) -> bool:
-        return self.source in ("own", "on_policy")
+        return "Use `source: data`." if self.source in GENERATED else self.method.instead
 
     @property
     def isolates(self) -> bool:
@@ -124,15 +124,15 @@ class Replay(Wrapper):
         self._seen = list(seen)
         old = {task.name: task.classes for task in seen[:-1]}
         kept = Exemplars.of(self.remembered).rows(old)
-        if self._generates:
+        if self.source in GENERATED:
             kept = Generated.of(self.remembered).rows(old, kept)
         return [*super().examples(seen), *kept]
 
     def begin(self, backbone: Backbone, task: Task) -> None:
-        """Prepare the inner method, and check that prompts can be sampled if they have to be."""
+        """Prepare the inner method, and check that the model can generate what is replayed."""
         super().begin(backbone, task)
-        if self.source == "own":
-            check_own(backbone, task)
+        if self.source in GENERATED:
+            check_source(self.source, backbone, task)
 
     def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
         """Choose which examples of the task to store, and generate what is replayed."""

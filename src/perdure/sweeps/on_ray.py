@@ -130,11 +130,9 @@ class OnRay:
         except ray.exceptions.RaySystemError as error:
             raise lost(error) from error
         except ray.exceptions.RayError as error:
-            return Outcome(job.trial, "stopped", reason=f"Its task was lost ({_kind(error)})")
-
-
-def _kind(error: Exception) -> str:
-    return type(error).__name__
+            # the last line says what went wrong, such as that a node lacks a package
+            last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            return Outcome(job.trial, "stopped", reason=f"Its task was lost ({last[:200]})")
 
 
 def _ray() -> Any:

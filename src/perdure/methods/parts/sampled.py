@@ -72,7 +72,9 @@ def _value(answer: Written, row: dict[str, Any], right: str, score: str | None) 
 
 
 def _right(row: dict[str, Any], classes: Sequence[str]) -> str:
-    return row["target"] if row.get("target") is not None else classes[row["label"]]
+    if row.get("target") is not None:
+        return str(row["target"])
+    return classes[row["label"]]
 
 
 def _source(row: dict[str, Any]) -> str:
@@ -119,15 +121,22 @@ class Form:
         return f"{self.beginning}{inside.strip()}{self.ending}"
 
 
-def check_own(model: Backbone, task: Task) -> None:
-    """Check that prompts of a task can be sampled.
+def check_source(source: str, model: Backbone, task: Task) -> None:
+    """Check that a model can generate what a `source` other than `data` replays.
 
     Raises
     ------
     InputError
-        The model has a separate decoder, or the prompts are conversations.
+        The model classifies with heads; or prompts have to be sampled, but the model has
+        a separate decoder, or the prompts are conversations.
     """
-    assert isinstance(model, LanguageModel)
+    if not isinstance(model, LanguageModel):
+        raise InputError(
+            f"`source: {source}` needs a language model, which writes answers, but "
+            f"`{model.source}` classifies with heads. Use `source: data`."
+        )
+    if source != "own":
+        return
     if model.decodes:
         raise InputError(
             f"`source: own` samples prompts, which only a causal language model can do: "
@@ -141,7 +150,7 @@ def check_own(model: Backbone, task: Task) -> None:
 
 
 def form_of(model: LanguageModel, task: Task) -> Form:
-    """Return what the prompts of a task share, for a task that `check_own` accepts."""
+    """Return what the prompts of a task share, for a task that `check_source` accepts."""
     texts: list[str] = task.train["text"][:]
     beginning = _whole_words(os.path.commonprefix(texts))
     rest = [text[len(beginning) :] for text in texts]
