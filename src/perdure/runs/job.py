@@ -95,13 +95,18 @@ def check_needs(method: Method, backbone: Backbone, stream: TaskStream) -> None:
     Raises
     ------
     InputError
-        The method requires heads, LoRA modules or tasks with classes, which are not available.
+        The method requires heads, a language model, LoRA modules or tasks with classes, which are
+        not available.
     """
     missing: dict[Need, str] = {}
     if not backbone.has_heads:
         instead = "it answers with text" if backbone.writes else "all tasks share its output layer"
         missing["heads"] = (
             f"a head for each task, which `{backbone.source}` does not have: {instead}"
+        )
+    else:
+        missing["words"] = (
+            f"a language model, which writes answers, but `{backbone.source}` classifies with heads"
         )
     if method.module != "lora":
         module = f"`peft: {method.module}`" if method.module else "no module"
@@ -208,7 +213,7 @@ def check_heads(plan: Plan) -> None:
                 "With `training.heads: shared` all tasks need their classes in the same order: "
                 f"`{first.name}` has {list(first.classes)}, `{task.name}` {list(task.classes)}."
             )
-    if not plan.method.trains:
+    if plan.method.computes_heads:
         raise InputError(
             f"`training.heads: shared`: the method `{method_name(plan.method)}` "
             "computes a separate head for each task."
