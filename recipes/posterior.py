@@ -204,11 +204,13 @@ def out_of_scope(
                 "score": score,
                 "auroc": round(100 * auroc(both[0][score], both[1][score]), 2),
                 "fpr95": round(100 * false_positives(both[0][score], both[1][score]), 2),
+                "known lost": "",
+                "unknown caught": "",
             }
             if score == "relative, own task":
                 lost, caught = (((-each[score]) <= 0.05).double().mean() for each in both)
                 row |= {"known lost": f"{100 * lost:.2f}", "unknown caught": f"{100 * caught:.2f}"}
-            rows.append({"known lost": "", "unknown caught": ""} | row)
+            rows.append(row)
             print(rows[-1], flush=True)
     return rows
 
