@@ -46,7 +46,7 @@ JOINT = "joint"
 CLASSES_OF_A_TASK = 15
 ALL = 100
 """The number of training queries per intent in the data set."""
-STRENGTHS = (3.0, 30.0, 300.0)
+STRENGTHS = (10.0, 100.0)
 """The C of logistic regression to choose from."""
 
 

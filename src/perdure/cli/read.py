@@ -76,6 +76,8 @@ def evaluate(
 
     steps = "last" if last else "all"
     evaluate_run(run, rule, settings, steps=steps, trust=trust, quiet=quiet or as_json)
+    if not outcome.is_first():
+        return None
     summary = report([run], run / "report.html")  # now with the new scores
     if as_json:
         return typer.echo(FORMATS["json"](summary), nl=False)

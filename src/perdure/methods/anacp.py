@@ -9,7 +9,6 @@ import torch
 from annotated_types import Ge, Gt, Le, Lt
 from jaxtyping import Float, Int
 from torch import Tensor, linalg
-from torch.optim import Optimizer
 
 from perdure.data.task import Task
 from perdure.learning.method import Tuned
@@ -83,9 +82,10 @@ class AnaCP(FrozenMethod):
     draws: Annotated[int, Ge(2)] = 100
 
     def begin(self, backbone: Backbone, task: Task) -> None:
+        super().begin(backbone, task)
         choose_seed(self.state)
 
-    def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
+    def compute_heads(self, backbone: Backbone, task: Task) -> None:
         """Add the sums of the task, and recompute θ and the heads of all tasks."""
         seed = saved_seed(self.state)
         x = features_of(backbone, task, normalise=True)

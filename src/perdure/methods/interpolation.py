@@ -68,7 +68,7 @@ class Interpolation(Wrapper):
 
     def __post_init__(self):
         inner = self.method
-        if not inner.trains or inner.keeps_all or inner.isolates:
+        if inner.computes_heads or inner.keeps_all or inner.isolates:
             raise InputError(
                 f"`interpolation` cannot be used around `{method_name(inner)}`: it needs a "
                 "method that trains one module further, without the data of old tasks. "

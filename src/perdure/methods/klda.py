@@ -7,7 +7,6 @@ import torch
 from annotated_types import Ge, Gt, Le
 from jaxtyping import Float
 from torch import Tensor
-from torch.optim import Optimizer
 
 from perdure.data.task import Task
 from perdure.errors import RunError, TrainingError
@@ -68,9 +67,10 @@ class KLDA(FrozenMethod):
     shrinkage: Annotated[float, Gt(0), Le(1)] = 0.1
 
     def begin(self, backbone: Backbone, task: Task) -> None:
+        super().begin(backbone, task)
         choose_seed(self.state)
 
-    def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
+    def compute_heads(self, backbone: Backbone, task: Task) -> None:
         """Add the sums of the task, and recompute all heads, because they share Σ."""
         seed = saved_seed(self.state)
         all_tasks = Accumulated(self.state)

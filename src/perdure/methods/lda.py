@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from annotated_types import Gt, Le
-from torch.optim import Optimizer
 
 from perdure.data.task import Task
 from perdure.learning.method import Tuned
@@ -47,7 +46,7 @@ class LDA(FrozenMethod):
     shrinkage: Annotated[float, Gt(0), Le(1)] = 0.1
     normalise: bool = False
 
-    def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
+    def compute_heads(self, backbone: Backbone, task: Task) -> None:
         """Add the sums of the task, and recompute the heads of all tasks, because they share Σ."""
         all_tasks = Accumulated(self.state)
         features = features_of(backbone, task, normalise=self.normalise)

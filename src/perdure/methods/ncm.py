@@ -5,7 +5,6 @@ from typing import Annotated, Literal
 
 import torch
 from annotated_types import Gt
-from torch.optim import Optimizer
 
 from perdure.data.task import Task
 from perdure.methods.parts.frozen import FrozenMethod, check_present, features_of, statistics_of
@@ -44,9 +43,10 @@ class NCM(FrozenMethod):
 
     @property
     def isolates(self) -> bool:
-        return True
+        # Features that are adapted to the first task depend on it.
+        return self.adapt is None
 
-    def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
+    def compute_heads(self, backbone: Backbone, task: Task) -> None:
         """Compute the head of the task from the class means."""
         features = features_of(backbone, task, normalise=self.normalise)
         statistics = statistics_of(backbone, task, features)

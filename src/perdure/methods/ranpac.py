@@ -6,7 +6,6 @@ from typing import Annotated
 import torch
 from annotated_types import Ge, Le
 from torch import Tensor
-from torch.optim import Optimizer
 
 from perdure.data.task import Split, Task
 from perdure.methods.parts.frozen import (
@@ -47,16 +46,17 @@ class RanPAC(FrozenMethod):
     ----------
     McDonnell et al., RanPAC: Random Projections and Pre-trained Models for Continual Learning,
     arXiv 2307.02251. There λ is chosen on a fifth of the new task's training examples. The paper's
-    optional first stage, PEFT on the first task, is omitted: the backbone is always frozen.
+    first stage, PEFT on the first task, is `adapt: first`.
     """
 
     features: Annotated[int, Ge(1), Le(heads.MOST_FEATURES)] = 2000
     normalise: bool = False
 
     def begin(self, backbone: Backbone, task: Task) -> None:
+        super().begin(backbone, task)
         choose_seed(self.state)
 
-    def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
+    def compute_heads(self, backbone: Backbone, task: Task) -> None:
         """Add the sums of the task, choose λ, and recompute the heads of all tasks."""
         seed = saved_seed(self.state)
         all_tasks = Accumulated(self.state)

@@ -1,25 +1,49 @@
 """Classifiers on a frozen backbone, with heads computed from sums of features."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from annotated_types import Ge
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from perdure.data.task import Rows, Split, Task
 from perdure.errors import InputError, RunError, TrainingError
 from perdure.learning.method import Method, Need
 from perdure.learning.snapshot import State
-from perdure.models import heads
+from perdure.models import adapter_targets, adapters, heads
 from perdure.models.backbone import Backbone, pooled
 from perdure.vectors.statistics import Statistics
 
 
 @dataclass(kw_only=True)
 class FrozenMethod(Method):
-    """A method that trains nothing; after each task, it computes heads from frozen features."""
+    """A method that computes heads from the features of a frozen backbone after each task.
+
+    With `adapt: first`, the features are adapted to the first task: a LoRA module and the
+    head of that task are trained on it as by `sequential`. The module then stays as it is
+    and is stored with every task, so that the rule `last` uses it.
+
+    Parameters
+    ----------
+    adapt
+        `first`: train a LoRA module on the first task. By default, nothing is trained.
+    adapt_rank
+        The rank of that module; by default 8. Its alpha is twice the rank.
+
+    References
+    ----------
+    Panos et al., First Session Adaptation: A Strong Replay-Free Baseline for Class-Incremental
+    Learning, arXiv 2303.13199; as the first stage of RanPAC: arXiv 2307.02251.
+    """
+
+    adapt: Literal["first"] | None = None
+    adapt_rank: Annotated[int, Ge(1)] | None = None
+    # Set by `begin`, which is called before each task, in a resumed run too.
+    _adapts: bool = field(default=False, init=False, repr=False)
 
     usual_rule: ClassVar[str] = "last"
     needs: ClassVar[frozenset[Need]] = frozenset({"heads", "classes"})
@@ -28,16 +52,62 @@ class FrozenMethod(Method):
         "the model's hidden states (`pooling: mean`)."
     )
 
+    def __post_init__(self):
+        if self.adapt_rank and not self.adapt:
+            raise InputError(
+                "`adapt_rank` is the rank of the module that `adapt: first` trains, which is not "
+                "set: set it, or leave `adapt_rank` out."
+            )
+
     @property
     def trains(self) -> bool:
-        return False
+        return self.adapt is not None
+
+    @property
+    def computes_heads(self) -> bool:
+        return True
+
+    @property
+    def module(self) -> adapters.Kind | None:
+        return "lora" if self.adapt else None
+
+    def begin(self, backbone: Backbone, task: Task) -> None:
+        """Attach the module that is trained on the first task; later it is already there."""
+        self._adapts = self.adapt is not None and ADAPTED not in self.state
+        if self._adapts:
+            rank = self.adapt_rank or 8
+            config = adapter_targets.configure(
+                backbone.model,
+                "lora",
+                rank=rank,
+                alpha=2.0 * rank,
+                dropout=0.0,
+                target_modules=None,
+            )
+            adapters.attach(backbone.model, config)
 
     def parameters(self, backbone: Backbone) -> list[nn.Parameter]:
-        return []
+        return super().parameters(backbone) if self._adapts else []
 
     def examples(self, seen: Sequence[Task]) -> Rows:
-        """Return no rows, so that training is skipped; `end` reads the new task's examples once."""
-        return []
+        """Return no rows, so that training is skipped, unless the features are being adapted."""
+        return super().examples(seen) if self._adapts else []
+
+    def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
+        self.compute_heads(backbone, task)
+        self.foresee(task)
+
+    def compute_heads(self, backbone: Backbone, task: Task) -> None:
+        """Compute the task's head, and perhaps those of earlier tasks, from its examples."""
+        raise NotImplementedError
+
+    def foresee(self, task: Task) -> None:
+        if self.adapt:
+            self.state[ADAPTED] = True
+
+
+ADAPTED = "adapted"
+"""The key in the state of a method that has adapted the backbone's features."""
 
 
 def features_of(
