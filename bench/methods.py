@@ -1,6 +1,6 @@
-"""What a method's own part costs beside training: O-LoRA's penalty at twenty tasks,
-EWC's Fisher information, VCL's samples and divergences, the passes of BGD and BAdam, and those of
-online replay, and LwF with interpolation.
+"""What a method's own part costs beside training: steps of the newer methods and optimizers,
+O-LoRA's penalty at twenty tasks, EWC's Fisher information, VCL's samples and divergences,
+the passes of BGD and BAdam, and those of online replay, and LwF with interpolation.
 
 On MiniLM with the demo's texts. Both are compared with a plain version in the same run.
 The exit status is 1 when they differ, or a target is missed.
@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 import torch
 from measure import Row, in_turn, table
 
-from perdure import Adapter, Backbone, Training
+from perdure import Adapter, Backbone, Training, registry
 from perdure.benchmarks.demo import demo
 from perdure.data.task import Task
+from perdure.learning import optimizers
 from perdure.learning.method import Method
 from perdure.methods.badam import BAdam
 from perdure.methods.bgd import BGD
@@ -22,12 +23,16 @@ from perdure.methods.ewc import EWC
 from perdure.methods.inc_lora import IncLoRA
 from perdure.methods.interpolation import Interpolation
 from perdure.methods.lwf import LwF
+from perdure.methods.masked_target import MaskedTarget
 from perdure.methods.o_lora import OLoRA
 from perdure.methods.online_replay import OnlineReplay
 from perdure.methods.parts.fisher import Labels, fisher
+from perdure.methods.parts.weight_fisher import weight_fisher
 from perdure.methods.sequential import Sequential
+from perdure.methods.slow_adapter import SlowAdapter
 from perdure.methods.td_vcl import TDVCL
 from perdure.methods.vcl import VCL
+from perdure.methods.weight_space import WeightSpace
 from perdure.models import adapters
 from perdure.models.examples import Examples
 
@@ -180,6 +185,87 @@ def variational(backbone: Backbone, examples: Examples, task) -> list[Row]:
     return rows
 
 
+def newer(backbone: Backbone, examples: Examples, task) -> list[Row]:
+    """A step of a method or of an optimizer, beside a step of sequential fine-tuning by AdamW."""
+    prepared(backbone, Sequential(), task)
+    batch, heads = examples.batch(range(BATCH)), list(backbone.own(task.name).parameters())
+    module = list(adapters.trainable(backbone.model).values())
+    weight_space = WeightSpace(strength=1.0)
+    for name, (A, B) in adapters.factors(backbone.model).items():
+        weight_space._omega[name] = torch.rand(B.shape[0], A.shape[1])
+    methods = {
+        "sequential": (Sequential(), None, None),
+        "weight_space": (weight_space, None, 1.3),
+        "masked_target": (MaskedTarget(method=Sequential(), token_weights="entropy"), None, 1.6),
+        "slow_adapter": (SlowAdapter(method=Sequential()), None, None),
+        "sgd": (Sequential(), "sgd", None),
+        "muon": (Sequential(), "muon", 1.15),
+        "lora_muon": (Sequential(), "lora_muon", 1.15),
+    }
+    sides = {}
+    for name, (method, kind, _) in methods.items():
+        training = Training(optimizer=kind)
+        # With a rate of zero, all sides stay at the same weights.
+        groups = [{"params": module, "lr": 0.0}, {"params": heads, "lr": 0.0}]
+        optimizer = optimizers.make(optimizers.divided(groups, backbone.model, training), training)
+        if name == "slow_adapter":
+            method.begin(backbone, task)
+
+        def step(method=method, optimizer=optimizer) -> torch.Tensor:
+            loss = method.loss(backbone, batch)
+            loss.backward()
+            method.update(backbone, optimizer.step)
+            optimizer.zero_grad()
+            return loss.detach()
+
+        sides[name] = step
+    seconds, results = in_turn(sides, times=9)
+    plain = sum(
+        (omega * (2 * B @ A).square()).sum() / 2
+        for omega, (A, B) in zip(
+            weight_space._omega.values(), adapters.factors(backbone.model).values(), strict=True
+        )
+    )
+    error = abs(results["weight_space"] - plain.detach() - results["sequential"]) / plain.detach()
+    assert error < 1e-4, error
+    rows = []
+    for name, (_, _, target) in list(methods.items())[1:]:
+        kind = "a step of" if name in registry.names("method") else "a step by"
+        rows.append(
+            Row(
+                f"{kind} `{name}`",
+                f"{1e3 * seconds[name]:.0f} ms, of `sequential` by AdamW "
+                f"{1e3 * seconds['sequential']:.0f} ms, {BATCH} texts",
+                seconds[name] / seconds["sequential"],
+                target,
+                least=False,
+                equal=f"penalty to {error:.0e}" if name == "weight_space" else "",
+            )
+        )
+    return [*rows, importance(backbone, examples)]
+
+
+def importance(backbone: Backbone, examples: Examples) -> Row:
+    """EWC-LoRA's pass over a task's examples, beside one epoch's forward and backward passes."""
+
+    def epoch() -> None:
+        for start in range(0, len(examples), BATCH):
+            numbers = range(start, min(start + BATCH, len(examples)))
+            backbone.losses(examples.batch(numbers)).mean().backward()
+
+    def own() -> dict[str, torch.Tensor]:
+        return weight_fisher(backbone, examples, "empirical")
+
+    seconds, _ = in_turn({"epoch": epoch, "own": own}, times=2)
+    return Row(
+        "the Fisher information of weights (`weight_space`)",
+        f"pass {seconds['own']:.1f} s, an epoch's forward and backward {seconds['epoch']:.1f} s",
+        seconds["own"] / seconds["epoch"],
+        2.0,
+        least=False,
+    )
+
+
 def sampling(backbone: Backbone, examples: Examples, task) -> list[Row]:
     """A step of BGD and of BAdam with K passes, beside K steps of sequential fine-tuning."""
     batch, sides = examples.batch(range(BATCH)), {}
@@ -298,6 +384,7 @@ def main() -> int:
     backbone.open(task)
     examples = backbone.encode(task.rows("train"))
     rows = [
+        *newer(backbone, examples, task),
         *variational(backbone, examples, task),
         penalty(backbone, examples, task),
         *passes(backbone, examples, task),

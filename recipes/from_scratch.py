@@ -45,7 +45,7 @@ VARIANTS = {
 CORESET = {"permuted_mnist": "4", "split_mnist": "20"}
 """The examples of each class that are set aside, by recipe: 40 for each task, as `td_vcl` keeps."""
 JOINT = "joint"
-PROTOCOL = Protocol(tasks=3, trials=6, task_id="none", lowest=0.1, highest=10.0)
+PROTOCOL = Protocol(tasks=2, trials=5, task_id="none", lowest=0.1, highest=10.0)
 METRICS = (metrics.average_accuracy, metrics.forgetting)
 
 Row = dict[str, str | int]

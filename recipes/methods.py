@@ -54,6 +54,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "o_lora": {"method": "o_lora"},
     "n_lora": {"method": "n_lora"},
     "sd_lora": {"method": "sd_lora"},
+    "weight_space, fisher": {"method": "{name: weight_space, importance: fisher}"},
+    "weight_space, past": {"method": "{name: weight_space, importance: past}"},
+    "masked_target of sequential": {"method": "{name: masked_target, method: sequential}"},
+    "slow_adapter of sequential": {"method": "{name: slow_adapter, method: sequential}"},
+    "sequential, muon": {"method": "sequential", "training.optimizer": "muon"},
+    "inc_lora, muon": {"method": "inc_lora", "training.optimizer": "muon"},
     "inflora": {"method": "{name: inflora, tasks: 5}"},
     "isolated (PIC)": {"method": "isolated"},
     "slca": {"method": "{name: sequential, peft: full}", **FULL, "training.alignment": "{}"},
@@ -238,7 +244,8 @@ class Comparison:
 def coefficient(recipe: Recipe) -> str:
     """The method's main coefficient and its value."""
     method: Any = recipe.make_method()
-    method = getattr(method, "method", method)
+    if method.tuned is None:  # of a method that wraps another, such as replay
+        method = getattr(method, "method", method)
     return f"{method.tuned.name}={getattr(method, method.tuned.name):g}" if method.tuned else ""
 
 

@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("recipe", type=Path, help="The recipe, which names the table.")
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--samples", type=int, default=8)
-    parser.add_argument("--examples", type=int, default=80, help="Test examples per task.")
+    parser.add_argument("--examples", type=int, default=60, help="Test examples per task.")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows = []

@@ -1,4 +1,4 @@
-"""Several processes that compute one run, started as `accelerate launch` and `torchrun` start them."""
+"""Several processes that compute one run, started as a launcher starts them."""
 
 import contextlib
 import signal
@@ -44,7 +44,7 @@ def together(code: str, *arguments: object, count: int = 2, **other: str) -> lis
     started = []
     for number in range(count):
         place = {"RANK": str(number), "LOCAL_RANK": str(number)}
-        started.append(forked.Process(code, *arguments, **place, **common))
+        started.append(forked.Process(code, *arguments, cwd=None, **place, **common))
     return started
 
 

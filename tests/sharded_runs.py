@@ -33,7 +33,7 @@ def make(model: Path, output: Path, pairs: list[list]) -> tuple[list[Run], float
             if method == "isolated":
                 tasks = (tasks[0], language_runs.free())
         training = Training(
-            epochs=2, batch_size=6, learning_rate=0.03, backbone_dropout=False, sharding="fsdp"
+            epochs=2, batch_size=6, learning_rate=0.005, backbone_dropout=False, sharding="fsdp"
         )
         stream = TaskStream("pico", tasks)
         made = make_method(method)

@@ -64,6 +64,7 @@ FENCE = re.compile(
 )
 NOT_RUN = re.compile(r"<!-- not run: (.+?) -->\s*\Z")
 PROGRAMS = {"accelerate", "cd", "git", "jupyter", "make", "perdure", "pip", "python", "ray"}
+PROGRAMS |= {"torchrun"}
 
 
 @dataclass

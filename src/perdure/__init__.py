@@ -44,8 +44,9 @@ if TYPE_CHECKING:
     from perdure.runs.extend import evaluate_run, forget, learn_more
     from perdure.runs.folder import Run
     from perdure.runs.forget import Forgotten
-    from perdure.runs.model import Model, Prediction
+    from perdure.runs.model import Model
     from perdure.runs.past import past_tasks
+    from perdure.runs.prediction import Prediction
     from perdure.runs.recipe import Recipe
     from perdure.runs.verify import Verification, verify
     from perdure.sweeps.sweep import Sweep, sweep
@@ -161,8 +162,9 @@ _HOMES = {
     "runs.extend": ["evaluate_run", "forget", "learn_more"],
     "runs.folder": ["Run"],
     "runs.forget": ["Forgotten"],
-    "runs.model": ["Model", "Prediction"],
+    "runs.model": ["Model"],
     "runs.past": ["past_tasks"],
+    "runs.prediction": ["Prediction"],
     "runs.recipe": ["Recipe"],
     "runs.verify": ["Verification", "verify"],
     "sweeps.sweep": ["Sweep", "sweep"],

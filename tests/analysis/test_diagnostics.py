@@ -668,3 +668,19 @@ def test_reading_needs_no_torch(tmp_path):
         [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True
     ).stdout
     assert out.split() == ["5", "False"]
+
+
+def test_risk_at_each_coverage():
+    """Most confident first; an empty bin is no point, and one point is no curve."""
+    from perdure.report.diagnostics.posterior import pictures, risks
+
+    bins = [[0.0, 0.2, 4, 0.1, 0.25], [0.2, 0.8, 0, None, None], [0.8, 1.0, 12, 0.9, 0.75]]
+    np.testing.assert_allclose(risks(bins), [[0.8, 0.75, 0.25], [0.0, 1.0, 6 / 16]])
+    numbers = many(2)["parts"]["posterior"]
+    shown = pictures(numbers | {"class_bins": bins}, ["a", "b"])
+    assert shown[-1].caption.startswith("Risk") and shown[-1].svg.startswith("<svg")
+    for few in (bins[:1], [[0.0, 1.0, 0, None, None]]):
+        captions = [
+            picture.caption for picture in pictures(numbers | {"class_bins": few}, ["a", "b"])
+        ]
+        assert not any(caption.startswith("Risk") for caption in captions)

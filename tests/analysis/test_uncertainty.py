@@ -6,7 +6,7 @@ from small_runs import make, recipe
 
 from perdure import InputError
 from perdure.analysis.subject import subject_of
-from perdure.analysis.uncertainty import _heads, _sampled_adapter, uncertainty
+from perdure.analysis.uncertainty import _heads, _sampled_adapter, loaded_sample, uncertainty
 from perdure.runs.state import read
 
 
@@ -57,3 +57,19 @@ def test_what_has_no_posterior(runs):
         uncertainty(runs("sequential"))
     with pytest.raises(InputError, match="`samples` must be at least 1, got 0"):
         uncertainty(runs(), samples=0)
+
+
+def test_a_sample_is_gone_after_the_block(runs):
+    system = subject_of(read(runs()), None, None, 20).system
+    before = {name: value.clone() for name, value in system.backbone.named_parameters()}
+    with loaded_sample(system, None) as same:
+        assert same is system
+    with loaded_sample(system, torch.Generator().manual_seed(0)) as sample:
+        inside = dict(system.backbone.named_parameters())
+        for name, value in before.items():
+            assert name.startswith("_heads") == (not torch.equal(inside[name], value)), name
+        changed = sample.learned[-1].adapter.parameters
+        for name, value in system.learned[-1].adapter.parameters.items():
+            assert not torch.equal(changed[name], value)
+    for name, value in system.backbone.named_parameters():
+        assert torch.equal(value, before[name])

@@ -2,6 +2,7 @@
 and on a false hub.
 """
 
+import gzip
 import io
 import json
 from collections import Counter
@@ -17,6 +18,7 @@ from PIL import Image
 
 from perdure import registry
 from perdure.benchmarks.clinc150 import DOMAINS, clinc150
+from perdure.benchmarks.permuted_mnist import permuted_mnist
 from perdure.benchmarks.split_cifar100 import split_cifar100
 from perdure.benchmarks.split_mnist import split_mnist
 from perdure.benchmarks.standard_cl import CARDS, ORDERS, standard_cl
@@ -453,6 +455,90 @@ def test_split_mnist_refuses(tasks, digits):
 def test_split_mnist_has_no_domains(digits):
     with pytest.raises(InputError, match="same classes"):
         split_mnist(scenario="domain")
+
+
+def idx(values: np.ndarray) -> bytes:
+    """An idx file of bytes: a header with the number of dimensions and the shape."""
+    magic = 0x800 + values.ndim
+    return np.array([magic, *values.shape], ">u4").tobytes() + values.astype(np.uint8).tobytes()
+
+
+@pytest.fixture
+def mnist(tmp_path) -> Path:
+    """A folder with idx files of 40 training and 20 test images, some of them compressed."""
+    random = np.random.default_rng(3)
+    for start, count in (("train", 40), ("t10k", 20)):
+        images = random.integers(0, 256, (count, 28, 28))
+        images[:, 0, 0] = labels = np.arange(count) % 10
+        (tmp_path / f"{start}-images.idx3-ubyte").write_bytes(idx(images))
+        content = gzip.compress(idx(labels))
+        (tmp_path / f"{start}-labels-idx1-ubyte.gz").write_bytes(content)
+    return tmp_path
+
+
+def test_split_mnist_from_a_folder(mnist):
+    stream = split_mnist(folder=str(mnist), validation=2)
+    for task in stream:
+        assert [len(getattr(task, split)) for split in SPLITS] == [6, 2, 4]
+        for row in [*task.train, *task.test]:
+            assert row["image"].getpixel((0, 0)) == int(task.classes[row["label"]])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("train-images.idx3-ubyte", None, "must contain `train-images-idx3-ubyte`"),
+        ("train-images.idx3-ubyte", b"short", "cannot be read as an idx file"),
+        ("t10k-images.idx3-ubyte", idx(np.zeros((20, 28))), "cannot be read as an idx file"),
+        ("t10k-images.idx3-ubyte", idx(np.zeros((3, 28, 28))), "one image of 28 × 28 pixels"),
+        ("t10k-labels-idx1-ubyte.gz", b"not compressed", "cannot be read as an idx file"),
+        ("t10k-labels-idx1-ubyte.gz", gzip.compress(idx(np.full(20, 11))), "label 11, not a digit"),
+    ],
+)
+def test_damaged_idx_files_are_named(name, content, said, mnist):
+    (mnist / name).unlink()
+    if content is not None:
+        (mnist / name).write_bytes(content)
+    with pytest.raises(DataError, match=said):
+        split_mnist(folder=str(mnist))
+
+
+# -- permuted_mnist
+
+
+def test_permutations_by_hand(digits):
+    stream = permuted_mnist(tasks=3, seed=4)
+    assert stream.scenario == "domain" and stream.classes == tuple("0123456789")
+    assert stream.names == ["permutation00", "permutation01", "permutation02"]
+    random = np.random.RandomState(4)
+    orders = [np.arange(784), random.permutation(784), random.permutation(784)]
+    originals = {split: pixels(getattr(stream[0], split)) for split in SPLITS}
+    for task, order in zip(stream, orders, strict=True):
+        assert [len(getattr(task, split)) for split in SPLITS] == [70, 10, 20]
+        for split in SPLITS:
+            data = getattr(task, split)
+            assert np.array_equal(pixels(data), originals[split][:, order])
+            assert data["label"][:] == getattr(stream[0], split)["label"][:]
+    # The first pixel of a row of the package is its number, a tenth of which is the digit.
+    assert (originals["train"][:, 0] // 10).tolist() == stream[0].train["label"][:]
+
+
+def test_permuted_mnist_has_a_seed_for_images_and_one_for_orders(digits, mnist):
+    first = permuted_mnist(tasks=2, seed=1, permutation_seed=5, train=20)
+    second = permuted_mnist(tasks=2, seed=2, permutation_seed=5, train=20)
+    third = permuted_mnist(tasks=2, seed=1, permutation_seed=6, train=20)
+    assert not np.array_equal(pixels(first[0].train), pixels(second[0].train))
+    order = np.random.RandomState(5).permutation(784)
+    for stream in (first, second):
+        assert np.array_equal(pixels(stream[1].train), pixels(stream[0].train)[:, order])
+    assert np.array_equal(pixels(first[0].train), pixels(third[0].train))
+    assert not np.array_equal(pixels(first[1].train), pixels(third[1].train))
+    whole = permuted_mnist(folder=str(mnist), tasks=1, validation=10)
+    assert [len(getattr(whole[0], split)) for split in SPLITS] == [30, 10, 20]
+
+
+def pixels(data: Dataset) -> np.ndarray:
+    return np.stack([np.asarray(image).ravel() for image in data["image"]])
 
 
 # -- the real data

@@ -63,6 +63,7 @@ def test_two_steps_against_numpy():
     optimizer = optimizer_of(A, B, lr=lr, weight_decay=decay, momentum=beta)
     left, right = B.detach().double().numpy(), A.detach().double().numpy().T
     m_left = m_right = 0.0
+    assert A.grad is not None and B.grad is not None
     for _ in range(2):
         m_left = beta * m_left + (1 - beta) * B.grad.double().numpy()
         m_right = beta * m_right + (1 - beta) * A.grad.double().numpy().T
@@ -106,6 +107,7 @@ def test_b_begins_at_zero():
     A, B = factors()
     with torch.no_grad():
         B.zero_()
+    assert A.grad is not None
     A.grad.zero_()  # its gradient is Bᵀ G
     before = A.detach().clone()
     optimizer = optimizer_of(A, B, lr=0.1)
@@ -121,7 +123,7 @@ def test_b_begins_at_zero():
 def test_no_gradient_no_step():
     A, B = factors()
     for value in (A, B):
-        value.grad.zero_()
+        value.grad = torch.zeros_like(value)
     before = [A.detach().clone(), B.detach().clone()]
     optimizer_of(A, B).step()
     torch.testing.assert_close([A.detach(), B.detach()], before)

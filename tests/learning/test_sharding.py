@@ -9,6 +9,7 @@ import random
 import time
 from pathlib import Path
 
+import forked
 import pico_language
 import pytest
 import sharded_runs
@@ -31,7 +32,7 @@ PAIRS = {
     # ranking, generating, routing, a search of the scale, covariances, Fisher information
     "llama": [["isolated", "routed"], ["sequential", None], ["ewc", None], ["isolated", SEARCH]],
     # the encoder is called without its decoder; a transposed weight; features, heads, mixtures
-    "t5": [["isolated", None], ["inflora", None]],
+    "t5": [["isolated", None], [{"name": "inflora", "rank": 2}, None]],
     "gpt2": [["sequential", SEARCH]],
     "bert": [["isolated", "smile"], [BOTTLENECK, FACTORS], ["lda", None]],
 }
@@ -91,10 +92,12 @@ def test_killed_and_resumed_by_other_numbers_of_processes(recipe, tmp_path):
     alone = Recipe.read(recipe).run(tmp_path / "alone")
     resumed = Recipe.read(recipe).run(output)
     same(alone, resumed)
+    ended(together(forked.PERDURE, "evaluate", output, "--last", "--quiet"))
+    assert scores(resumed) == pytest.approx(scores(alone), abs=1e-3)
     # What comes after a run does not know how many processes made it.
     texts = ["fruit 3 xx?", "tree 4 x?"]
-    expected = [prediction.label for prediction in Model(alone).predict(texts)]
-    assert [prediction.label for prediction in Model(resumed).predict(texts)] == expected
+    expected = [vars(answer)["answer"] for answer in Model(alone).predict(texts)]
+    assert [vars(answer)["answer"] for answer in Model(resumed).predict(texts)] == expected
     Model(resumed).export(tmp_path / "exported")
     assert perdure.Backbone.load(tmp_path / "exported")
 

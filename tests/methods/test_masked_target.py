@@ -107,6 +107,7 @@ def test_the_gradient_does_not_move_the_target(bert, toy):
     others = answers.without_targets()
     others.distances(base.without_targets(), 1.0).sum().backward()
     gradient = values.grad
+    assert gradient is not None
     assert gradient.gather(1, answers.targets[:, None]).abs().max() == 0
     assert gradient.isfinite().all() and gradient.abs().max() > 1e-3
 

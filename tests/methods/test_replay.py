@@ -281,6 +281,11 @@ def test_a_recipe(pico, tmp_path, perdure):  # noqa: F811
         "method": inner,
         "per_class": 3,
         "strategy": "balanced",
+        # null, so that runs of older versions go on
+        "source": None,
+        "candidates": None,
+        "select": None,
+        "temperature": None,
     }
     assert written["rule"]["name"] == "last"
     learn_more(part.folder, {"data": table(tmp_path, "texture")})

@@ -17,7 +17,7 @@ FEW = Training(epochs=1, batch_size=8, learning_rate=0.02)
 
 def path_of(backbone, seen, method, training=FEW, earlier=()):
     """The learned adapter, and the parameters of the module after each step."""
-    path = [None]
+    path = []
 
     def log(event):
         path.append({name: p.detach().clone() for name, p in module(backbone).items()})
@@ -42,7 +42,7 @@ def test_the_mean_by_hand(pico, toy):
     start = dict(zip(module(slow), adapter.start.values(), strict=True))
     for name, value in start.items():
         expected = value
-        for step in path[1:]:
+        for step in path:
             expected = 0.75 * expected + 0.25 * step[name]
         torch.testing.assert_close(module(slow)[name].data, expected)
         assert torch.equal(again[-1][name], path[-1][name])
@@ -82,6 +82,6 @@ def test_it_isolates_what_the_inner_method_isolates():
 def test_what_is_refused(bert, toy):
     with pytest.raises(InputError, match="averages over training steps, but `ncm` takes none"):
         SlowAdapter(method=NCM())
-    for settings in ({"best": True}, {"patience": 1}):
+    for training in (Training(best=True), Training(patience=1)):
         with pytest.raises(InputError, match="leave out `best` and `patience`"):
-            learn(bert, [toy[0]], SlowAdapter(method=Sequential()), Training(**settings))
+            learn(bert, [toy[0]], SlowAdapter(method=Sequential()), training)

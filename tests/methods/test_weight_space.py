@@ -25,7 +25,7 @@ def by_hand(backbone, rows, labels="empirical"):
     for layer in layers.values():
         layer.weight.requires_grad_()
     weights = [layer.weight for layer in layers.values()]
-    totals = {name: 0.0 for name in layers}
+    totals = {name: torch.zeros(()) for name in layers}
     for number in range(len(rows)):
         answers = backbone.read(backbone(batch := rows.batch([number])), batch)
         terms = [(1.0, answers.losses()[0])]

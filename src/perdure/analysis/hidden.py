@@ -1,12 +1,15 @@
 """The hidden states of a transformer's layers, averaged to one vector per example."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from perdure.errors import BackboneError
 from perdure.models.backbone import Backbone, evaluating
-from perdure.models.examples import Examples, in_order
+from perdure.models.examples import Batch, Examples, in_order
+from perdure.models.network import Network
 
 
 @torch.no_grad()
@@ -27,12 +30,7 @@ def hidden_states(backbone: Backbone, examples: Examples) -> list[Float[Tensor, 
     means: list[list[Tensor]] = []
     with evaluating(backbone):
         for rows, batch in examples.batches(device=backbone.device):
-            output = backbone.model(**batch.inputs, output_hidden_states=True)
-            states = output.hidden_states
-            # Some architectures accept `output_hidden_states` and still return None.
-            if states is None:
-                name = type(backbone.model).__name__
-                raise BackboneError(f"`{name}` does not return the hidden states of its layers.")
+            states = _states(backbone, batch)
             mask = None
             if backbone.kind == "text":
                 mask = batch.inputs.get("attention_mask")
@@ -44,6 +42,19 @@ def hidden_states(backbone: Backbone, examples: Examples) -> list[Float[Tensor, 
         numbered = zip(row_numbers, batches, strict=True)
         layers.append(in_order(numbered))
     return layers
+
+
+def _states(backbone: Backbone, batch: Batch) -> Sequence[Tensor]:
+    if isinstance(backbone, Network):
+        states = backbone.model.states(**batch.inputs)
+        # The output of a linear layer is a vector, which counts as a single token.
+        return [state[:, None] if state.dim() == 2 else state for state in states]
+    output = backbone.model(**batch.inputs, output_hidden_states=True)
+    # Some architectures accept `output_hidden_states` and still return None.
+    if output.hidden_states is None:
+        name = type(backbone.model).__name__
+        raise BackboneError(f"`{name}` does not return the hidden states of its layers.")
+    return output.hidden_states
 
 
 def _mean(state: Tensor, mask: Tensor | None) -> Float[Tensor, "examples width"]:

@@ -1,5 +1,6 @@
 """Permuted MNIST: handwritten digits, whose pixels have another order in each task."""
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import numpy as np
@@ -62,23 +63,36 @@ def permuted_mnist(
     Proceedings of the IEEE 1998; permuted: Goodfellow et al., An Empirical Investigation of
     Catastrophic Forgetting, arXiv 1312.6211; with one head: Kirkpatrick et al., arXiv 1612.00796.
     """
-    whole = digits(folder)
-    numbered = {}
-    for split, of_split in whole.items():
-        numbers = np.arange(len(of_split.labels))
-        numbered[split] = Dataset.from_dict({"label": of_split.labels, "number": numbers})
-    chosen = bounded(numbered, {"train": train, "validation": validation, "test": test}, seed)
+    sizes: dict[Split, int | None] = {"train": train, "validation": validation, "test": test}
+    splits = _drawn(digits(folder), sizes, seed)
     random = np.random.RandomState(seed if permutation_seed is None else permutation_seed)
+    order = np.arange(SIDE * SIDE)
     named = []
     for number in range(tasks):
-        order = random.permutation(SIDE * SIDE) if number else np.arange(SIDE * SIDE)
-        splits: dict[Split, Dataset] = {}
-        for split, rows in chosen.items():
-            source = whole["test" if split == "test" else "train"]
-            images = source.images[rows["number"][:]]
-            splits[split] = Digits(permuted(images, order), np.array(rows["label"])).dataset()
-        named.append(Task(f"permutation{number:02}", tuple("0123456789"), **splits))
+        data: dict[Split, Dataset] = {}
+        for split, of_split in splits.items():
+            images = permuted(of_split.images, order)
+            data[split] = Digits(images, of_split.labels).dataset()
+        classes = tuple("0123456789")
+        named.append(Task(f"permutation{number:02}", classes, **data))
+        order = random.permutation(SIDE * SIDE)
     return TaskStream("permuted_mnist", tuple(named), "domain")
+
+
+def _drawn(
+    whole: Mapping[Split, Digits], sizes: Mapping[Split, int | None], seed: int
+) -> dict[Split, Digits]:
+    """Draw images for each split; the validation split is taken from the training images."""
+    numbered: dict[Split, Dataset] = {}
+    for split, of_split in whole.items():
+        columns = {"label": of_split.labels, "number": np.arange(len(of_split.labels))}
+        numbered[split] = Dataset.from_dict(columns)
+    drawn: dict[Split, Digits] = {}
+    for split, rows in bounded(numbered, sizes, seed).items():
+        source = whole["test" if split == "test" else "train"]
+        numbers = np.array(rows["number"][:])
+        drawn[split] = Digits(source.images[numbers], source.labels[numbers])
+    return drawn
 
 
 def permuted(

@@ -2,9 +2,11 @@
 
 from dataclasses import replace
 
+from datasets import Dataset
+
 from perdure.benchmarks.parts.mnist import digits
 from perdure.data.splits import class_tasks
-from perdure.data.task import Scenario, TaskStream
+from perdure.data.task import Scenario, Split, TaskStream
 
 
 def split_mnist(
@@ -59,7 +61,9 @@ def split_mnist(
     Through Synaptic Intelligence, arXiv 1703.04200; its scenarios: van de Ven, Tuytelaars &
     Tolias, Three types of incremental learning, Nature Machine Intelligence 2022.
     """
-    whole = {split: of_split.dataset() for split, of_split in digits(folder).items()}
+    whole: dict[Split, Dataset] = {}
+    for split, of_split in digits(folder).items():
+        whole[split] = of_split.dataset()
     dealt = class_tasks(
         list("0123456789"),
         whole,

@@ -24,12 +24,17 @@ def done(run: Path) -> list[float]:
     return [_time(run / name) for name in ("tasks", "scores.csv", "combined.json")]
 
 
+def is_first() -> bool:
+    """Return True in the first of several processes, which alone writes and prints."""
+    # read from the environment, because importing torch for the rank would take seconds
+    return os.environ.get("RANK", "0") == "0"
+
+
 def report(run: Path) -> None:
     """Write a run's report and show its scores; with several processes, only in the first one."""
     from perdure.report import report
 
-    # read from the environment, because importing torch for the rank would take seconds
-    if os.environ.get("RANK", "0") == "0":
+    if is_first():
         show(report([run], run / "report.html"), run)
 
 

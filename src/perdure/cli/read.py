@@ -76,6 +76,8 @@ def evaluate(
 
     steps = "last" if last else "all"
     evaluate_run(run, rule, settings, steps=steps, trust=trust, quiet=quiet or as_json)
+    if not outcome.is_first():
+        return None
     summary = report([run], run / "report.html")  # now with the new scores
     if as_json:
         return typer.echo(FORMATS["json"](summary), nl=False)
@@ -142,6 +144,16 @@ def predict(
     batch_size: Annotated[
         int, typer.Option(min=1, help="The number of rows that the model reads at a time.")
     ] = 64,
+    unknown: Annotated[
+        float | None,
+        typer.Option(
+            help="Answer `unknown` to inputs that belong to no task. This share of known inputs, "
+            "such as 0.05, is lost. Needs a run with posterior.temperature=fitted."
+        ),
+    ] = None,
+    min_probability: Annotated[
+        float | None, typer.Option(help="Leave the label empty if its probability is lower.")
+    ] = None,
     device: Annotated[
         str, typer.Option(help="cpu, cuda, cuda:1, mps; or auto: the accelerator if there is one.")
     ] = "auto",
@@ -154,29 +166,36 @@ def predict(
     """
     from perdure.data.rows import Table
     from perdure.errors import InputError
-    from perdure.runs.predictions import predict_table
+    from perdure.runs.prediction import Withheld
+    from perdure.runs.predictions import predict_one, predict_table
 
+    withheld = Withheld(unknown, min_probability)
     if (file is None) == (prompt is None):
         raise InputError("Give either a file to predict for, or one text with `--prompt`.")
     if file is None:
-        return _answer(run, prompt or "", task=task, trust=trust, device=device, quiet=quiet)
+        predict_it = partial(predict_one, prompt=prompt or "", task=task, withheld=withheld)
+        return _answer(run, predict_it, trust=trust, device=device, quiet=quiet)
     table = Table.open(file, encoding=encoding, delimiter=delimiter)
     predict = partial(predict_table, text=text, image=image, template=template(prompt_template))
-    predict = partial(predict, task=task, batch_size=batch_size, quiet=quiet)
+    predict = partial(predict, task=task, batch_size=batch_size, withheld=withheld, quiet=quiet)
     # `mail.csv` becomes `mail.predicted.csv`, in the same folder and format
     output = output or file.with_suffix(f".predicted{file.suffix}")
     _write_predictions(run, table, output, predict, trust=trust, device=device)
 
 
 def _answer(
-    run: Path, prompt: str, *, task: str | None, trust: bool, device: str, quiet: bool
+    run: Path,
+    predict: Callable[["Model"], tuple[str, str]],
+    *,
+    trust: bool,
+    device: str,
+    quiet: bool,
 ) -> None:
     """Print the answer to a single prompt."""
     from perdure.runs.model import Model
-    from perdure.runs.predictions import predict_one
 
     model = Model(run, trust=trust, device=device)
-    answer, about = predict_one(model, prompt, task=task)
+    answer, about = predict(model)
     if quiet:
         say(answer)
     else:

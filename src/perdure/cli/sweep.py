@@ -11,6 +11,9 @@ from perdure.cli.outcome import say
 if TYPE_CHECKING:
     from perdure.sweeps.executor import Executor
 
+MANY = 100
+"""The number of runs above which a sweep does not write a page of its own accord."""
+
 # The command imports the library when it runs: see `perdure.cli.train`.
 
 
@@ -42,15 +45,26 @@ def sweep(
 
     Started again, a sweep performs only the trials that are missing or failed.
     """
-    from perdure.report import report, terminal
     from perdure.sweeps.sweep import sweep
 
     output = output or Path("runs") / file.stem
     where = _local(workers, address) if executor == "local" else _ray(workers, address, cpus, gpus)
-    sweep(file, output, executor=where, settings=settings, many=yes, quiet=quiet)
-    summary = report([output], output / "report.html")
-    terminal.over_seeds(summary)
-    say("", f"Report: {output / 'report.html'}")
+    done = sweep(file, output, executor=where, settings=settings, many=yes, quiet=quiet)
+    _report(output, len(done.runs))
+    if not done.performed:
+        say("Nothing was left to do.")
+
+
+def _report(output: Path, runs: int) -> None:
+    """Print the results of a sweep, and write them as a page, unless that would be too large."""
+    from perdure.report import report, summary, terminal
+
+    if runs > MANY:
+        terminal.over_seeds(summary.summarise([output]))
+        return say("", f"A page with {runs} runs is large: `perdure report {output}` writes it.")
+    page = output / "report.html"
+    terminal.over_seeds(report([output], page))
+    say("", f"Report: {page}")
 
 
 def _local(workers: int | None, address: str | None) -> "Executor":

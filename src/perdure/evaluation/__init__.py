@@ -13,4 +13,6 @@ scores/          The scores of a task, one per file
 subsequences.py  Longest common subsequences of two texts
 system.py        A backbone, the tasks it has learned, and the rule that combines them
 task_score.py    The interface of a task's score
+unknown.py       Inputs that belong to no task
+validation.py    The fit of the Gaussian classes to a task's validation examples
 """

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from perdure.data.task import Split, Task
+from perdure.errors import RunError
 from perdure.evaluation.answers import Answers, Texts
 from perdure.evaluation.posterior import PosteriorSettings, TaskPosterior, describe
 from perdure.evaluation.score import (
@@ -22,6 +23,7 @@ from perdure.evaluation.score import (
     settled,
     task_logits,
 )
+from perdure.evaluation.unknown import KnownInputs
 from perdure.evaluation.validation import Validation, fitted_temperature
 from perdure.merging.combine import Combined, combine
 from perdure.merging.rule_settings import Rule
@@ -134,6 +136,27 @@ class System:
             return self.settings.temperature
         validations = [task.validation for task in self.learned if task.validation]
         return fitted_temperature(validations)
+
+    @cached_property
+    def known(self) -> KnownInputs:
+        """The inputs that the learned tasks have taught the system.
+
+        Raises
+        ------
+        RunError
+            A task has stored no distances, because no temperature was fitted.
+        """
+        validations: dict[str, Validation] = {}
+        for task in self.learned:
+            if task.validation is None:
+                raise RunError(
+                    "The run cannot tell which inputs are unknown: it has stored no distances of "
+                    "validation examples. Learn it with `posterior: {temperature: fitted}` "
+                    "(`--set posterior.temperature=fitted`)."
+                )
+            validations[task.name] = task.validation
+        statistics = {task.name: task.statistics for task in self.learned}
+        return KnownInputs(statistics, validations, features=self.settings.features)
 
     @cached_property
     def combined(self) -> Combined:

@@ -6,6 +6,7 @@ loop.py             The training loop
 memory.py           A full memory, reported with the settings that help
 method.py           The interface of a method
 optimizer_state.py  Saving and restoring the state of any optimizer
+optimizers.py       The optimizers that `training.optimizer` chooses
 progress.py         The training of one task: its progress, and how it is resumed
 snapshot.py         A checkpoint in the middle of a task, as a single file
 stopping.py         Ctrl-C, SIGTERM and similar signals, handled as requests to stop

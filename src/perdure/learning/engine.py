@@ -7,10 +7,13 @@ only the first process writes files.
 import os
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import FullyShardedDataParallelPlugin, PartialState
+from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
+from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import broadcast, reduce
 from torch import Tensor
 from torch.distributed.fsdp import CPUOffloadPolicy
@@ -89,6 +92,41 @@ def device(name: str = "auto") -> torch.device:
             f"There is no device `{name}` here. Give one of: {', '.join(names)}."
         ) from error
     return chosen
+
+
+def accelerator(training: Training, folder: Path | None) -> Accelerator:
+    """Return accelerate's `Accelerator`, which provides mixed precision and trackers.
+
+    Parameters
+    ----------
+    folder
+        The folder that trackers write to.
+
+    Raises
+    ------
+    InputError
+        A tracker is not installed.
+    """
+    known = [str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()]
+    for name in training.trackers:
+        if name not in known:
+            raise InputError(
+                f"No tracker `{name}` is installed: accelerate finds {known or 'none'} here."
+            )
+    precision = "bf16" if training.bf16 else "no"
+    # accelerate would create the process group with torch's timeout: create it with ours first.
+    state()
+    # accelerate's state is global to the Python process, and rejects any precision but
+    # that of the first run.
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
+        AcceleratorState._reset_state()
+    made = Accelerator(
+        mixed_precision=precision,
+        log_with=list(training.trackers) or None,  # pyright: ignore
+        project_dir=folder,
+    )
+    made.init_trackers("perdure")
+    return made
 
 
 # -- the model on its devices

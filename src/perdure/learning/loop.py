@@ -7,15 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.tracking import get_available_trackers
 from torch import Tensor, nn
 
 from perdure.data.task import Task
-from perdure.errors import InputError, TrainingError
+from perdure.errors import TrainingError
 from perdure.evaluation.progress_bar import Progress
 from perdure.learning import engine
+from perdure.learning.engine import Accelerator
 from perdure.learning.memory import explained
 from perdure.learning.method import Method
 from perdure.learning.progress import Course, validation_accuracy
@@ -110,7 +108,7 @@ def learn(
     session = session or Session()
     task = seen[-1]
     seed = session.seed
-    accelerator = _accelerator(training, session.folder)
+    accelerator = engine.accelerator(training, session.folder)
 
     # The seed includes the task's name, so that its head does not depend on other tasks.
     plant(derived(seed, task.name, "head"))
@@ -344,29 +342,6 @@ def _add_up_gradients(parameters: Sequence[nn.Parameter], scalars: Sequence[Tens
     for parameter, with_gradient in zip(parameters, counts.tolist(), strict=True):
         if not with_gradient:
             parameter.grad = None
-
-
-def _accelerator(training: Training, folder: Path | None) -> Accelerator:
-    known = [str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()]
-    for name in training.trackers:
-        if name not in known:
-            raise InputError(
-                f"No tracker `{name}` is installed: accelerate finds {known or 'none'} here."
-            )
-    precision = "bf16" if training.bf16 else "no"
-    # accelerate would create the process group with torch's timeout: create it with ours first.
-    engine.state()
-    # accelerate's state is global to the Python process, and rejects any precision but
-    # that of the first run.
-    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
-        AcceleratorState._reset_state()
-    accelerator = Accelerator(
-        mixed_precision=precision,
-        log_with=list(training.trackers) or None,  # pyright: ignore
-        project_dir=folder,
-    )
-    accelerator.init_trackers("perdure")
-    return accelerator
 
 
 def set_dropout(backbone: Backbone, training: Training) -> None:

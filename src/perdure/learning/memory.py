@@ -60,9 +60,8 @@ def _others(backbone: Backbone, training: Training) -> list[str]:
         settings.append("`bf16: true`")
     if not backbone.has_heads and backbone.settings["dtype"] == "float32":
         settings.append("`backbone: {dtype: bfloat16}`")
-    settings.append(
-        "a smaller `image_size`" if backbone.kind == "image" else "a smaller `max_length`"
-    )
+    length = "image_size" if backbone.kind == "image" else "max_length"
+    settings.append(f"a smaller `{length}`")
     return settings
 
 

@@ -34,7 +34,7 @@ from perdure.models.adapters import Adapter
 from perdure.models.backbone import Backbone
 from perdure.models.examples import Batch
 
-Need = Literal["heads", "lora", "classes"]
+Need = Literal["heads", "words", "lora", "classes"]
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class Method:
     needs: ClassVar[frozenset[Need]] = frozenset()
     """The requirements of the method, which are checked before anything is trained.
 
-    `heads`: the backbone has a head for each task; `lora`: the setting `peft: lora`;
-    `classes`: the tasks have classes.
+    `heads`: the backbone has a head for each task; `words`: it has none, but answers in
+    words; `lora`: the setting `peft: lora`; `classes`: the tasks have classes.
     """
     task_free: ClassVar[bool] = False
     """True if the method can learn a graduated stream, whose tasks have no boundaries."""

@@ -61,20 +61,30 @@ def divided(groups: list[Group], model: nn.Module, training: Training) -> list[G
 
 def make(groups: list[Group], training: Training) -> Optimizer:
     """Return the optimizer that the settings choose, for groups from `divided`."""
-    settings = {"lr": training.learning_rate, "weight_decay": training.weight_decay}
+    rate, decay = training.learning_rate, training.weight_decay
     if training.optimizer in (None, "adamw"):
-        return torch.optim.AdamW(groups, **settings)
+        return torch.optim.AdamW(groups, lr=rate, weight_decay=decay)
     if training.optimizer == "sgd":
-        return torch.optim.SGD(groups, momentum=MOMENTUM, **settings)
+        return torch.optim.SGD(groups, lr=rate, weight_decay=decay, momentum=MOMENTUM)
     matrices, *others = groups
     if training.optimizer == "lora_muon":
-        of_matrices: Optimizer = LoRAMuon([matrices], momentum=MUON_MOMENTUM, **settings)
-    else:
-        # With this adjustment, an entry moves about as far as in a step of AdamW.
-        of_matrices = torch.optim.Muon(
-            [matrices], momentum=MUON_MOMENTUM, adjust_lr_fn="match_rms_adamw", **settings
+        of_matrices = LoRAMuon(
+            [matrices],
+            lr=rate,
+            weight_decay=decay,
+            momentum=MUON_MOMENTUM,
         )
-    return MuonAndAdamW([of_matrices, torch.optim.AdamW(others, **settings)])
+    else:
+        of_matrices = torch.optim.Muon(
+            [matrices],
+            lr=rate,
+            weight_decay=decay,
+            momentum=MUON_MOMENTUM,
+            # With this adjustment, an entry moves about as far as in a step of AdamW.
+            adjust_lr_fn="match_rms_adamw",
+        )
+    of_others = torch.optim.AdamW(others, lr=rate, weight_decay=decay)
+    return MuonAndAdamW([of_matrices, of_others])
 
 
 def _matrices(model: nn.Module) -> list[nn.Parameter]:

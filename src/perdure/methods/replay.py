@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Gt
 from jaxtyping import Float
 from torch import Tensor
 from torch.optim import Optimizer
@@ -15,9 +15,15 @@ from perdure.data import exemplars
 from perdure.data.exemplars import Exemplars, Strategy
 from perdure.data.task import Rows, Task
 from perdure.errors import InputError
+from perdure.learning.method import Need
 from perdure.learning.wrapper import Wrapper
+from perdure.methods.parts.generated import Generated, Generation
 from perdure.methods.parts.reservoir import add_sample
+from perdure.methods.parts.sampled import check_source
 from perdure.models.backbone import Backbone, pooled
+
+GENERATED = ("own", "on_policy")
+"""The sources that need a language model."""
 
 
 @dataclass(kw_only=True)
@@ -44,16 +50,36 @@ class Replay(Wrapper):
         classes, from all examples seen. The sample is not quite uniform if the number of
         classes grows faster than the number of examples, because examples that were
         dropped earlier cannot be brought back.
+    source
+        The origin of what is replayed; the last two are for language models. `data`, the
+        default: the stored examples. `on_policy`: the stored prompts, with new answers by
+        the newest model, which are sampled after each task. `own`: no examples are
+        stored; after each task the model generates as many prompts and answers of it. Of
+        the data it keeps only what all prompts of the task begin and end with.
+    candidates
+        The number k of answers that `on_policy` samples for each prompt, by default 4, of
+        which the best one is replayed. It is the right answer if none can be used.
+    select
+        The meaning of *best*: `score`, the default, compares with the right answer by the
+        task's score, and uses no answer that scores 0; `likelihood` takes the highest
+        log-probability per token, and does not look at the right answer.
+    temperature
+        The temperature at which answers and prompts are sampled, by default 0.7.
 
     References
     ----------
     Ratcliff, Connectionist models of recognition memory, 1990; Chaudhry et al., On Tiny
     Episodic Memories in Continual Learning, arXiv 1902.10486; herding: Rebuffi et al., iCaRL,
-    arXiv 1611.07725.
+    arXiv 1611.07725. `on_policy`: OPR, arXiv 2605.29495, whose code needs all prompts of all past
+    tasks, and counts only what it replays; here the budget `per_class` limits the stored prompts.
     """
 
     per_class: Annotated[int, Ge(1)] = 20
     strategy: Strategy = "balanced"
+    source: Literal["data", "own", "on_policy"] | None = None
+    candidates: Annotated[int, Ge(1)] | None = None
+    select: Literal["score", "likelihood"] | None = None
+    temperature: Annotated[float, Gt(0)] | None = None
     # The tasks passed to `examples`, which is called before each task, in a resumed run too.
     _seen: list[Task] = field(default_factory=list, init=False, repr=False)
 
@@ -64,6 +90,21 @@ class Replay(Wrapper):
                 f"`{type(self.method).__name__}` has no use for old examples: "
                 "there is nothing to replay."
             )
+        if self.per_class < 1:
+            raise InputError(
+                f"`per_class` is {self.per_class}, so `replay` has nothing to replay: give at "
+                "least 1."
+            )
+
+    @property
+    def needs(self) -> frozenset[Need]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The requirements of the inner method and, to generate answers, a language model."""
+        words: frozenset[Need] = frozenset({"words"})
+        return self.method.needs | words if self.source in GENERATED else self.method.needs
+
+    @property
+    def instead(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return "Use `source: data`." if self.source in GENERATED else self.method.instead
 
     @property
     def isolates(self) -> bool:
@@ -72,57 +113,74 @@ class Replay(Wrapper):
 
     @property
     def store_bytes(self) -> int:
-        """The size of the stored examples in bytes: texts with their answers, or encoded images."""
-        return Exemplars.of(self.remembered).size
+        """The size of the stored examples in bytes: texts with their answers, or encoded images.
+
+        Generated prompts and answers are included.
+        """
+        return Exemplars.of(self.remembered).size + Generated.of(self.remembered).size
 
     def examples(self, seen: Sequence[Task]) -> Rows:
         """Return the rows of the inner method, followed by the stored rows of old tasks."""
         self._seen = list(seen)
         old = {task.name: task.classes for task in seen[:-1]}
         kept = Exemplars.of(self.remembered).rows(old)
+        if self.source in GENERATED:
+            kept = Generated.of(self.remembered).rows(old, kept)
         return [*super().examples(seen), *kept]
 
+    def begin(self, backbone: Backbone, task: Task) -> None:
+        """Prepare the inner method, and check that the model can generate what is replayed."""
+        super().begin(backbone, task)
+        if self.source in GENERATED:
+            check_source(self.source, backbone, task)
+
     def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
-        """Choose which examples of the task to store, and store them."""
+        """Choose which examples of the task to store, and generate what is replayed."""
         super().end(backbone, task, optimizer)
         rows = backbone.encode(task.rows("train"))
-        features = pooled(backbone, rows) if self.strategy == "herding" else None
-        self._store(task, rows.labels, features)
+        features = None
+        if self.strategy == "herding" and self.source != "own":
+            features = pooled(backbone, rows)
+        self._store(task, rows.labels, features, backbone)
 
     def foresee(self, task: Task) -> None:
-        """Store as many examples as `end` would, without computing any features."""
+        """Store as many examples as `end` would, without computing any features or answers."""
         super().foresee(task)
-        self._store(task, task.groups("train"), None)
+        self._store(task, task.groups("train"), None, None)
 
     def _store(
         self,
         task: Task,
         labels: Sequence[int],
         features: Float[Tensor, "examples features"] | None,
+        backbone: Backbone | None,
     ) -> None:
-        """Choose examples of a task and store them; `features` are needed for herding only."""
+        """Store examples of a task; a dry run has no features and no backbone."""
         # Drop the examples of forgotten tasks, and those of this task if it is learned again.
         old = [earlier.name for earlier in self._seen if earlier.name != task.name]
+        generated = Generated.of(self.remembered).of_tasks(old)
+        generation = Generation(
+            per_class=self.per_class,
+            candidates=self.candidates,
+            select=self.select,
+            temperature=self.temperature,
+        )
+        if self.source == "own":
+            self.remembered = generation.imagined(generated, task, backbone).state()
+            return
         kept = Exemplars.of(self.remembered).of_tasks(old)
         # The loop has set torch's seed for this task's end: a resumed run draws the same examples.
         random = np.random.default_rng(torch.initial_seed())
         if self.strategy == "reservoir":
             self._sample(kept, task, len(labels), random)
         elif features is not None:
-            chosen = exemplars.herded(
-                features,
-                labels,
-                self.per_class,
-            )
-            kept.add(task, chosen)
+            kept.add(task, exemplars.herded(features, labels, self.per_class))
         else:
-            chosen = exemplars.balanced(
-                labels,
-                self.per_class,
-                random,
-            )
-            kept.add(task, chosen)
+            kept.add(task, exemplars.balanced(labels, self.per_class, random))
         self.remembered = kept.state()
+        if self.source == "on_policy":
+            rows = kept.rows({seen.name: seen.classes for seen in self._seen})
+            self.remembered |= generation.answered(generated, rows, task, backbone).state()
 
     def _sample(
         self,

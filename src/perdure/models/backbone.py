@@ -129,10 +129,11 @@ class Backbone(nn.Module, ABC):
             `float32`, `bfloat16` and `float16` take half the memory, and `nf4` about an
             eighth: it stores linear layers in 4 bits, with bitsandbytes
             (`perdure[4bit]`). `float16` is for devices without `bfloat16`: its range is
-            small, so that small gradients become zero. Adapters and the optimizer stay in `float32`. Merged weights and exports are also
-            computed in `float32`, from the rounded weights. Nothing can be merged into
-            4-bit weights: a combined change is applied alongside the layer, and a run on
-            such a model is exported as an adapter.
+            small, so small gradients become zero. Adapters and the optimizer stay in
+            `float32`. Merged weights and exports are also computed in `float32`, from the
+            rounded weights. Nothing can be merged into 4-bit weights: a combined change is
+            applied alongside the layer, and a run on such a model is exported as an
+            adapter.
 
         Raises
         ------

@@ -334,9 +334,12 @@ class LanguageModel(Backbone):
         return [self.prompts.text(tokens) for tokens in self._generated(batch)]
 
     @torch.no_grad()
-    def generate_scored(self, batch: Batch) -> list[Written]:
-        """Generate answers as `generate` does, and compute the log-probability of each."""
-        answers = self._generated(batch)
+    def generate_scored(self, batch: Batch, temperature: float | None = None) -> list[Written]:
+        """Generate answers as `generate` does, and compute the log-probability of each.
+
+        With a `temperature`, the answers are sampled with torch's global random generator.
+        """
+        answers = self._generated(batch, temperature)
         prompts = zip(batch.inputs["input_ids"].tolist(), places_of(batch).prompts, strict=True)
         examples: list[Tokens] = []
         for (ids, length), answer in zip(prompts, answers, strict=True):
@@ -353,21 +356,46 @@ class LanguageModel(Backbone):
             written.append(Written(self.prompts.text(tokens), -loss, ended))
         return written
 
-    @torch.no_grad()
-    def _generated(self, batch: Batch) -> list[tuple[int, ...]]:
+    def continued(
+        self, beginning: str, *, count: int, length: int, temperature: float
+    ) -> list[str]:
+        """Sample `count` texts that follow the beginning of a prompt, of at most `length` tokens.
+
+        They are drawn with torch's global random generator, and end where the model ends
+        a prompt. Only a causal model can continue a prompt.
+        """
+        opening = self.prompts.opening(beginning)
+        settings = self._generation(temperature)
+        settings.max_new_tokens = length
+        texts = []
+        for first in range(0, count, BATCH_SIZE):
+            size = min(BATCH_SIZE, count - first)
+            ids = torch.tensor([opening] * size, device=self.device)
+            inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            texts += map(self.prompts.text, self._written(inputs, settings))
+        return texts
+
+    def _generated(self, batch: Batch, temperature: float | None = None) -> list[tuple[int, ...]]:
         """Return the tokens of each answer, including the token that ends it, if any."""
         prompt = prompt_of(batch)
         if not self.decodes:
             prompt = padded_left(prompt, self.processor.pad_token_id)
+        return self._written(prompt, self._generation(temperature))
+
+    @torch.no_grad()
+    def _written(
+        self, inputs: Mapping[str, Tensor], settings: GenerationConfig
+    ) -> list[tuple[int, ...]]:
+        """Return the tokens that the model adds to each row, up to the one that ends it."""
         # the checkpoint's settings are not used: they may sample, or forbid repetition
         with _generating(self.model, GenerationConfig()), pretrained.quietly():
             model: Any = self.model  # typed as a module, whose attributes may be tensors
             if self.decodes and placement.is_sharded(model):
                 # transformers would call the encoder without the weights outside of its blocks
-                states = placement.run(model, model.get_encoder(), prompt)
-                prompt = {**prompt, "encoder_outputs": states}
-            tokens = model.generate(**prompt, generation_config=self._generation())
-        first = 1 if self.decodes else prompt["input_ids"].shape[1]
+                states = placement.run(model, model.get_encoder(), inputs)
+                inputs = {**inputs, "encoder_outputs": states}
+            tokens = model.generate(**inputs, generation_config=settings)
+        first = 1 if self.decodes else inputs["input_ids"].shape[1]
         stops = set(self.prompts.stops)
         answers = []
         for answer in tokens[:, first:].tolist():
@@ -376,9 +404,12 @@ class LanguageModel(Backbone):
             answers.append(tuple(answer[: end + 1]))
         return answers
 
-    def _generation(self) -> GenerationConfig:
-        """Return settings for greedy generation that stops at the end of an answer."""
-        return GenerationConfig(
+    def _generation(self, temperature: float | None = None) -> GenerationConfig:
+        """Return settings for generation that stops at the end of an answer.
+
+        It is greedy without a `temperature`; with one, all tokens can be drawn.
+        """
+        settings = GenerationConfig(
             max_new_tokens=self.prompts.max_new_tokens,
             do_sample=False,
             num_beams=1,
@@ -387,6 +418,9 @@ class LanguageModel(Backbone):
             pad_token_id=self.processor.pad_token_id,
             decoder_start_token_id=self._layout().start,
         )
+        if temperature is not None:
+            settings.update(do_sample=True, temperature=temperature, top_k=0, top_p=1.0)
+        return settings
 
     # -- a model that others load
 

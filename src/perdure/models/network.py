@@ -63,15 +63,18 @@ class Layers(nn.Module):
             width = count
         self.output = nn.Linear(width, outputs)
 
+    def states(self, pixels: Float[Tensor, "batch _ _ _"]) -> list[Float[Tensor, "batch *_"]]:
+        """Return the pixels and the output of each layer except the last."""
+        states = [pixels]
+        for convolution in self.convolutions:
+            states.append(nn.functional.max_pool2d(convolution(states[-1]).relu(), 2))
+        for layer in self.hidden:
+            states.append(layer(states[-1].flatten(1)).relu())
+        return states
+
     def features(self, pixels: Float[Tensor, "batch _ _ _"]) -> Float[Tensor, "batch width"]:
         """Return the inputs of the output layer."""
-        x = pixels
-        for convolution in self.convolutions:
-            x = nn.functional.max_pool2d(convolution(x).relu(), 2)
-        x = x.flatten(1)
-        for layer in self.hidden:
-            x = layer(x).relu()
-        return x
+        return self.states(pixels)[-1].flatten(1)
 
     def forward(self, pixels: Float[Tensor, "batch _ _ _"]) -> Float[Tensor, "batch outputs"]:
         return self.output(self.features(pixels))
@@ -140,8 +143,8 @@ class Network(Backbone):
         *,
         network: Kind,
         classes: Sequence[str],
-        widths: tuple[Count, ...] = (100, 100),
-        filters: tuple[Count, ...] | None = None,
+        widths: Sequence[Count] = (100, 100),
+        filters: Sequence[Count] | None = None,
         image_size: Count = 28,
         channels: Literal[1, 3] = 1,
         seed: Annotated[int, Ge(0)] = 0,
@@ -332,7 +335,7 @@ def stacked(images: Sequence[Tensor]) -> dict[str, Tensor]:
     return {"pixels": torch.stack(list(images)).float() / 255}
 
 
-def _filters(network: Kind, filters: tuple[int, ...] | None, image_size: int) -> tuple[int, ...]:
+def _filters(network: Kind, filters: Sequence[int] | None, image_size: int) -> Sequence[int]:
     """Return the number of filters in each convolution, after checking the setting."""
     if network == "mlp":
         if filters is not None:

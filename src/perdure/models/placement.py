@@ -81,7 +81,7 @@ def stored(weight: Tensor) -> Tensor:
     if not isinstance(weight, DTensor):
         return weight.data
     # A copy, because `put` overwrites the rows of a sharded weight in place.
-    return weight.detach().to_local().clone()
+    return weight.to_local().detach().clone()
 
 
 def put(weight: Tensor, rows: Tensor) -> None:
@@ -91,7 +91,7 @@ def put(weight: Tensor, rows: Tensor) -> None:
         weight.data = rows
         return
     # In place, because FSDP collects the rows from this memory.
-    weight.detach().to_local().copy_(rows)
+    weight.to_local().detach().copy_(rows)
 
 
 def like(value: Tensor, weight: Tensor) -> Tensor:

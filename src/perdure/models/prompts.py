@@ -14,6 +14,9 @@ Truncate = Literal["left", "right", "middle"]
 Turns = Sequence[Mapping[str, str]]
 """The turns of a conversation, each with its `role` and `content`."""
 
+MARK = "\N{ASTERISM}"
+"""A character that marks a place in a prompt, where a chat template is cut."""
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -128,6 +131,20 @@ class Prompts:
                 "setting, or shorten the answer."
             )
         return (*tokens[:length], end)
+
+    def opening(self, beginning: str) -> tuple[int, ...]:
+        """Return the tokens of the beginning of a prompt, which a causal model can continue.
+
+        With a chat template, they end inside the user's turn.
+        """
+        if self.chat:
+            turns = self._turns(f"{beginning}{MARK}")
+            rendered = self._render(turns, "The beginning of a prompt", asks=True)
+            tokens = self._plain(rendered.partition(MARK)[0])
+        else:
+            tokens = (*self._beginning(), *self._plain(beginning))
+        # A model without a token for the beginning starts after the end of another text.
+        return tokens or self.stops[:1]
 
     def pieces(self, text: str, length: int) -> Iterator[Tokens]:
         """Split a plain text into pieces of `length` tokens; the last piece may be shorter.

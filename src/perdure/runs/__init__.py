@@ -23,6 +23,7 @@ more_data.py       The recipe of a run that learns one more table
 next_task.py       Learn the next task
 old_names.py       Names used by older run folders, and their current equivalents
 past.py            Placeholders for learned tasks whose examples are gone
+prediction.py      The answer of a classifier, which may be withheld
 predictions.py     Add predictions to a table
 put.py             Write or remove the files of a run folder
 recipe.py          Recipes and their validation

@@ -94,9 +94,9 @@ def _measured_again(
     trust: bool,
 ) -> Measurement:
     """Measure a run again, as `evaluate_run` does, and return the last measurement."""
-    _check_single_process("evaluate")
     read(folder, trust=trust)
     with writing(folder) as writer:
+        quiet = quiet or not writer.writes
         state = writer.state
         recipe = Recipe.parse(state.recipe)
         stream = stream or recipe.make_stream(state)
@@ -121,14 +121,6 @@ def _measured_again(
             writer.measurement(measurement, own=other_rule is None)
             progress.to(number, f"{number} of {len(due)} steps", reached=True)
     return measurement
-
-
-def _check_single_process(command: str) -> None:
-    if engine.count() > 1:
-        raise InputError(
-            f"`{command}` runs in a single process: "
-            "start it without `accelerate launch` or `torchrun`."
-        )
 
 
 def _check_measurable(folder: str | Path, learned: TaskStream, rule: Rule) -> None:
@@ -333,7 +325,10 @@ def forget(
     Stopped
         The run was asked to stop. The task has been forgotten by then, and the run can be resumed.
     """
-    _check_single_process("forget")
+    if engine.count() > 1:
+        raise InputError(
+            "`forget` runs in a single process: start it without `accelerate launch` or `torchrun`."
+        )
     read(folder, trust=trust)
     with writing(folder) as writer:
         state = writer.state

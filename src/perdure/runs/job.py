@@ -75,8 +75,8 @@ def check(plan: Plan) -> None:
     checked(Training, vars(plan.training), "training")
     checked(Evaluation, vars(plan.evaluation), "evaluation")
     checked(PosteriorSettings, vars(plan.posterior), "posterior")
-    check_needs(plan.method, plan.backbone, plan.stream)
     check_network(plan)
+    check_needs(plan.method, plan.backbone, plan.stream)
     check_optimizer(plan.method, plan.training)
     check_answers(plan.backbone, [*plan.stream, *plan.never], plan.evaluation)
     check_alignment(plan.training, plan.rule)
@@ -95,13 +95,18 @@ def check_needs(method: Method, backbone: Backbone, stream: TaskStream) -> None:
     Raises
     ------
     InputError
-        The method requires heads, LoRA modules or tasks with classes, which are not available.
+        The method requires heads, a language model, LoRA modules or tasks with classes, which are
+        not available.
     """
     missing: dict[Need, str] = {}
     if not backbone.has_heads:
         instead = "it answers with text" if backbone.writes else "all tasks share its output layer"
         missing["heads"] = (
             f"a head for each task, which `{backbone.source}` does not have: {instead}"
+        )
+    else:
+        missing["words"] = (
+            f"a language model, which writes answers, but `{backbone.source}` classifies with heads"
         )
     if method.module != "lora":
         module = f"`peft: {method.module}`" if method.module else "no module"
@@ -130,14 +135,16 @@ def check_network(plan: Plan) -> None:
         return
     method = plan.method
     if method.module != "full":
-        # Others refuse `peft: full`, because they are designed for low-rank modules.
+        # Some methods have no such setting, because they are designed for low-rank modules.
+        is_fixed = method.module is None or "lora" in method.needs
         remedy = "Set `peft: full`."
-        if "lora" in method.needs:
+        if is_fixed:
             remedy = "Choose a method that takes `peft: full`, such as `ewc` or `vcl`."
+        trains = f"with `peft: {method.module}`" if method.module else "trains no weights, and"
         raise InputError(
             f"`{backbone.source}` is trained from scratch, but the method "
-            f"`{method_name(method)}` with `peft: {method.module}` would leave its weights at "
-            f"their random initial values. {remedy}"
+            f"`{method_name(method)}` {trains} would leave its weights at their random initial "
+            f"values. {remedy}"
         )
     if plan.training.shares_head:
         raise InputError(

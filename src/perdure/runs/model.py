@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from perdure.runs.folder import Run
 from perdure.runs.inputs import Asked, prompt_reader, prompts, read_before, texts_or_pairs
 from perdure.runs.language_card import asking
 from perdure.runs.layout import reading
+from perdure.runs.prediction import Prediction, Withheld
 from perdure.runs.resume import restored
 from perdure.runs.sources import Sources
 from perdure.runs.state import RunState, read
@@ -38,19 +38,6 @@ CLASSIFIED = ("label", "probability", "task")
 """The columns that the predictions of a classifier add to a table."""
 ANSWERED = ("answer", "score", "task")
 """The columns that the answers of a language model add to a table."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The most likely class, its probability, and the task it belongs to."""
-
-    label: str
-    probability: float
-    task: str
-
-    def named(self, names: Mapping[str, str]) -> dict[str, object]:
-        """Return the prediction as the cells of a table row, under the given column names."""
-        return {name: getattr(self, key) for key, name in names.items()}
 
 
 class Model:
@@ -121,7 +108,13 @@ class Model:
         return ANSWERED if self.backbone.writes else CLASSIFIED
 
     def predict(
-        self, inputs: Sequence[object], *, task: str | None = None, batch_size: int = BATCH_SIZE
+        self,
+        inputs: Sequence[object],
+        *,
+        task: str | None = None,
+        batch_size: int = BATCH_SIZE,
+        unknown: float | None = None,
+        min_probability: float | None = None,
     ) -> list[Prediction] | list[Answer]:
         """Classify texts, pairs of texts, or images; with a language model, answer prompts.
 
@@ -141,13 +134,24 @@ class Model:
             the tasks.
         batch_size
             The number of inputs that the model reads at a time.
+        unknown
+            The share of known inputs, such as 0.05, that may get the label `unknown`, with
+            the probability of being unknown and without a task. An input gets it if it is
+            as far from the classes of its task as the farthest of that task's validation
+            examples. It needs `posterior: {temperature: fitted}`.
+        min_probability
+            The lowest probability with which a class is given; below it, the label is empty.
 
         Raises
         ------
         UnknownName
             The run has not learned this task.
         InputError
-            There are no inputs, they are of several kinds, or an image cannot be read.
+            There are no inputs, they are of several kinds, or an image cannot be read; or
+            answers are to be withheld, but the model is a language model, a threshold is
+            not between 0 and 1, or a task has too few validation examples.
+        RunError
+            The run has stored nothing by which it could tell unknown inputs.
         NotFinite
             The rule produces a model whose outputs are not finite.
         """
@@ -155,6 +159,8 @@ class Model:
             raise UnknownName("task", task, self.classes)
         if not len(inputs):
             raise InputError("There is nothing to predict: the input has no rows.")
+        withheld = Withheld(unknown, min_probability)
+        withheld.check(self.system)
         if isinstance(self.backbone, LanguageModel):
             answerer = Answerer(self.system, self.backbone, task)
             return answerer.answers(TaskRows(task or "", prompts(inputs)), batch_size)
@@ -171,7 +177,25 @@ class Model:
             log_weights[row] = -math.log(len(names))
             for name in names:
                 logits[name][row] = self._log_prior(name)
-        return self._likeliest(names, logits, log_weights)
+        answers = self._likeliest(names, logits, log_weights)
+        shares = [1.0] * len(answers)
+        if unknown is not None:
+            shares = self._shares(examples, names, log_weights)
+        return [answer.but(withheld, share) for answer, share in zip(answers, shares, strict=True)]
+
+    def _shares(
+        self,
+        examples: Examples,
+        names: Sequence[str],
+        log_weights: Float[Tensor, "examples tasks"],
+    ) -> list[float]:
+        """Return the share of known inputs that are as far from the classes as each example."""
+        places = torch.tensor([self.system.tasks.index(name) for name in names])
+        picked = places[log_weights.argmax(1)]
+        shares = self.system.known.shares(describe(self.backbone, examples), picked)
+        # The model has read a placeholder instead of these texts.
+        shares[examples.without_tokens] = 1.0
+        return shares.tolist()
 
     def _log_weights(self, examples: Examples, task: str | None) -> Float[Tensor, "examples tasks"]:
         """Return log p(t | x) for each example and task; zeros if the task is known."""

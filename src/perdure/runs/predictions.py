@@ -16,7 +16,8 @@ from perdure.errors import DataError, InputError, PerdureWarning
 from perdure.evaluation.progress_bar import Progress
 from perdure.models.examples import BATCH_SIZE
 from perdure.runs.inputs import Asked
-from perdure.runs.model import Model, Prediction, names_of_answers
+from perdure.runs.model import Model, names_of_answers
+from perdure.runs.prediction import NOTHING, Prediction, Withheld
 from perdure.storage import files
 
 BATCHES = 8
@@ -38,6 +39,7 @@ def predict_table(
     template: str | None = None,
     task: str | None = None,
     batch_size: int = BATCH_SIZE,
+    withheld: Withheld = NOTHING,
     quiet: bool = True,
 ) -> int:
     """Write a copy of a table with predictions added, and return the number of rows.
@@ -60,6 +62,8 @@ def predict_table(
         A prompt template for a language model, such as `"Review: {body}"`.
     task
         The task of all rows, if it is known; by default, the task posterior weights the tasks.
+    withheld
+        The answers that a classifier withholds.
 
     Raises
     ------
@@ -69,6 +73,7 @@ def predict_table(
         `output` already exists, the disk is full, or writing is not allowed.
     """
     check_output(output)  # first, because reading the table may take an hour
+    withheld.check(model.system)
     asked = Asked(text=text, image=image, prompt=template, task=task)
     read = model.reader(table.columns, f"`{table.path}`", asked)
     # a first pass over all rows; their types decide how the output is written
@@ -92,6 +97,8 @@ def predict_table(
                 inputs,
                 task=task,
                 batch_size=batch_size,
+                unknown=withheld.unknown,
+                min_probability=withheld.min_probability,
             )
             answered = []
             for row, answer in zip(chunk, answers, strict=True):
@@ -111,7 +118,9 @@ def predict_table(
     return count
 
 
-def predict_one(model: Model, prompt: str, *, task: str | None = None) -> tuple[str, str]:
+def predict_one(
+    model: Model, prompt: str, *, task: str | None = None, withheld: Withheld = NOTHING
+) -> tuple[str, str]:
     """Answer one prompt, or classify one text; return the answer and a sentence about it.
 
     Raises
@@ -123,8 +132,17 @@ def predict_one(model: Model, prompt: str, *, task: str | None = None) -> tuple[
         raise InputError("`--prompt` is for texts, but the run's model reads images. Give a file.")
     if not prompt.strip():
         raise InputError("`--prompt` is empty. Give a text to answer.")
-    (answer,) = model.predict([prompt], task=task)
+    (answer,) = model.predict(
+        [prompt],
+        task=task,
+        unknown=withheld.unknown,
+        min_probability=withheld.min_probability,
+    )
     if isinstance(answer, Prediction):
+        if not answer.label:
+            return "(no answer)", f"The best answer has probability {answer.probability:.2f}."
+        if not answer.task:
+            return answer.label, f"No task, probability {answer.probability:.2f}."
         return answer.label, f"Task {answer.task}, probability {answer.probability:.2f}."
     about = f"Task {answer.task}, log-probability per token {answer.score:.2f}."
     if model.check_input(prompt, "The prompt"):

@@ -150,13 +150,19 @@ def _ready(workers: Sequence[Worker]) -> list[Worker]:
 def environment(number: int, workers: int) -> dict[str, str]:
     """Return the environment of a worker, with its share of the cores and accelerators."""
     values = dict(os.environ)
-    cores = len(os.sched_getaffinity(0))
     # more threads than cores slow all workers down; a number that the user chose is kept
-    values.setdefault("OMP_NUM_THREADS", str(max(1, cores // workers)))
+    values.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // workers)))
     accelerators = _accelerators()
     if accelerators:
         values["CUDA_VISIBLE_DEVICES"] = accelerators[number % len(accelerators)]
     return values
+
+
+def _cores() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on a Mac
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _accelerators() -> list[str]:
@@ -185,3 +191,5 @@ def _stop(workers: Sequence[Worker]) -> None:
         for process in processes:
             process.kill()
             process.wait()
+            if process.stdout:
+                process.stdout.close()

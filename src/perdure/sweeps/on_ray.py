@@ -73,8 +73,10 @@ class OnRay:
             return
         if self.address:
             check_address(self.address)
+        # a Ray for this sweep alone needs no dashboard; that of a cluster is not ours
+        options = {} if self.address else {"include_dashboard": False}
         try:
-            ray.init(self.address, log_to_driver=False, include_dashboard=None)
+            ray.init(self.address, log_to_driver=False, logging_level="WARNING", **options)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise _silent(self.address, error) from error
         self._check_resources(ray)
@@ -128,11 +130,9 @@ class OnRay:
         except ray.exceptions.RaySystemError as error:
             raise lost(error) from error
         except ray.exceptions.RayError as error:
-            return Outcome(job.trial, "stopped", reason=f"Its task was lost ({_kind(error)})")
-
-
-def _kind(error: Exception) -> str:
-    return type(error).__name__
+            # the last line says what went wrong, such as that a node lacks a package
+            last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            return Outcome(job.trial, "stopped", reason=f"Its task was lost ({last[:200]})")
 
 
 def _ray() -> Any:

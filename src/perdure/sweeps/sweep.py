@@ -33,11 +33,14 @@ class Sweep:
         The run folder of each finished trial, by the name of the trial.
     failed
         The reason of each trial that failed, as one sentence.
+    performed
+        The number of trials that were missing, and were performed by this call.
     """
 
     folder: Path
     runs: dict[str, Path]
     failed: dict[str, str]
+    performed: int
 
 
 def sweep(
@@ -112,7 +115,7 @@ def sweep(
         with SweepProgress(output, varied, finished, quiet=quiet) as progress:
             _perform(executor, jobs, output, progress, rules)
         outcomes = progress.outcomes
-    return _result(output, varied, outcomes)
+    return _result(output, varied, outcomes, performed=len(jobs))
 
 
 def _checked(recipe: dict[str, object], varied: Sequence[Trial]) -> dict[str, list[str]]:
@@ -215,7 +218,16 @@ def _perform(
         raise Stopped(f"{said} {HINT}", signal=stop.signal) from None
 
 
-def _result(output: Path, varied: Sequence[Trial], outcomes: dict[str, Outcome]) -> Sweep:
+def _result(
+    output: Path, varied: Sequence[Trial], outcomes: dict[str, Outcome], *, performed: int
+) -> Sweep:
+    """Return the result of a sweep.
+
+    Raises
+    ------
+    RunError
+        All trials failed.
+    """
     runs = {}
     failed = {}
     for trial in varied:
@@ -227,4 +239,4 @@ def _result(output: Path, varied: Sequence[Trial], outcomes: dict[str, Outcome])
     if not runs:
         name, reason = next(iter(failed.items()))
         raise RunError(f"All {len(failed)} trials failed; the first one, `{name}`: {reason}")
-    return Sweep(output, runs, failed)
+    return Sweep(output, runs, failed, performed)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 from numpy.typing import ArrayLike
@@ -15,7 +16,8 @@ from perdure.report.picture import Picture
 
 READING = (
     "Row: the true task; column: the task that was found. With a calibration error of 0, a share p "
-    "of the answers given with confidence p is right."
+    "of the answers given with confidence p is right. Risk: the share of wrong answers among those "
+    "whose confidence is above a threshold, such as that of `perdure predict --min-probability`."
 )
 TAKEN_FOR = "most often taken for"
 
@@ -48,7 +50,10 @@ def _mistake(row: Float[ndarray, " tasks"], task: int, tasks: Sequence[str]) -> 
 
 
 def pictures(numbers: Part, tasks: Sequence[str]) -> list[Picture]:
-    """Return the confusion matrix of the tasks, and reliability diagrams of tasks and classes."""
+    """Return the confusion matrix of the tasks, and how far the confidence can be trusted.
+
+    These are reliability diagrams of tasks and classes, and the risk at each coverage.
+    """
     confusion = square(
         "True task (row) × task found, % of the row",
         shares(numbers["confusion"]),
@@ -58,7 +63,7 @@ def pictures(numbers: Part, tasks: Sequence[str]) -> list[Picture]:
     )
     task = _reliability("p(task | x)", numbers["task_bins"], numbers["task_ece"])
     label = _reliability("p(class | x)", numbers["class_bins"], numbers["class_ece"])
-    return drawn([confusion, task, label])
+    return drawn([confusion, task, label, _risk(numbers["class_bins"])])
 
 
 def _reliability(label: str, rows: ArrayLike, error: float | None) -> Picture:
@@ -71,6 +76,37 @@ def _reliability(label: str, rows: ArrayLike, error: float | None) -> Picture:
         svg=figures.reliability(bins, f"confidence, {label}, %"),
         header=["from", "to", "examples", "confidence", "right"],
         rows=cells(bins),
+    )
+
+
+def risks(rows: ArrayLike) -> Float[ndarray, "thresholds 3"]:
+    """Return the threshold, coverage and risk for each bin of confidence, most confident first.
+
+    The coverage is the share of examples with a confidence above the threshold, and the
+    risk is the share of wrong answers among them.
+
+    Examples
+    --------
+    >>> bins = [[0.0, 0.5, 2, 0.4, 0.5], [0.5, 1.0, 6, 0.9, 1.0]]
+    >>> risks(bins).tolist()
+    [[0.5, 0.75, 0.0], [0.0, 1.0, 0.125]]
+    """
+    bins = np.nan_to_num(array(rows))
+    low, _, count, _, accuracy = bins[bins[:, 2] > 0][::-1].T
+    answered = count.cumsum()
+    wrong = (count * (1 - accuracy)).cumsum()
+    return np.stack([low, answered / count.sum(), wrong / answered], axis=1)
+
+
+def _risk(rows: ArrayLike) -> Picture:
+    points = risks(rows)
+    # One point is no curve: all answers have about the same confidence.
+    svg = figures.risk(points) if len(points) > 1 else ""
+    return Picture(
+        caption="Risk and coverage, by the least p(class | x)",
+        svg=svg,
+        header=["confidence above", "coverage", "risk"],
+        rows=cells(points),
     )
 
 

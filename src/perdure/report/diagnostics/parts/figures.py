@@ -116,6 +116,32 @@ def reliability(bins: Float[ndarray, "bins 5"], label: str) -> Figure:
     return figure
 
 
+@svg
+def risk(points: Float[ndarray, "thresholds 3"]) -> Figure:
+    """Draw the risk against the coverage; the columns are threshold, coverage and risk."""
+    figure = Figure(figsize=(3.2, 3.2), layout="constrained")
+    axes = figure.subplots()
+    _, coverage, wrong = points.T
+    axes.plot(
+        coverage,
+        wrong,
+        color=SOFT,
+        marker=MARKERS[0],
+        ms=4,
+    )
+    # The axis spans at least 0.1, so that noise looks small.
+    axes.set(
+        xlim=(0, 1.02),
+        ylim=(0, max(0.1, 1.05 * wrong.max())),
+        xlabel="share that is answered, %",
+        ylabel="share of the answers that is wrong, %",
+    )
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda value, _: f"{100 * value:.0f}")
+    axes.tick_params(length=0)
+    return figure
+
+
 def _axes(names: Sequence[str], beside: str, percent: bool, lines: int) -> tuple[Figure, Axes]:
     figure, axes = empty(lines)
     name_tasks(axes, names)

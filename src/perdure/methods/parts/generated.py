@@ -1,0 +1,159 @@
+"""Examples that a language model generates for replay, as a method remembers them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
+
+from datasets import Dataset
+
+from perdure.data.task import Rows, Task, TaskRows
+from perdure.errors import RunError
+from perdure.learning.snapshot import State
+from perdure.methods.parts.sampled import best_answers, own_examples
+from perdure.models.backbone import Backbone
+from perdure.models.language import LanguageModel
+
+T = TypeVar("T")
+# `replay` has null as the default of both, so that runs of older versions can go on.
+CANDIDATES = 4
+TEMPERATURE = 0.7
+UNKNOWN = "?"
+"""The text that stands for a generated one in a dry run, which generates nothing."""
+
+
+@dataclass
+class Generated:
+    """The generated examples of each task: answers and, if they are generated too, prompts.
+
+    Attributes
+    ----------
+    answers
+        The answers by task, in the order of the stored or generated prompts.
+    prompts
+        The prompts of tasks of which no examples are stored.
+    scores
+        The name of each task's score, which an unavailable task does not have.
+    """
+
+    answers: dict[str, list[str]] = field(default_factory=dict)
+    prompts: dict[str, list[str]] = field(default_factory=dict)
+    scores: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """The size of all texts in bytes."""
+        size = 0
+        for texts in [*self.answers.values(), *self.prompts.values()]:
+            size += sum(len(text.encode()) for text in texts)
+        return size
+
+    def rows(self, tasks: Mapping[str, tuple[str, ...]], kept: Rows) -> Rows:
+        """Return the examples of tasks, given by their classes, with the generated answers.
+
+        Parameters
+        ----------
+        kept
+            The stored examples, whose right answers are left out.
+
+        Raises
+        ------
+        RunError
+            There is not one answer for each prompt.
+        """
+        stored = {rows.task: rows.data for rows in kept}
+        generated: Rows = []
+        for task, classes in tasks.items():
+            answers = self.answers.get(task)
+            if not answers:
+                continue
+            prompts = stored.get(task)
+            if prompts is None:
+                prompts = Dataset.from_dict({"text": self.prompts.get(task, [])})
+            if len(prompts) != len(answers):
+                raise RunError(
+                    f"The run has {len(answers)} generated answers to the {len(prompts)} stored "
+                    f"prompts of `{task}`: it is damaged."
+                )
+            known = [name for name in ("label", "target") if name in prompts.column_names]
+            data = prompts.remove_columns(known).add_column("target", answers)  # pyright: ignore
+            generated.append(TaskRows(task, data, classes))
+        return generated
+
+    def of_tasks(self, tasks: Sequence[str]) -> "Generated":
+        """Return the examples of the given tasks, leaving out those of forgotten tasks."""
+
+        def some(values: dict[str, T]) -> dict[str, T]:
+            return {task: value for task, value in values.items() if task in tasks}
+
+        return Generated(some(self.answers), some(self.prompts), some(self.scores))
+
+    def state(self) -> State:
+        """Return the examples as a value of a method's state."""
+        return {"generated": [self.answers, self.prompts, self.scores]}
+
+    @classmethod
+    def of(cls, state: State) -> "Generated":
+        """Restore the examples from a method's state; the result is empty if it has none.
+
+        Raises
+        ------
+        RunError
+            The state is damaged.
+        """
+        try:
+            answers, prompts, scores = state.get("generated", ({}, {}, {}))
+            for texts in [*answers.values(), *prompts.values(), list(scores.values())]:
+                if not all(isinstance(text, str) for text in texts):
+                    raise TypeError("a text is none")
+            return cls(dict(answers), dict(prompts), dict(scores))
+        except (TypeError, ValueError, AttributeError) as error:
+            raise RunError(f"The examples stored in the run are damaged ({error}).") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """The settings of `replay` for generated examples, which it explains."""
+
+    per_class: int
+    candidates: int | None
+    select: Literal["score", "likelihood"] | None
+    temperature: float | None
+
+    def answered(
+        self, before: Generated, kept: Rows, task: Task, backbone: Backbone | None
+    ) -> Generated:
+        """Return new answers to all stored prompts; without a backbone, placeholders.
+
+        Parameters
+        ----------
+        before
+            The generated examples of earlier tasks.
+        kept
+            The stored examples of all tasks, including the new `task`.
+        """
+        scores = before.scores | {task.name: task.score}
+        answers: dict[str, list[str]] = {}
+        for rows in kept:
+            if backbone is None:
+                answers[rows.task] = [UNKNOWN] * len(rows.data)
+                continue
+            assert isinstance(backbone, LanguageModel)
+            answers[rows.task] = best_answers(
+                backbone,
+                rows,
+                score=None if self.select == "likelihood" else scores[rows.task],
+                candidates=self.candidates or CANDIDATES,
+                temperature=self.temperature or TEMPERATURE,
+            )
+        return Generated(answers, {}, scores)
+
+    def imagined(self, before: Generated, task: Task, backbone: Backbone | None) -> Generated:
+        """Return the generated examples with those of a new task; see `answered`."""
+        count = self.per_class * task.group_count
+        pairs = [(UNKNOWN, UNKNOWN)] * count
+        if backbone is not None:
+            assert isinstance(backbone, LanguageModel)
+            pairs = own_examples(backbone, task, count, self.temperature or TEMPERATURE)
+        prompts = {task.name: [prompt for prompt, _ in pairs]}
+        answers = {task.name: [answer for _, answer in pairs]}
+        return Generated(before.answers | answers, before.prompts | prompts)

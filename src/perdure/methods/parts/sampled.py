@@ -1,0 +1,209 @@
+"""Sample answers to prompts, or prompts with their answers, from a language model."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import Dataset
+
+from perdure import registry
+from perdure.data.task import Task, TaskRows
+from perdure.errors import DataError, InputError
+from perdure.evaluation.task_score import takes_sources
+from perdure.models.backbone import Backbone, evaluating
+from perdure.models.language import LanguageModel, Written
+
+ROUNDS = 4
+"""The number of times that as many examples are generated as are missing."""
+Pair = tuple[str, str]
+"""A prompt and its answer."""
+
+
+# -- answers to stored prompts
+
+
+def best_answers(
+    model: LanguageModel,
+    rows: TaskRows,
+    *,
+    score: str | None,
+    candidates: int,
+    temperature: float,
+) -> list[str]:
+    """Sample answers to the prompts of a task, and return the best one for each.
+
+    An answer that could not be learned, because it is empty or was cut off, is not taken.
+    If none remains, the right answer is returned.
+
+    Parameters
+    ----------
+    score
+        The name of the score by which answers are compared with the right ones; those that
+        score 0 are not taken. None: compare log-probabilities per token.
+    """
+    asked: list[dict[str, Any]] = rows.data.to_list()
+    chosen = [_right(row, rows.classes) for row in asked]
+    worst = -float("inf") if score is None else 0.0
+    best = [worst] * len(asked)
+    # Without the right answers, which are not to be read.
+    columns = [name for name in ("text", "messages") if name in rows.data.column_names]
+    examples = model.prepare([TaskRows(rows.task, rows.data.select_columns(columns), ())])
+    rights = list(chosen)
+    with evaluating(model):
+        for _ in range(candidates):
+            for numbers, batch in examples.batches(device=model.device):
+                answers = model.generate_scored(batch, temperature)
+                for number, answer in zip(numbers, answers, strict=True):
+                    value = _value(answer, asked[number], rights[number], score)
+                    if value > best[number] and _learnable(model, asked[number], answer):
+                        best[number] = value
+                        chosen[number] = answer.text
+    return chosen
+
+
+def _value(answer: Written, row: dict[str, Any], right: str, score: str | None) -> float:
+    """Return the score of an answer, or its log-probability per token."""
+    if score is None:
+        return answer.score
+    function = registry.find("score", score)
+    more = {"sources": [_source(row)]} if takes_sources(function) else {}
+    return float(function([answer.text], [[right]], **more))
+
+
+def _right(row: dict[str, Any], classes: Sequence[str]) -> str:
+    if row.get("target") is not None:
+        return str(row["target"])
+    return classes[row["label"]]
+
+
+def _source(row: dict[str, Any]) -> str:
+    return row["messages"][-1]["content"] if row.get("messages") else row["text"]
+
+
+def _learnable(model: LanguageModel, row: dict[str, Any], answer: Written) -> bool:
+    """Return True if an answer ends by itself and can be trained on."""
+    prompt = row["messages"] if row.get("messages") else row["text"]
+    return answer.ended and _fits(model, prompt, answer.text)
+
+
+def _fits(model: LanguageModel, prompt: Any, answer: str) -> bool:
+    try:
+        # Tokenized again, a text may have more tokens than the model generated.
+        model.prompts.tokens(prompt, answer, "A generated example")
+    except DataError:
+        return False
+    return True
+
+
+# -- prompts with their answers
+
+
+@dataclass(frozen=True)
+class Form:
+    """What all prompts of a task share: their beginning, their ending and their mean length.
+
+    Attributes
+    ----------
+    length
+        The mean number of tokens of a prompt, apart from what all of them begin with.
+    """
+
+    beginning: str
+    ending: str
+    length: int
+
+    def filled(self, text: str) -> str:
+        """Return the prompt with `text` between its beginning and its ending."""
+        asks = self.ending.strip()
+        # The model may have written the ending itself.
+        inside = text.partition(asks)[0] if asks else text
+        return f"{self.beginning}{inside.strip()}{self.ending}"
+
+
+def check_source(source: str, model: Backbone, task: Task) -> None:
+    """Check that a model can generate what a `source` other than `data` replays.
+
+    Raises
+    ------
+    InputError
+        The model classifies with heads; or prompts have to be sampled, but the model has
+        a separate decoder, or the prompts are conversations.
+    """
+    if not isinstance(model, LanguageModel):
+        raise InputError(
+            f"`source: {source}` needs a language model, which writes answers, but "
+            f"`{model.source}` classifies with heads. Use `source: data`."
+        )
+    if source != "own":
+        return
+    if model.decodes:
+        raise InputError(
+            f"`source: own` samples prompts, which only a causal language model can do: "
+            f"`{model.source}` has an encoder. Use `source: on_policy`."
+        )
+    if "text" not in task.train.column_names:
+        raise InputError(
+            f"`source: own` samples prompts, but those of task `{task.name}` are conversations. "
+            "Use `source: on_policy`."
+        )
+
+
+def form_of(model: LanguageModel, task: Task) -> Form:
+    """Return what the prompts of a task share, for a task that `check_source` accepts."""
+    texts: list[str] = task.train["text"][:]
+    beginning = _whole_words(os.path.commonprefix(texts))
+    rest = [text[len(beginning) :] for text in texts]
+    reverse = os.path.commonprefix([text[::-1] for text in rest])
+    ending = _whole_words(reverse)[::-1]
+    lengths = [len(example.prompt) for example in model.encode(task.rows("train")).inputs]  # pyright: ignore
+    shared = len(model.prompts.opening(beginning.rstrip()))
+    mean = sum(lengths) / len(lengths)
+    return Form(beginning, ending, max(1, round(mean - shared)))
+
+
+def _whole_words(shared: str) -> str:
+    """Return a shared beginning up to its last white space, so that it ends with a whole word."""
+    end = max(shared.rfind(space) for space in " \n\t")
+    return shared[: end + 1]
+
+
+def own_examples(model: LanguageModel, task: Task, count: int, temperature: float) -> list[Pair]:
+    """Generate at most `count` prompts of a task with their answers.
+
+    Prompts are sampled between the beginning and the ending that all prompts of the task
+    share; the answers are the most likely ones. Examples that could not be learned are
+    left out, and for a task with classes those whose answer is none of them.
+    """
+    form = form_of(model, task)
+    pairs: list[Pair] = []
+    with evaluating(model):
+        for _ in range(ROUNDS):
+            missing = count - len(pairs)
+            if not missing:
+                break
+            middles = model.continued(
+                form.beginning.rstrip(),
+                count=missing,
+                length=form.length,
+                temperature=temperature,
+            )
+            prompts = [form.filled(middle) for middle in middles if middle]
+            pairs += _answered(model, task, prompts)
+    return pairs
+
+
+def _answered(model: LanguageModel, task: Task, prompts: Sequence[str]) -> list[Pair]:
+    """Return the prompts that the model gives a usable answer to, with their answers."""
+    if not prompts:
+        return []
+    data = Dataset.from_dict({"text": list(prompts)})
+    examples = model.prepare([TaskRows(task.name, data, ())], allow_empty=True)
+    pairs: list[Pair] = []
+    for numbers, batch in examples.batches(device=model.device):
+        for number, answer in zip(numbers, model.generate_scored(batch), strict=True):
+            prompt = prompts[number]
+            known = not task.classes or answer.text in task.classes
+            if known and answer.ended and _fits(model, prompt, answer.text):
+                pairs.append((prompt, answer.text))
+    return pairs
