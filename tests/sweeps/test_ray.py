@@ -87,8 +87,11 @@ def _wait(reached, seconds=300):
 
 
 @needs_ray
-def test_a_worker_and_the_sweep_itself_are_killed(cluster, tmp_path, pico):
-    """The same command gives the same runs, byte for byte, and the same table."""
+def test_a_sweep_that_is_killed_and_stopped(cluster, tmp_path, pico):
+    """A worker is killed, then the sweep, then it is stopped by Ctrl-C, which saves the runs.
+
+    In the end, the runs are the same, byte for byte, and so is the table.
+    """
     values = recipe(tmp_path, ("fruit", "colour"), pico("bert"), training={"epochs": 20})
     values["training"]["checkpoint_steps"] = 5
     grid = {"method.rank": [2, 4], "seed": [0, 1]}
@@ -106,6 +109,13 @@ def test_a_worker_and_the_sweep_itself_are_killed(cluster, tmp_path, pico):
     _wait(lambda: (output / "trials.jsonl").exists())
     first.kill()
     first.wait()
+    before = (output / "trials.jsonl").read_text()
+    second = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    _wait(lambda: (output / "trials.jsonl").read_text() != before)
+    second.send_signal(signal.SIGINT)
+    _, said = second.communicate(timeout=300)
+    assert second.returncode == 128 + signal.SIGINT, said
+    assert "Finished trials are kept, and running ones have saved their progress." in said
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert "Average accuracy after the last task" in done.stdout
