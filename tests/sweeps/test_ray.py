@@ -81,7 +81,7 @@ def cluster(monkeypatch):
         shutil.rmtree(place, ignore_errors=True)
 
 
-def _wait(reached, seconds=300):
+def _wait(reached, seconds=900):
     deadline = time.monotonic() + seconds
     while not reached():
         assert time.monotonic() < deadline
@@ -89,6 +89,9 @@ def _wait(reached, seconds=300):
 
 
 @needs_ray
+@pytest.mark.skipif(
+    not os.environ.get("PERDURE_SOAK"), reason="two nodes of Ray take minutes: PERDURE_SOAK=1"
+)
 def test_a_sweep_that_is_killed_and_stopped(cluster, tmp_path, pico):
     """A worker is killed, then the sweep, then it is stopped by Ctrl-C, which saves the runs.
 
