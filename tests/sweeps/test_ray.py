@@ -52,8 +52,10 @@ def test_an_address_that_does_not_answer(monkeypatch):
 
 
 @pytest.fixture
-def cluster():
+def cluster(monkeypatch):
     """The address of a Ray cluster of two nodes with one CPU each."""
+    # otherwise it depends on what was started on this machine before
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     ray = Path(sys.executable).with_name("ray")
     # a path to a socket can have about a hundred characters
     place = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))
