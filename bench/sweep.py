@@ -58,6 +58,15 @@ def seconds(path: Path, executor: Executor, output: Path) -> float:
     return time.perf_counter() - started
 
 
+def at_a_time(output: Path, wall: float) -> float:
+    """Return how many trials ran at the same time, on average over the whole sweep.
+
+    Other work on the machine makes all trials slower, but does not change this number.
+    """
+    lines = (output / "trials.jsonl").read_text().splitlines()
+    return sum(json.loads(line)["seconds"] for line in lines) / wall
+
+
 def equal(folder: Path, others: list[str]) -> str:
     """Check that the runs of all sweeps are equal, and say so."""
     compared = 0
@@ -86,10 +95,12 @@ def main() -> int:
         for name, executor in executors.items():
             times[name] = seconds(path, executor, folder / name)
         same = equal(folder, list(times)[1:])
-    sides = f"one {times['one']:.0f} s, two {times['two']:.0f} s"
+        busy = {name: at_a_time(folder / name, times[name]) for name in times}
+    said = {name: f"{times[name]:.0f} s ({busy[name]:.2f} trials at a time)" for name in times}
+    sides = f"one {said['one']}, two {said['two']}"
     rows = [Row("8 runs, 2 local workers", sides, times["one"] / times["two"], 1.7, equal=same)]
     if "ray" in times:
-        sides = f"Ray {times['ray']:.0f} s, two local {times['two']:.0f} s"
+        sides = f"Ray {said['ray']}, two local {said['two']}"
         ratio = times["ray"] / times["two"]
         rows.append(Row("8 runs, Ray with 2 CPUs", sides, ratio, 1.3, least=False, equal=same))
     print(table(rows))

@@ -29,7 +29,7 @@ from perdure.runs import story
 from perdure.runs.tune import Protocol, tune
 
 BAYES = "peft: full, samples: 4"
-VARIATIONAL = "peft: full, prior_sigma: 0.3, initial_sigma: 0.05, beta: 0.01"
+VARIATIONAL = "peft: full, prior_sigma: 0.3, initial_sigma: 0.05, beta: 0.05"
 TD = "n: 3, replayed_share: 0.25, kept: 40"
 VARIANTS = {
     "sequential": "{name: sequential, peft: full}",
@@ -45,7 +45,7 @@ VARIANTS = {
 CORESET = {"permuted_mnist": "4", "split_mnist": "20"}
 """The examples of each class that are set aside, by recipe: 40 for each task, as `td_vcl` keeps."""
 JOINT = "joint"
-PROTOCOL = Protocol(tasks=2, trials=5, task_id="none", lowest=0.1, highest=10.0)
+PROTOCOL = Protocol(tasks=4, trials=5, task_id="none", lowest=0.1, highest=10.0)
 METRICS = (metrics.average_accuracy, metrics.forgetting)
 
 Row = dict[str, str | int]

@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--runs", type=Path, default=Path("runs/posterior"))
     asked = parser.parse_args()
-    rows: list[dict[str, object]] = []
+    rows: list[Mapping[str, object]] = []
     for name, seed in itertools.product(asked.streams, asked.seeds):
         file, data = STREAMS[name]
         settings = [*METHODS[asked.method], "evaluation.steps=none", f"seed={seed}"]
@@ -82,9 +82,9 @@ def main() -> None:
 
 def measured(
     about: Mapping[str, object], model: Model, tasks: tuple[Task, ...]
-) -> list[dict[str, object]]:
+) -> list[Mapping[str, object]]:
     """Measure a stream with each of SETTINGS."""
-    rows: list[dict[str, object]] = []
+    rows: list[Mapping[str, object]] = []
     logits: dict[tuple[str, Split], Mapping[str, Tensor]] = {}
     for task, split in itertools.product(tasks, ("validation", "test")):
         examples = model.backbone.encode(task.rows(split))
@@ -170,13 +170,13 @@ def scores(
 
 def out_of_scope(
     backbone: Backbone, tasks: tuple[Task, ...], folder: Path
-) -> list[dict[str, object]]:
+) -> list[Mapping[str, object]]:
     """Tell the queries that are out of scope from the test queries, by several scores."""
     table = pq.read_table(folder / "clinc150.parquet").to_pylist()
     outside = [row["text"] for row in table if row["split"] == "oos_test"]
     unknown = describe(backbone, backbone.prepare([TaskRows("", texts_or_pairs(outside))]))
     known = torch.cat([described(backbone, task, "test", "plain")[0] for task in tasks])
-    rows: list[dict[str, object]] = []
+    rows: list[Mapping[str, object]] = []
     for features in ("plain", "unit"):
         statistics, validations = fitted(backbone, tasks, features)
         posterior = TaskPosterior(statistics, features=features)
@@ -204,11 +204,13 @@ def out_of_scope(
                 "score": score,
                 "auroc": round(100 * auroc(both[0][score], both[1][score]), 2),
                 "fpr95": round(100 * false_positives(both[0][score], both[1][score]), 2),
+                "known lost": "",
+                "unknown caught": "",
             }
             if score == "relative, own task":
                 lost, caught = (((-each[score]) <= 0.05).double().mean() for each in both)
                 row |= {"known lost": f"{100 * lost:.2f}", "unknown caught": f"{100 * caught:.2f}"}
-            rows.append({"known lost": "", "unknown caught": ""} | row)
+            rows.append(row)
             print(rows[-1], flush=True)
     return rows
 

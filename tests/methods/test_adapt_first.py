@@ -5,7 +5,7 @@ import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from small_runs import differing, small
 
-from perdure import Backbone, InputError, Model, Training, names, run, verify
+from perdure import Backbone, InputError, Model, Prediction, Training, names, run, verify
 from perdure.learning.loop import Session, learn
 from perdure.methods.lda import LDA
 from perdure.methods.ncm import NCM
@@ -79,7 +79,8 @@ def test_a_run_is_the_same_when_it_goes_on(name, pico, toy, tmp_path):
     assert differing(whole, learned("parts", 3)) == []
     assert verify(whole.folder).faults == []
     model = Model(whole)
-    predicted = model.predict(list(toy[1].test["text"]), task="colour")
+    texts = list(toy[1].test["text"])
+    predicted: list[Prediction] = model.predict(texts, task="colour")  # pyright: ignore
     examples = model.backbone.encode(toy[1].rows("test"))
     with model.system.combined.applied(model.backbone):
         features = pooled(model.backbone, examples)

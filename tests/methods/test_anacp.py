@@ -8,7 +8,7 @@ import pytest
 import torch
 from small_runs import OPTIMIZER, small
 
-from perdure import Backbone, InputError, Model, RunError, TrainingError, run, verify
+from perdure import Backbone, InputError, Model, Prediction, RunError, TrainingError, run, verify
 from perdure.methods.anacp import AnaCP, spread
 from perdure.methods.parts.frozen import Accumulated, features_of, statistics_of
 from perdure.models import heads
@@ -182,6 +182,8 @@ def test_a_task_is_taken_back(bert, toy):
     first, last = len(toy[0].classes), len(toy[0].classes) + len(toy[1].classes)
     for prefix, features in {"": x, **{f"lift{h}_": z[:, h] for h in range(3)}}.items():
         total = Accumulated(whole.state, prefix).total
+        never_learned = Accumulated(never.state, prefix).total
+        assert total and never_learned
         own = statistics_of(bert, toy[1], features)
         rest = Statistics(
             torch.cat([total.counts[:first], total.counts[last:]]),
@@ -190,7 +192,7 @@ def test_a_task_is_taken_back(bert, toy):
         )
         assert torch.equal(total.counts[first:last], own.counts)
         assert torch.equal(total.sums[first:last], own.sums)
-        for name, value in Accumulated(never.state, prefix).total.tensors().items():
+        for name, value in never_learned.tensors().items():
             torch.testing.assert_close(rest.tensors()[name], value, rtol=1e-12, atol=1e-12)
 
 
@@ -211,7 +213,7 @@ def test_heads_in_a_run_folder(pico, toy, tmp_path):
     model = Model(results)
     features = pooled(backbone, backbone.encode(toy[0].rows("test")))
     expected = backbone.own("fruit")(features).argmax(1)
-    answers = model.predict(list(toy[0].test["text"]), task="fruit")
+    answers: list[Prediction] = model.predict(list(toy[0].test["text"]), task="fruit")  # pyright: ignore
     assert [answer.label for answer in answers] == [toy[0].classes[i] for i in expected]
     with pytest.raises(RunError, match="random features"):
         model.export(tmp_path / "out")

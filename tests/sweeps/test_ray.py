@@ -52,8 +52,10 @@ def test_an_address_that_does_not_answer(monkeypatch):
 
 
 @pytest.fixture
-def cluster():
+def cluster(monkeypatch):
     """The address of a Ray cluster of two nodes with one CPU each."""
+    # otherwise it depends on what was started on this machine before
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     ray = Path(sys.executable).with_name("ray")
     # a path to a socket can have about a hundred characters
     place = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))
@@ -87,8 +89,11 @@ def _wait(reached, seconds=300):
 
 
 @needs_ray
-def test_a_worker_and_the_sweep_itself_are_killed(cluster, tmp_path, pico):
-    """The same command gives the same runs, byte for byte, and the same table."""
+def test_a_sweep_that_is_killed_and_stopped(cluster, tmp_path, pico):
+    """A worker is killed, then the sweep, then it is stopped by Ctrl-C, which saves the runs.
+
+    In the end, the runs are the same, byte for byte, and so is the table.
+    """
     values = recipe(tmp_path, ("fruit", "colour"), pico("bert"), training={"epochs": 20})
     values["training"]["checkpoint_steps"] = 5
     grid = {"method.rank": [2, 4], "seed": [0, 1]}
@@ -106,6 +111,13 @@ def test_a_worker_and_the_sweep_itself_are_killed(cluster, tmp_path, pico):
     _wait(lambda: (output / "trials.jsonl").exists())
     first.kill()
     first.wait()
+    before = (output / "trials.jsonl").read_text()
+    second = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    _wait(lambda: (output / "trials.jsonl").read_text() != before)
+    second.send_signal(signal.SIGINT)
+    _, said = second.communicate(timeout=300)
+    assert second.returncode == 128 + signal.SIGINT, said
+    assert "Finished trials are kept, and running ones have saved their progress." in said
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert "Average accuracy after the last task" in done.stdout

@@ -208,14 +208,21 @@ def _perform(
     """Perform jobs, and record each outcome before the next one is awaited."""
     measured = {"rules": rules} if rules else {}
     try:
-        with stopping(HINT), contextlib.closing(executor.perform(jobs, output)) as outcomes:
-            for outcome in outcomes:
-                if outcome:
-                    sweep_folder.append(output, outcome.plain() | measured)
+        with stopping(HINT) as stop, contextlib.closing(executor.perform(jobs, output)) as outcomes:
+            while True:
+                # a signal waits until the executor yields, about a second at most: Ray fails
+                # if an exception is raised while it waits
+                with stop.later():
+                    try:
+                        outcome = next(outcomes)
+                    except StopIteration:
+                        break
+                    if outcome:
+                        sweep_folder.append(output, outcome.plain() | measured)
                 progress.to(outcome)
-    except Stopped as stop:
+    except Stopped as stopped:
         said = "Stopped. Finished trials are kept, and running ones have saved their progress."
-        raise Stopped(f"{said} {HINT}", signal=stop.signal) from None
+        raise Stopped(f"{said} {HINT}", signal=stopped.signal) from None
 
 
 def _result(
