@@ -356,9 +356,8 @@ def test_a_model_goes_to_the_accelerator_that_is_here(run, monkeypatch):
         "perdure.models.backbone.Backbone.to",
         lambda self, device: asked.append(str(device)) or self,
     )
-    monkeypatch.setattr(
-        "perdure.learning.engine.state", lambda: SimpleNamespace(device=torch.device("cuda:3"))
-    )
+    alone = SimpleNamespace(device=torch.device("cuda:3"), num_processes=1)
+    monkeypatch.setattr("perdure.learning.engine.state", lambda: alone)
     Model(run)
     Recipe.parse({"backbone": str(Model(run).backbone.source), "stream": "demo"}).make_backbone()
     assert asked == ["cuda:3"] * 3

@@ -52,8 +52,10 @@ def test_an_address_that_does_not_answer(monkeypatch):
 
 
 @pytest.fixture
-def cluster():
+def cluster(monkeypatch):
     """The address of a Ray cluster of two nodes with one CPU each."""
+    # otherwise it depends on what was started on this machine before
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     ray = Path(sys.executable).with_name("ray")
     # a path to a socket can have about a hundred characters
     place = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))
@@ -79,7 +81,7 @@ def cluster():
         shutil.rmtree(place, ignore_errors=True)
 
 
-def _wait(reached, seconds=300):
+def _wait(reached, seconds=900):
     deadline = time.monotonic() + seconds
     while not reached():
         assert time.monotonic() < deadline
@@ -87,6 +89,9 @@ def _wait(reached, seconds=300):
 
 
 @needs_ray
+@pytest.mark.skipif(
+    not os.environ.get("PERDURE_SOAK"), reason="two nodes of Ray take minutes: PERDURE_SOAK=1"
+)
 def test_a_sweep_that_is_killed_and_stopped(cluster, tmp_path, pico):
     """A worker is killed, then the sweep, then it is stopped by Ctrl-C, which saves the runs.
 

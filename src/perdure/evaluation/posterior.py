@@ -37,8 +37,9 @@ Kind = Literal["plain", "unit"]
 class PosteriorSettings:
     """Settings for the task posterior.
 
-    The defaults are those of runs that were made before there were settings. On validation
-    data of four streams, `features: unit` and `temperature: fitted` were better.
+    The defaults are those of runs that were made before there were settings. With
+    `features: unit` and `temperature: fitted`, the loss -log p(t | x) was smaller on
+    validation data of four streams.
 
     Parameters
     ----------

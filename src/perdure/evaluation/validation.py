@@ -28,8 +28,8 @@ SHRINKAGE = 0.5
 
 It is estimated from fewer examples than the covariance that all tasks share. On the demo,
 CLINC150 and Split MNIST, whose tasks have 200 to 900 examples of 384 or 768 features, the
-temperature is then within a quarter of the one fitted to all tasks together; with 0.1, it
-is up to three times as high.
+temperature is then within 30 % of the one fitted to all tasks together; with 0.1, it is up
+to three times as high.
 """
 DISTANCES = 1000
 """The maximum number of distances that are stored for a task."""

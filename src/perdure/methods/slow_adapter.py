@@ -51,7 +51,7 @@ class SlowAdapter(Wrapper):
     decay: Annotated[float, Ge(0), Lt(1)] = 0.95
 
     def __post_init__(self):
-        if not self.method.trains:
+        if self.method.computes_heads:
             raise InputError(
                 f"`slow_adapter` averages over training steps, but "
                 f"`{method_name(innermost(self))}` takes none. Use `sequential` or `lwf`."

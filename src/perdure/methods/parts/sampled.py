@@ -74,7 +74,8 @@ def _value(answer: Written, row: dict[str, Any], right: str, score: str | None) 
 def _right(row: dict[str, Any], classes: Sequence[str]) -> str:
     if row.get("target") is not None:
         return str(row["target"])
-    return classes[row["label"]]
+    label: int = row["label"]
+    return classes[label]
 
 
 def _source(row: dict[str, Any]) -> str:
