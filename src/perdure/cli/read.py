@@ -178,9 +178,12 @@ def predict(
     table = Table.open(file, encoding=encoding, delimiter=delimiter)
     predict = partial(predict_table, text=text, image=image, template=template(prompt_template))
     predict = partial(predict, task=task, batch_size=batch_size, withheld=withheld, quiet=quiet)
-    # `mail.csv` becomes `mail.predicted.csv`, in the same folder and format
-    output = output or file.with_suffix(f".predicted{file.suffix}")
-    _write_predictions(run, table, output, predict, trust=trust, device=device)
+    _write_predictions(run, table, output or _beside(file), predict, trust=trust, device=device)
+
+
+def _beside(file: Path) -> Path:
+    """Return where to write predictions by default: `mail.csv` becomes `mail.predicted.csv`."""
+    return file.with_suffix(f".predicted{file.suffix}")
 
 
 def _answer(
