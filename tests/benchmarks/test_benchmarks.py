@@ -494,6 +494,8 @@ def test_split_mnist_from_a_folder(mnist):
         ("t10k-labels-idx1-ubyte.gz", b"not compressed", "cannot be read as an idx file"),
         ("t10k-labels-idx1-ubyte.gz", gzip.compress(idx(np.full(20, 11))), "label 11, not a digit"),
     ],
+    # without names pytest would use the content, and gzip writes the time
+    ids=["missing", "short", "flat", "shape", "not_compressed", "label"],
 )
 def test_damaged_idx_files_are_named(name, content, said, mnist):
     (mnist / name).unlink()

@@ -153,7 +153,7 @@ def place(backbone: Backbone, training: Training) -> None:
             "perdure does not train with DeepSpeed: FSDP shards the same weights. Run `accelerate "
             "config` again and choose FSDP, or set `training: {sharding: fsdp}`."
         )
-    if count() == 1 or not shards(training):
+    if not shards(training) or count() == 1:
         if not placement.is_sharded(backbone.model):
             backbone.to(device())
         return
