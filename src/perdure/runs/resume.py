@@ -1,7 +1,7 @@
 """Restore a run's tasks on a backbone, and find out where the run continues."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -19,7 +19,7 @@ from perdure.models import adapters, fitting
 from perdure.models.backbone import Backbone
 from perdure.models.heads import SEED, THETA
 from perdure.runs import layout, task_folder, writer
-from perdure.runs.changes import HARMLESS_IN_TRAINING, check_changes
+from perdure.runs.changes import HARMLESS_IN_TRAINING, check_changes, differences, is_harmless
 from perdure.runs.expected import ExpectedTask
 from perdure.runs.job import Plan, check, check_examples, settings_of
 from perdure.runs.past import changed, not_measured
@@ -281,11 +281,11 @@ def _unfinished(state: RunState, plan: Plan) -> Snapshot | None:
     learned = len(state.tasks)
     if snapshot is None or learned == len(plan.stream):
         return None
-    belongs_to = snapshot.about.get("belongs_to")
-    if belongs_to == belonging(plan, plan.stream.until(learned + 1)):
+    belongs_to = snapshot.about.get("belongs_to") or {}
+    if _alike(belongs_to, belonging(plan, plan.stream.until(learned + 1))):
         return snapshot
     # the process died after saving the task, but before removing the task's checkpoint
-    if learned and belongs_to == belonging(plan, plan.stream.until(learned)):
+    if learned and _alike(belongs_to, belonging(plan, plan.stream.until(learned))):
         return None
     message = (
         "A task was being learned with other settings or examples when the run was stopped: "
@@ -293,6 +293,14 @@ def _unfinished(state: RunState, plan: Plan) -> Snapshot | None:
     )
     warnings.warn(message, PerdureWarning, stacklevel=3)
     return None
+
+
+def _alike(before: Mapping[str, object], now: Mapping[str, object]) -> bool:
+    """Return True if a checkpoint's settings and examples do not differ in what is learned.
+
+    An older version may have saved settings that are harmless today, and lacks new ones.
+    """
+    return all(is_harmless(name, now) for name, _ in differences(before, now))
 
 
 def belonging(plan: Plan, seen: TaskStream) -> dict[str, object]:

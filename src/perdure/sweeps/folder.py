@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from perdure.errors import CheckpointError, RunError
-from perdure.runs.layout import is_run
+from perdure.runs.layout import is_run, is_there
 from perdure.storage import files
 
 SWEEP = "sweep.json"
@@ -58,8 +58,8 @@ class Entry:
 
 
 def is_sweep(folder: Path) -> bool:
-    """Return True if a folder contains a sweep."""
-    return (folder / SWEEP).is_file()
+    """Return True if a folder contains a sweep; raise `RunError` if it cannot be read."""
+    return is_there(folder / SWEEP)
 
 
 def run_folder(folder: Path, trial: str) -> Path:
