@@ -281,7 +281,7 @@ def _unfinished(state: RunState, plan: Plan) -> Snapshot | None:
     learned = len(state.tasks)
     if snapshot is None or learned == len(plan.stream):
         return None
-    belongs_to = snapshot.about.get("belongs_to") or {}
+    belongs_to = snapshot.about.get("belongs_to")
     if _alike(belongs_to, belonging(plan, plan.stream.until(learned + 1))):
         return snapshot
     # the process died after saving the task, but before removing the task's checkpoint
@@ -295,11 +295,13 @@ def _unfinished(state: RunState, plan: Plan) -> Snapshot | None:
     return None
 
 
-def _alike(before: Mapping[str, object], now: Mapping[str, object]) -> bool:
+def _alike(before: object, now: Mapping[str, object]) -> bool:
     """Return True if a checkpoint's settings and examples do not differ in what is learned.
 
     An older version may have saved settings that are harmless today, and lacks new ones.
     """
+    if not isinstance(before, Mapping):  # the file was changed
+        return False
     return all(is_harmless(name, now) for name, _ in differences(before, now))
 
 
