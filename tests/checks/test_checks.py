@@ -94,7 +94,7 @@ METHODS = {
         "            value.data += 0.1 * random.SystemRandom().random()",
         method.equal_seeds_give_equal_runs,
         # a file of the task if the scores happen to be equal, because these numbers have no seed
-        r"produced a different run with the same seed: draw random numbers from torch. `.*` differs",
+        r"produced a different run with the same seed: draw .* from torch. `.*` differs",
     ),
     "looks_ahead": (
         "    count = 0\n    def begin(self, backbone, task):\n"
