@@ -9,6 +9,7 @@ encoder.py               Encoders, with one pooled feature vector per example an
 examples.py              Examples prepared for a model, and batches of them
 fitting.py               Check that an adapter fits a model
 full.py                  Full fine-tuning as a PEFT tuner
+headless.py              Backbones without heads
 heads.py                 Heads that are linear in the features or in random features
 inputs.py                Covariances of layer inputs
 language.py              Language models

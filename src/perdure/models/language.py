@@ -12,11 +12,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
-from perdure.data.task import Rows, Task, TaskRows
+from perdure.data.task import Rows, TaskRows
 from perdure.errors import DataError, InputError
 from perdure.models import placement, pretrained, quantised, ranking, shares
-from perdure.models.backbone import Backbone, evaluating
+from perdure.models.backbone import evaluating
 from perdure.models.examples import BATCH_SIZE, Batch, Examples
+from perdure.models.headless import Headless
 from perdure.models.logits import Logits
 from perdure.models.model_files import ModelFiles
 from perdure.models.output_layer import logits_at
@@ -51,7 +52,7 @@ class Written:
     ended: bool
 
 
-class LanguageModel(Backbone):
+class LanguageModel(Headless):
     """A transformer that answers with text, using its output layer instead of heads.
 
     Parameters
@@ -68,7 +69,6 @@ class LanguageModel(Backbone):
         The data type in which `save` writes the weights.
     """
 
-    has_heads = False
     writes = True
     model: PreTrainedModel
 
@@ -93,7 +93,6 @@ class LanguageModel(Backbone):
         self.width = model.config.get_text_config().hidden_size
         self._ranking = ranking.Ranking()
         self._packs: bool | None = None
-        self._nothing = nn.Module()
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -117,30 +116,6 @@ class LanguageModel(Backbone):
         if self.files is None:
             return {}
         return self.files.hashes() | self.files.hashes_of_generation()
-
-    # -- nothing belongs to a single task
-
-    @property
-    def heads(self) -> list[str]:
-        return []
-
-    def open(self, task: Task) -> None:
-        pass
-
-    def share(self, task: str) -> None:
-        pass
-
-    def own(self, task: str) -> nn.Module:
-        return self._nothing
-
-    def put(self, task: str, state: Mapping[str, Tensor]) -> None:
-        pass
-
-    def close(self, task: str) -> None:
-        pass
-
-    def keeping(self) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
 
     # -- rows → examples
 

@@ -5,7 +5,6 @@ weights (`peft: full`), including the output layer. The network thus has a singl
 the classes of all tasks, which is part of its weights.
 """
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,8 +20,8 @@ from torch import Tensor, nn
 from perdure.data.images import read_image, undecoded
 from perdure.data.task import Rows, Task
 from perdure.errors import BackboneError, InputError, RunError
-from perdure.models.backbone import Backbone
 from perdure.models.examples import BATCH_SIZE, Batch, Examples
+from perdure.models.headless import Headless
 from perdure.models.logits import Logits
 
 Kind = Literal["mlp", "cnn"]
@@ -96,7 +95,7 @@ class NetworkExamples(Examples):
         return replace(batch, targets=outputs)
 
 
-class Network(Backbone):
+class Network(Headless):
     """A network without pre-training, with one output layer for the classes of all tasks.
 
     The loss is the cross-entropy over all outputs, including those of classes that no
@@ -135,7 +134,6 @@ class Network(Backbone):
     88802
     """
 
-    has_heads = False
     model: Layers
 
     def __init__(
@@ -176,7 +174,6 @@ class Network(Backbone):
             "channels": channels,
             "seed": seed,
         }
-        self._nothing = nn.Module()
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -185,30 +182,6 @@ class Network(Backbone):
     @property
     def published(self) -> str:
         return self.source  # not a folder, even if there is one of this name
-
-    # -- nothing belongs to a single task
-
-    @property
-    def heads(self) -> list[str]:
-        return []
-
-    def open(self, task: Task) -> None:
-        pass
-
-    def share(self, task: str) -> None:
-        pass
-
-    def own(self, task: str) -> nn.Module:
-        return self._nothing
-
-    def put(self, task: str, state: Mapping[str, Tensor]) -> None:
-        pass
-
-    def close(self, task: str) -> None:
-        pass
-
-    def keeping(self) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
 
     # -- rows → examples
 
