@@ -22,11 +22,11 @@ from annotated_types import Ge, Gt, Le
 from jaxtyping import Float
 from torch import Tensor
 
-from perdure.errors import RunError, TrainingError
+from perdure.errors import RunError
 from perdure.models import adapters, shares
 from perdure.models.backbone import Backbone
 from perdure.models.examples import Examples, in_order
-from perdure.models.heads import unit_norm
+from perdure.models.heads import check_directions, unit_norm
 from perdure.vectors.statistics import Statistics, within
 
 Kind = Literal["plain", "unit"]
@@ -172,15 +172,7 @@ def scaled(
 
 def check_scalable(features: Float[Tensor, "examples features"], task: str, split: str) -> None:
     """Raise `TrainingError` if a feature vector of a task is zero, and so has no direction."""
-    zero = features.norm(dim=1) == 0
-    if zero.any():
-        first = int(zero.nonzero()[0]) + 1
-        raise TrainingError(
-            f"Task `{task}`: the backbone's features of {int(zero.sum())} of {len(features)} "
-            f"examples of the {split} split are zero, so they cannot be scaled to unit length. "
-            f"The first is example {first}. Remove these examples, or set "
-            "`posterior.features: plain`."
-        )
+    check_directions(features, task, split, instead="set `posterior.features: plain`")
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from perdure.errors import RunError
+from perdure.errors import RunError, TrainingError
 
 # The keys in a head's state that say how it transforms the features. A head with a seed
 # uses random features, which are Fourier features if it also has a γ, and are projected
@@ -139,6 +139,31 @@ RANDOM = (RandomHead, FourierHead, ContrastiveHead)
 def unit_norm(x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
     """Return x / ‖x‖ for each feature vector x; a vector of zeros stays zero."""
     return nn.functional.normalize(x, dim=-1)
+
+
+def check_directions(
+    features: Float[Tensor, "examples width"], task: str, split: str, *, instead: str
+) -> None:
+    """Check that all feature vectors of a task can be scaled to unit length.
+
+    Parameters
+    ----------
+    instead
+        What else the user can do than to remove the examples, for the message.
+
+    Raises
+    ------
+    TrainingError
+        A feature vector is zero, and so has no direction.
+    """
+    zero = features.norm(dim=1) == 0
+    if zero.any():
+        first = int(zero.nonzero()[0]) + 1
+        raise TrainingError(
+            f"Task `{task}`: the backbone's features of {int(zero.sum())} of {len(features)} "
+            f"examples of the {split} split are zero, so they cannot be scaled to unit length. "
+            f"The first is example {first}. Remove these examples, or {instead}."
+        )
 
 
 @functools.lru_cache(maxsize=4)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from perdure.data.task import Rows, Split, Task
-from perdure.errors import InputError, RunError, TrainingError
+from perdure.errors import InputError, RunError
 from perdure.learning.method import Method, Need
 from perdure.learning.snapshot import State
 from perdure.models import adapter_targets, adapters, heads
@@ -132,15 +132,8 @@ def features_of(
     features = pooled(backbone, backbone.encode(task.rows(split)))
     if not normalise:
         return features
-    zero = features.norm(dim=1) == 0
-    if zero.any():
-        first = int(zero.nonzero()[0]) + 1
-        raise TrainingError(
-            f"Task `{task.name}`: the backbone's features of {int(zero.sum())} of {len(features)} "
-            f"examples of the {split} split are zero, so they cannot be scaled to unit length. "
-            f"The first is example {first}. Remove these examples, or use a method that does not "
-            "scale features, such as `lda` with `normalise: false`."
-        )
+    instead = "use a method that does not scale features, such as `lda` with `normalise: false`"
+    heads.check_directions(features, task.name, split, instead=instead)
     return heads.unit_norm(features)
 
 
