@@ -1,6 +1,5 @@
 """The logits, class probabilities and free-text answers of a combined model."""
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, TypeVar, get_args
 
@@ -13,7 +12,7 @@ from perdure.merging.combine import Combined
 from perdure.models import shares
 from perdure.models.backbone import Backbone
 from perdure.models.examples import Batch, Examples, in_order
-from perdure.vectors.task_vector import bytes_of
+from perdure.storage.tensors import digest_of
 
 TaskId = Literal["given", "posterior", "none"]
 """The way in which the task of an input is determined (`task_id`).
@@ -125,15 +124,12 @@ def _own_logits(
 def _own_model(
     backbone: Backbone, combined: Combined, task: str, words: Sequence[str]
 ) -> str | None:
-    """Return a digest of a task's own model, its head and its classes; None if it has none."""
+    """Return what identifies a task's own model, its head and its classes; None if unknown."""
     change = combined.digest(task)
     if change is None:
         return None
-    digest = hashlib.sha256(f"{change} {task!r} {list(words)!r}".encode())
-    for name, value in sorted(backbone.own_state(task).items()):
-        digest.update(name.encode() + b"\0")
-        digest.update(bytes_of(value))
-    return digest.hexdigest()
+    head = digest_of(backbone.own_state(task))
+    return f"{change} {head} {task!r} {list(words)!r}"
 
 
 def _ranked_by(

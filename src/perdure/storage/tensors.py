@@ -12,6 +12,7 @@ file without gaps or overlaps, each with the number of bytes that its dtype and 
 require.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -233,6 +234,15 @@ def as_bytes(value: Tensor) -> memoryview:
         return memoryview(b"")
     flat = value.detach().reshape(-1).view(torch.uint8)
     return flat.numpy().data
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of the names, shapes, dtypes and values of tensors, in any order."""
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name!r} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(as_bytes(value.cpu().contiguous()))
+    return digest.hexdigest()
 
 
 def _metadata(path: Path, value: object) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -13,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from perdure.errors import InputError
+from perdure.storage.tensors import digest_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,16 +254,16 @@ class TaskVector:
     @functools.cached_property
     def digest(self) -> str | None:
         """The SHA-256 of all names and values, or None if an entry is deferred."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self.entries.items()):
+        tensors: dict[str, Tensor] = {}
+        for name, value in self.entries.items():
             if isinstance(value, Deferred):  # computing it may take longer than it saves
                 return None
-            digest.update(name.encode() + b"\0")
-            parts = (value.B, value.A) if isinstance(value, LowRank) else (value,)
-            for tensor in parts:
-                digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-                digest.update(bytes_of(tensor))
-        return digest.hexdigest()
+            if isinstance(value, LowRank):
+                tensors[f"{name}.B"] = value.B
+                tensors[f"{name}.A"] = value.A
+            else:
+                tensors[name] = value
+        return digest_of(tensors)
 
     def made(self) -> TaskVector:
         """Return the vector with all deferred tensors computed, for use more than once."""
@@ -312,13 +312,6 @@ class TaskVector:
                 value = value.truncate(rank)
             entries[name] = value
         return TaskVector(entries)
-
-
-def bytes_of(tensor: Tensor) -> bytes:
-    """Return the values of a tensor as they lie in memory, row by row."""
-    # NumPy has no bfloat16, so the values are viewed as bytes first.
-    flat = tensor.detach().cpu().contiguous().flatten()
-    return flat.view(torch.uint8).numpy().tobytes()
 
 
 def _plus(name: str, left: Entry, right: Entry) -> Entry:
