@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small_runs import OPTIMIZER, small
+from closed_forms import learned, together
+from small_runs import small
 
 from perdure import Backbone, InputError, Model, Prediction, RunError, TrainingError, run, verify
 from perdure.methods.anacp import AnaCP, spread
@@ -18,26 +19,6 @@ from perdure.seeds import derived
 from perdure.vectors.statistics import Statistics
 
 SETTINGS = {"features": 40, "lifts": 2, "ridge": 0.2, "shrinkage": 0.3, "draws": 25}
-
-
-def learned(method, backbone, tasks):
-    """The heads after all tasks."""
-    for task in tasks:
-        backbone.open(task)
-        method.begin(backbone, task)
-        method.end(backbone, task, OPTIMIZER)
-    return {task.name: backbone.own_state(task.name) for task in tasks}
-
-
-def together(backbone, tasks, split="train"):
-    """Features of all tasks' examples, and labels as if they were one problem."""
-    features, labels, before = [], [], 0
-    for task in tasks:
-        rows = backbone.encode(task.rows(split))
-        features.append(pooled(backbone, rows))
-        labels += [before + label for label in rows.labels]
-        before += len(task.classes)
-    return torch.cat(features).double().numpy(), np.array(labels)
 
 
 def unit(x):
@@ -120,10 +101,10 @@ def test_anacp_is_that_of_plain_numpy(bert, toy):
     tasks = [toy[0], replace(toy[1], train=rare), toy[2]]
     method = AnaCP(**SETTINGS)
     learned(method, bert, tasks)
-    x, labels = together(bert, tasks)
+    x, labels = (values.numpy() for values in together(bert, tasks))
     assert len(set(np.bincount(labels))) > 1
     expected = plain(x, labels, method.state["seed"], tasks)
-    one, _ = together(bert, tasks, "test")
+    one = together(bert, tasks, "test")[0].numpy()
     logits = torch.cat(
         [bert.own(task.name)(torch.from_numpy(one).float()) for task in tasks], dim=1
     )

@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from closed_forms import learned, together
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from small_runs import OPTIMIZER, answers, differing, small
+from small_runs import answers, differing, small
 
 from perdure import (
     Alignment,
@@ -31,26 +32,6 @@ from perdure.models.backbone import pooled
 from perdure.runs.extend import evaluate_run, forget
 
 RIDGE = "perdure.methods.ranpac.RIDGES"
-
-
-def learned(method, backbone, tasks):
-    """The tasks' heads by name, after all of them."""
-    for task in tasks:
-        backbone.open(task)
-        method.begin(backbone, task)
-        method.end(backbone, task, OPTIMIZER)
-    return {task.name: backbone.own_state(task.name) for task in tasks}
-
-
-def together(backbone, tasks, split="train"):
-    """Features of all tasks' examples, and labels as if they were one problem."""
-    parts, labels, before = [], [], 0
-    for task in tasks:
-        rows = backbone.encode(task.rows(split))
-        parts.append(pooled(backbone, rows))
-        labels += [before + label for label in rows.labels]
-        before += len(task.classes)
-    return torch.cat(parts).double(), torch.tensor(labels)
 
 
 def one_classifier(found):
