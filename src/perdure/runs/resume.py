@@ -19,7 +19,7 @@ from perdure.models import adapters, fitting
 from perdure.models.backbone import Backbone
 from perdure.models.heads import SEED, THETA
 from perdure.runs import layout, task_folder, writer
-from perdure.runs.changes import HARMLESS_IN_TRAINING, check_changes, differences, is_harmless
+from perdure.runs.changes import check_changes, differences, is_harmless
 from perdure.runs.expected import ExpectedTask
 from perdure.runs.job import Plan, check, check_examples, settings_of
 from perdure.runs.past import changed, not_measured
@@ -298,7 +298,8 @@ def _unfinished(state: RunState, plan: Plan) -> Snapshot | None:
 def _alike(before: object, now: Mapping[str, object]) -> bool:
     """Return True if a checkpoint's settings and examples do not differ in what is learned.
 
-    An older version may have saved settings that are harmless today, and lacks new ones.
+    Harmless settings may differ, such as how often checkpoints are saved. An older version
+    lacks new settings.
     """
     if not isinstance(before, Mapping):  # the file was changed
         return False
@@ -306,23 +307,18 @@ def _alike(before: object, now: Mapping[str, object]) -> bool:
 
 
 def belonging(plan: Plan, seen: TaskStream) -> dict[str, object]:
-    """Return the values that must not change if training is to resume in the middle of a task.
+    """Return the values that are compared before training resumes in the middle of a task.
 
     `seen` ends with that task. The earlier tasks are included, because training started
     from what was learned from them.
     """
     settings = settings_of(plan)
-    training = {}
-    for key, value in settings["training"].items():
-        # how often checkpoints are saved, and which trackers log, does not affect what is learned
-        if key not in HARMLESS_IN_TRAINING:
-            training[key] = value
     values = {
         "tasks": {task.name: task.digests() for task in seen},
         "method": settings["method"],
         "backbone": settings["backbone"],
         "seed": plan.seed,
-        "training": training,
+        "training": settings["training"],
     }
     # as JSON returns them, because they are compared with values read from a file
     return files.plain(values)
