@@ -27,17 +27,45 @@ from perdure.evaluation.score import TASK_IDS
 
 Row = dict[str, str]
 
+SEQUENTIAL = "method=sequential"
+# What is new since late 2025: see recipes/README.md.
+NEW: dict[str, list[str]] = {
+    "weight_space, fisher": ["method={name: weight_space, importance: fisher}"],
+    "weight_space, past": ["method={name: weight_space, importance: past}"],
+    "masked_target": ["method={name: masked_target, method: sequential}"],
+    "entropy weights": [
+        "method={name: masked_target, method: sequential, strength: 0, token_weights: entropy}",
+    ],
+    "slow_adapter": ["method={name: slow_adapter, method: sequential, decay: 0.8}"],
+    "muon": [SEQUENTIAL, "training.optimizer=muon"],
+    "lora_muon": [SEQUENTIAL, "training.optimizer=lora_muon"],
+    # Of the size of rank 8 on query and value.
+    "feed-forward": [
+        "method={name: sequential, rank: 2, target_modules: [gate_proj, up_proj, down_proj]}",
+    ],
+    "replay, 1 %": ["method={name: replay, method: sequential, share: 0.01}"],
+    "replay, 10 %": ["method={name: replay, method: sequential, share: 0.1}"],
+    "replay on policy, 1 %": [
+        "method={name: replay, method: sequential, share: 0.01, source: on_policy}",
+    ],
+    "replay on policy, 10 %": [
+        "method={name: replay, method: sequential, share: 0.1, source: on_policy}",
+    ],
+    "replay of its own, 10 %": [
+        "method={name: replay, method: sequential, share: 0.1, source: own}",
+    ],
+}
 # Each method's settings, as for `--set`. Those of EWC, LwF and N-LoRA are the best of three trials
 # of `perdure tune` on the first two tasks of order 1.
 METHODS: dict[str, list[str]] = {
     "isolated, fresh": ["method=isolated"],
-    "sequential": ["method=sequential"],
+    "sequential": [SEQUENTIAL],
     "inflora": ["method={name: inflora, tasks: TASKS}", "training.learning_rate=3.0e-3"],
     "o_lora": ["method=o_lora"],
     "isolated, previous": ["method={name: isolated, start: previous}"],
     "inc_lora": ["method=inc_lora"],
     "joint": ["method=joint", "evaluation.steps=last"],
-    "sequential, low rate": ["method=sequential", "training.learning_rate=3.0e-3"],
+    "sequential, low rate": [SEQUENTIAL, "training.learning_rate=3.0e-3"],
     "ewc": ["method={name: ewc, strength: 581000}", "training.learning_rate=4.49e-3"],
     "lwf": ["method={name: lwf, strength: 3.54}", "training.learning_rate=9.26e-4"],
     "replay": ["method={name: replay, method: sequential, per_class: 1}"],
@@ -47,6 +75,7 @@ METHODS: dict[str, list[str]] = {
     "td_vcl": ["method={name: td_vcl, n: 2, kept: 40}"],
     "bgd": ["method={name: bgd, samples: 2}", "training.learning_rate=6.0e-2"],
     "badam": ["method={name: badam, samples: 2}"],
+    **NEW,
     # Before anything is learned: 15 examples of each task are trained on afterwards, to no use.
     "zero-shot": [
         "method=sequential",

@@ -43,6 +43,7 @@ from perdure.settings import named
 
 FULL = {"training.learning_rate": "1.0e-4"}
 DESCENT = {"training.learning_rate": "3.0e-2", "training.head_learning_rate": "3.0e-2"}
+FEED_FORWARD = r"target_modules: '.*(intermediate|layer\.\d+\.output)\.dense'"
 VARIANTS: dict[str, dict[str, Any]] = {
     "sequential": {"method": "sequential"},
     "sequential, full": {"method": "{name: sequential, peft: full}", **FULL},
@@ -59,7 +60,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "masked_target of sequential": {"method": "{name: masked_target, method: sequential}"},
     "slow_adapter of sequential": {"method": "{name: slow_adapter, method: sequential}"},
     "sequential, muon": {"method": "sequential", "training.optimizer": "muon"},
+    "sequential, lora_muon": {"method": "sequential", "training.optimizer": "lora_muon"},
     "inc_lora, muon": {"method": "inc_lora", "training.optimizer": "muon"},
+    "sequential, entropy weights": {
+        "method": "{name: masked_target, method: sequential, strength: 0, token_weights: entropy}"
+    },
+    # Of about the size of rank 8 on query and value.
+    "sequential, feed-forward": {"method": f"{{name: sequential, rank: 3, {FEED_FORWARD}}}"},
+    "sequential, rank 2": {"method": "{name: sequential, rank: 2}"},
+    "sequential, rank 32": {"method": "{name: sequential, rank: 32}"},
     "inflora": {"method": "{name: inflora, tasks: 5}"},
     "isolated (PIC)": {"method": "isolated"},
     "slca": {"method": "{name: sequential, peft: full}", **FULL, "training.alignment": "{}"},

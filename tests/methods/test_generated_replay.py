@@ -231,6 +231,19 @@ def test_the_budget_counts_everything():
     assert method.store_bytes == stored + sum(len(text.encode()) for text in answers)
 
 
+def test_a_share_of_generated_examples():
+    """With `own`, at most as many: a prompt without a usable answer is left out."""
+    model = language_model("llama", max_new_tokens=8)
+    size = len(uneven("one").train)
+    method = replay("own", share=2 / size)
+    learn(model, [uneven("one")], method, FEW)
+    generated = Generated.of(method.state)
+    assert len(generated.prompts["one"]) == len(generated.answers["one"]) <= 2
+    method = replay("on_policy", share=2 / size)
+    learn(model, [uneven("one")], method, FEW)
+    assert len(Generated.of(method.state).answers["one"]) == 2
+
+
 def test_the_state_of_stored_examples_is_as_before():
     model = language_model("llama")
     for source in (None, "data"):

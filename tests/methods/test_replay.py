@@ -111,6 +111,25 @@ def test_how_many_are_kept(strategy, bert, toy):
             assert set(zip(rows["text"], rows["label"], strict=True)) <= examples
 
 
+@pytest.mark.parametrize("strategy", ["balanced", "reservoir"])
+def test_a_share_of_each_task(strategy, bert, toy):
+    """A share counts a task's examples, whatever its classes are, and is never nothing."""
+    sizes = [len(task.train) for task in toy]
+    for share, counts in ((0.1, [round(0.1 * size) for size in sizes]), (1e-6, [1] * len(sizes))):
+        method = Replay(method=Sequential(rank=2), share=share, strategy=strategy)
+        for step in range(1, len(sizes) + 1):
+            learn(bert, toy.until(step).tasks, method, FEW)
+            kept = Exemplars.of(method.state)
+            assert len(kept) == sum(counts[:step])
+        if strategy == "balanced":
+            assert list(kept.counts.values()) == counts
+
+
+def test_herding_takes_no_share():
+    with pytest.raises(InputError, match="`share` cannot be used with `strategy: herding`"):
+        Replay(method=Sequential(), share=0.1, strategy="herding")
+
+
 # -- on disk
 
 
@@ -281,6 +300,7 @@ def test_a_recipe(pico, tmp_path, perdure):  # noqa: F811
         "method": inner,
         "per_class": 3,
         "strategy": "balanced",
+        "share": None,
         # null, so that runs of older versions go on
         "source": None,
         "candidates": None,

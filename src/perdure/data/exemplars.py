@@ -289,6 +289,11 @@ def balanced(labels: Sequence[int], per_class: int, random: np.random.Generator)
     return sorted(chosen)
 
 
+def drawn(size: int, count: int, random: np.random.Generator) -> list[int]:
+    """Choose `count` of `size` examples at random, and return their indices."""
+    return sorted(random.permutation(size)[:count].tolist())
+
+
 def herded(
     features: Float[Tensor, "examples d"], labels: Sequence[int], per_class: int
 ) -> list[int]:

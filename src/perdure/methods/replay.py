@@ -6,19 +6,18 @@ from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 from jaxtyping import Float
 from torch import Tensor
 from torch.optim import Optimizer
 
-from perdure.data import exemplars
 from perdure.data.exemplars import Exemplars, Strategy
 from perdure.data.task import Rows, Task
 from perdure.errors import InputError
 from perdure.learning.method import Need
 from perdure.learning.wrapper import Wrapper
+from perdure.methods.parts.choice import Choice
 from perdure.methods.parts.generated import Generated, Generation
-from perdure.methods.parts.reservoir import add_sample
 from perdure.methods.parts.sampled import check_source
 from perdure.models.backbone import Backbone, pooled
 
@@ -42,14 +41,17 @@ class Replay(Wrapper):
         The inner method.
     per_class
         The number of examples to store for each class, or for each task if answers are free text.
+    share
+        The share of each task's training examples to store, at least one example, instead of
+        `per_class` for each class: 0.01 is the usual 1 %.
     strategy
         The way in which the stored examples are chosen. `balanced`: at random from each
-        class. `herding`: such that their mean feature is closest to the mean feature of
-        the class (for a language model, features are means of the last hidden states over
-        the prompt). `reservoir`: a uniform sample, of `per_class` times the number of
-        classes, from all examples seen. The sample is not quite uniform if the number of
-        classes grows faster than the number of examples, because examples that were
-        dropped earlier cannot be brought back.
+        class, or with `share` from the task. `herding`: such that their mean feature is
+        closest to the mean feature of the class (for a language model, features are means
+        of the last hidden states over the prompt). `reservoir`: a uniform sample, as large
+        as the stores of all tasks together, from all examples seen. It is not quite
+        uniform if the number of classes grows faster than the number of examples, because
+        examples that were dropped earlier cannot be brought back.
     source
         The origin of what is replayed; the last two are for language models. `data`, the
         default: the stored examples. `on_policy`: the stored prompts, with new answers by
@@ -75,6 +77,7 @@ class Replay(Wrapper):
     """
 
     per_class: Annotated[int, Ge(1)] = 20
+    share: Annotated[float, Gt(0), Le(1)] | None = None
     strategy: Strategy = "balanced"
     source: Literal["data", "own", "on_policy"] | None = None
     candidates: Annotated[int, Ge(1)] | None = None
@@ -95,6 +98,11 @@ class Replay(Wrapper):
                 f"`per_class` is {self.per_class}, so `replay` has nothing to replay: give at "
                 "least 1."
             )
+        if self.share is not None and self.strategy == "herding":
+            raise InputError(
+                "`share` cannot be used with `strategy: herding`, which chooses examples of each "
+                "class: use `per_class` instead, or `strategy: balanced`."
+            )
 
     @property
     def needs(self) -> frozenset[Need]:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -110,6 +118,10 @@ class Replay(Wrapper):
     def isolates(self) -> bool:
         """False, because a task is also trained on examples of other tasks."""
         return False
+
+    @property
+    def _choice(self) -> Choice:
+        return Choice(per_class=self.per_class, share=self.share, strategy=self.strategy)
 
     @property
     def store_bytes(self) -> int:
@@ -159,41 +171,17 @@ class Replay(Wrapper):
         # Drop the examples of forgotten tasks, and those of this task if it is learned again.
         old = [earlier.name for earlier in self._seen if earlier.name != task.name]
         generated = Generated.of(self.remembered).of_tasks(old)
-        generation = Generation(
-            per_class=self.per_class,
-            candidates=self.candidates,
-            select=self.select,
-            temperature=self.temperature,
-        )
+        generation = Generation(self.candidates, self.select, self.temperature)
         if self.source == "own":
-            self.remembered = generation.imagined(generated, task, backbone).state()
+            count = self._choice.count(task.group_count, len(labels))
+            self.remembered = generation.imagined(generated, task, count, backbone).state()
             return
         kept = Exemplars.of(self.remembered).of_tasks(old)
         # The loop has set torch's seed for this task's end: a resumed run draws the same examples.
         random = np.random.default_rng(torch.initial_seed())
-        if self.strategy == "reservoir":
-            self._sample(kept, task, len(labels), random)
-        elif features is not None:
-            kept.add(task, exemplars.herded(features, labels, self.per_class))
-        else:
-            kept.add(task, exemplars.balanced(labels, self.per_class, random))
+        groups = {seen.name: seen.group_count for seen in self._seen}
+        self._choice.store(kept, task, labels, features=features, groups=groups, random=random)
         self.remembered = kept.state()
         if self.source == "on_policy":
             rows = kept.rows({seen.name: seen.classes for seen in self._seen})
             self.remembered |= generation.answered(generated, rows, task, backbone).state()
-
-    def _sample(
-        self,
-        kept: Exemplars,
-        task: Task,
-        size: int,
-        random: np.random.Generator,
-    ) -> None:
-        """Store a uniform sample of all examples seen, dropping old ones to make room.
-
-        `size` is the number of examples of the new task.
-        """
-        remembered = {*kept.labels, task.name}
-        groups = {seen.name: seen.group_count for seen in self._seen if seen.name in remembered}
-        capacity = self.per_class * sum(groups.values())
-        add_sample(kept, task, size, capacity, random)

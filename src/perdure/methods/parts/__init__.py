@@ -1,6 +1,7 @@
 """Building blocks that several methods share.
 
 anchor.py         The quadratic penalty of EWC, SI and MAS
+choice.py         How many examples replay stores, and which
 conflict.py       Conflicts between the gradients of two losses
 depths.py         Distillation of hidden states at several depths
 discriminant.py   Linear discriminant analysis from sums of features

@@ -110,11 +110,10 @@ class Generated:
             raise RunError(f"The examples stored in the run are damaged ({error}).") from error
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Generation:
     """The settings of `replay` for generated examples, which it explains."""
 
-    per_class: int
     candidates: int | None
     select: Literal["score", "likelihood"] | None
     temperature: float | None
@@ -147,9 +146,10 @@ class Generation:
             )
         return Generated(answers, {}, scores)
 
-    def imagined(self, before: Generated, task: Task, backbone: Backbone | None) -> Generated:
-        """Return the generated examples with those of a new task; see `answered`."""
-        count = self.per_class * task.group_count
+    def imagined(
+        self, before: Generated, task: Task, count: int, backbone: Backbone | None
+    ) -> Generated:
+        """Return the generated examples with `count` of a new task; see `answered`."""
         pairs = [(UNKNOWN, UNKNOWN)] * count
         if backbone is not None:
             assert isinstance(backbone, LanguageModel)

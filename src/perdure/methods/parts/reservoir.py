@@ -31,6 +31,5 @@ def add_sample(
     )
     # Only old tasks remain in `counts`; `thin` reduces their examples to these numbers.
     count = counts.pop(task.name)
-    chosen = random.permutation(size)[:count]
-    kept.add(task, sorted(chosen.tolist()))
+    kept.add(task, exemplars.drawn(size, count, random))
     kept.thin(counts, random)
