@@ -39,9 +39,9 @@ NEW: dict[str, list[str]] = {
     "slow_adapter": ["method={name: slow_adapter, method: sequential, decay: 0.8}"],
     "muon": [SEQUENTIAL, "training.optimizer=muon"],
     "lora_muon": [SEQUENTIAL, "training.optimizer=lora_muon"],
-    # Of the size of rank 8 on query and value.
+    # Of about the size and the scale of rank 8 on query and value.
     "feed-forward": [
-        "method={name: sequential, rank: 2, target_modules: [gate_proj, up_proj, down_proj]}",
+        "method={name: sequential, rank: 2, alpha: 4, target_modules: [gate_proj, up_proj, down_proj]}",
     ],
     "replay, 1 %": ["method={name: replay, method: sequential, share: 0.01}"],
     "replay, 10 %": ["method={name: replay, method: sequential, share: 0.1}"],

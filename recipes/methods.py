@@ -65,8 +65,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "sequential, entropy weights": {
         "method": "{name: masked_target, method: sequential, strength: 0, token_weights: entropy}"
     },
-    # Of about the size of rank 8 on query and value.
-    "sequential, feed-forward": {"method": f"{{name: sequential, rank: 3, {FEED_FORWARD}}}"},
+    # Of about the size and the scale of rank 8 on query and value.
+    "sequential, feed-forward": {
+        "method": f"{{name: sequential, rank: 3, alpha: 6, {FEED_FORWARD}}}"
+    },
     "sequential, rank 2": {"method": "{name: sequential, rank: 2}"},
     "sequential, rank 32": {"method": "{name: sequential, rank: 32}"},
     "inflora": {"method": "{name: inflora, tasks: 5}"},
