@@ -41,7 +41,8 @@ NEW: dict[str, list[str]] = {
     "lora_muon": [SEQUENTIAL, "training.optimizer=lora_muon"],
     # Of about the size and the scale of rank 8 on query and value.
     "feed-forward": [
-        "method={name: sequential, rank: 2, alpha: 4, target_modules: [gate_proj, up_proj, down_proj]}",
+        "method={name: sequential, rank: 2, alpha: 4}",
+        "method.target_modules=[gate_proj, up_proj, down_proj]",
     ],
     "replay, 1 %": ["method={name: replay, method: sequential, share: 0.01}"],
     "replay, 10 %": ["method={name: replay, method: sequential, share: 0.1}"],

@@ -43,7 +43,6 @@ from perdure.settings import named
 
 FULL = {"training.learning_rate": "1.0e-4"}
 DESCENT = {"training.learning_rate": "3.0e-2", "training.head_learning_rate": "3.0e-2"}
-FEED_FORWARD = r"target_modules: '.*(intermediate|layer\.\d+\.output)\.dense'"
 VARIANTS: dict[str, dict[str, Any]] = {
     "sequential": {"method": "sequential"},
     "sequential, full": {"method": "{name: sequential, peft: full}", **FULL},
@@ -67,7 +66,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     # Of about the size and the scale of rank 8 on query and value.
     "sequential, feed-forward": {
-        "method": f"{{name: sequential, rank: 3, alpha: 6, {FEED_FORWARD}}}"
+        "method": "{name: sequential, rank: 3, alpha: 6}",
+        "method.target_modules": r".*(intermediate|layer\.\d+\.output)\.dense",
     },
     "sequential, rank 2": {"method": "{name: sequential, rank: 2}"},
     "sequential, rank 32": {"method": "{name: sequential, rank: 32}"},
