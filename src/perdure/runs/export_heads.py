@@ -15,9 +15,11 @@ from perdure.evaluation.score import TaskId
 from perdure.evaluation.system import System
 from perdure.models.backbone import Backbone
 from perdure.runs.job import make_method
+from perdure.runs.layout import Settings
 from perdure.runs.recipe import Recipe
 from perdure.runs.resume import check_same
 from perdure.runs.state import RunState
+from perdure.settings import Section
 
 Heads = Literal["closed_form", "joined"]
 """The heads of an exported encoder: computed in closed form, or those that were trained, joined."""
@@ -42,21 +44,29 @@ class Measured:
     unmeasured: str = ""
 
 
-def usual_heads(system: System, recipe: Mapping[str, object]) -> Heads:
+def usual_heads(system: System, recipe: Settings) -> Heads:
     """Return the kind of heads with which a system is exported if the user names none.
 
     They are in closed form wherever the heads of several tasks were trained apart.
     """
+    # Such heads are comparable already.
     aligned = any(task.gaussians is not None for task in system.learned)
-    # Such heads are comparable already: they come from the statistics of all tasks.
-    computed = make_method(recipe["method"]).computes_heads  # pyright: ignore
-    if aligned or computed or len(system.learned) == 1:
+    if aligned or _computes_heads(recipe["method"]) or len(system.learned) == 1:
         return "joined"
     try:
         check_closed_form(system)
     except InputError:
         return "joined"
     return "closed_form"
+
+
+def _computes_heads(method: Section) -> bool:
+    """Return True if a method computes the heads of all tasks from its own statistics."""
+    try:
+        return make_method(method).computes_heads
+    except PerdureError:
+        # The code of a method may be missing, or not trusted. Exporting does not need it.
+        return False
 
 
 def computed_heads(system: System, heads: Heads) -> ComputedHeads:
