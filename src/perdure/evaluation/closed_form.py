@@ -32,7 +32,11 @@ TEXTS = 1024
 LONGEST = 24
 """The maximum number of tokens that are drawn for a random text."""
 RIDGE = 0.1
-"""The ridge of the regression of y on x, relative to the mean variance of x."""
+"""The ridge of the regression of y on x, relative to the mean variance of x.
+
+On the demo and CLINC150, 0.1 was better than 0.001 and 0.01 at predicting the features of
+random texts (of at most 8 tokens) that were not used for the fit.
+"""
 
 
 def check_closed_form(system: System) -> None:

@@ -84,7 +84,7 @@ def check_exportable(rule: Rule, form: Form, dtype: object) -> None:
 def write_model(export: Export) -> Exported:
     """Write a stock checkpoint with the combined weights, and with all heads joined into one.
 
-    Returns what its model card says.
+    It returns the description in the model card.
 
     Raises
     ------
@@ -155,7 +155,7 @@ def check_adapter(backbone: Backbone) -> None:
 def write_adapter(export: Export, *, rank: int | None = None, pad_rank: bool = False) -> Exported:
     """Write the combined change as one LoRA adapter of the base model, which stock peft loads.
 
-    Returns what its model card says.
+    It returns the description in the model card.
 
     Parameters
     ----------

@@ -25,7 +25,7 @@ from perdure.storage import staging
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to export, as in `Model.export`."""
+    """A request to export a run. The fields are the arguments of `Model.export`."""
 
     output: Path
     form: Form = "model"
