@@ -46,7 +46,7 @@ def test_minilm_on_real_texts(demo_cache, shared, tmp_path):
         features = model.backbone.eval()(Batch(inputs))
         ours = torch.cat([model.backbone.own(task)(features) for task in order], dim=1)
     stock = sentence_transformers.SentenceTransformer(
-        str(Model(results).export(tmp_path / "out")), device="cpu"
+        str(Model(results).export(tmp_path / "out", heads="joined")), device="cpu"
     )
     torch.testing.assert_close(torch.tensor(stock.encode(texts)), ours, rtol=0, atol=1e-5)
 

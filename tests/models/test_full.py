@@ -141,7 +141,7 @@ def test_export_is_a_stock_classifier(kind, pico, toy, tmp_path):
     results = run(
         toy.until(2), backbone, Sequential(peft="full"), training=FEW, output=tmp_path / "r"
     )
-    Model(results).export(tmp_path / "out")
+    Model(results).export(tmp_path / "out", heads="joined")
     stock = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
     batch = dict(backbone.processor(toy[0].test["text"][:], padding=True, return_tensors="pt"))
     with torch.no_grad():

@@ -16,6 +16,7 @@ from perdure.data.task import TaskRows
 from perdure.errors import NotFinite
 from perdure.runs import layout
 from perdure.runs.export_card import Exported, card
+from perdure.runs.export_heads import Measured
 
 
 @pytest.fixture(scope="module")
@@ -38,29 +39,26 @@ def average(run: Run, task_id: str, rule: str) -> str:
 
 
 def test_export_says_what_it_loses(run, tmp_path, perdure):  # noqa: F811
-    status, out, err = perdure("export", run.folder, "-o", tmp_path / "out")
+    status, out, err = perdure("export", run.folder, "--heads", "joined", "-o", tmp_path / "out")
     text = " ".join(out.split())
     assert (status, err) == (0, "") and out.endswith(f"{tmp_path / 'out'}\n")
     with_posterior, without = (
         average(run, way, "task_arithmetic") for way in ("posterior", "none")
     )
-    assert (
-        f"2 tasks: {with_posterior} with `perdure predict`, {without} with this stock model."
-        in text
-    )
+    assert f"2 tasks with `perdure predict`: {with_posterior}." in text
+    assert f"2 tasks with this stock model: {without}." in text
     assert "no task posterior" in text
     page = (tmp_path / "out" / "README.md").read_text()
     assert with_posterior in page and without in page and "no task posterior" in page
 
 
-def test_another_rule_has_its_own_numbers_or_none(run, tmp_path, perdure):  # noqa: F811
-    out = perdure("export", run.folder, "--rule", "sum", "-o", tmp_path / "a")[1]
-    assert (
-        "was not measured with the rule `sum`; `perdure evaluate` measures" in out
-        and "%" not in out
-    )
+def test_another_rule_has_its_own_numbers(run, tmp_path, perdure):  # noqa: F811
+    out = perdure("export", run.folder, "--rule", "sum", "--heads", "joined", "-o", tmp_path / "a")
     assert perdure("merge", run.folder, "--rule", "sum", "--quiet", "-o", tmp_path / "b")[0] == 0
-    assert average(run, "none", "sum") in (tmp_path / "b" / "README.md").read_text()
+    # The export measured what the run had not measured yet.
+    assert f"this stock model: {average(run, 'none', 'sum')}." in out[1]
+    assert f"`perdure predict`: {average(run, 'posterior', 'sum')}." in out[1]
+    assert average(run, "posterior", "sum") in (tmp_path / "b" / "README.md").read_text()
     scale = ("--set", "scale=search")
     assert (
         perdure(
@@ -138,7 +136,7 @@ def test_names_are_no_markup(tmp_path):
         method=hostile,
         rule=hostile,
         tasks={"a": (hostile, "b"), "c": ("d", "e")},
-        accuracy={},
+        measured=Measured({}),
     )
     page = card(exported)
     outside = re.sub(r"(`+)(?!`).*?(?<!`)\1(?!`)", "", page.split("---")[2].split("```python")[0])
@@ -155,7 +153,7 @@ def test_one_task_loses_nothing():
         method="ncm",
         rule="last",
         tasks={"t": ("x", "y")},
-        accuracy={},
+        measured=Measured({}),
     )
     assert one.sentences() == [] and "posterior" not in card(one)
 

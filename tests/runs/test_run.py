@@ -212,7 +212,7 @@ def test_export_is_a_stock_classifier(kind, pico, toy, tmp_path):
         training=Training(epochs=1),
         output=tmp_path / "r",
     )
-    Model(results).export(tmp_path / "out")
+    Model(results).export(tmp_path / "out", heads="joined")
     stock = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
     assert list(stock.config.id2label.values()) == ["apple", "pear", "red", "green", "blue"]
     model = Model(results)
@@ -237,7 +237,7 @@ def test_export_is_a_stock_sentence_transformer(finished, toy, tmp_path):
         "sentence_transformers", reason="sentence-transformers is not installed"
     )
     model = Model(finished)
-    Model(finished).export(tmp_path / "out")
+    Model(finished).export(tmp_path / "out", heads="joined")
     stock = sentence_transformers.SentenceTransformer(str(tmp_path / "out"), device="cpu")
     texts = toy[1].test["text"][:]
     inputs = dict(model.backbone.processor(texts, padding=True, return_tensors="pt"))

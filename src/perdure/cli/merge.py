@@ -107,6 +107,13 @@ def export(
         Literal["model", "adapter"],
         typer.Option("--as", help="What to write; an adapter is only for language models."),
     ] = "model",
+    heads: Annotated[
+        Literal["closed_form", "joined"] | None,
+        typer.Option(
+            help="How to make the one head of an encoder: in closed form from the statistics of "
+            "all tasks, or by joining their heads; by default, the first if it applies."
+        ),
+    ] = None,
     rank: Annotated[
         int | None, typer.Option(min=1, help="The rank of the adapter; by default, exact.")
     ] = None,
@@ -121,6 +128,7 @@ def export(
 
     The checkpoint is for transformers or sentence-transformers, or is a single PEFT adapter.
     """
+    from perdure.runs.export_run import Request, exported
     from perdure.runs.extend import rule_of
     from perdure.runs.model import Model
     from perdure.runs.state import read
@@ -128,7 +136,11 @@ def export(
     state = read(run, trust=trust)
     # an accelerator would not make this faster
     model = Model(run, rule=rule_of(state, rule, settings), device="cpu")
-    model.export(output, form=form, rank=rank, pad_rank=pad_rank)
+    request = Request(output=output, form=form, heads=heads, rank=rank, pad_rank=pad_rank)
+    check = model.sources.check
+    about = exported(model.system, model.state, model.label, request, check=check)
     if not quiet:
-        say(*model.exported(output).sentences())
+        say(*about.sentences())
+        if about.measured.unmeasured:
+            say(about.measured.unmeasured)
     say(output)

@@ -2,6 +2,7 @@
 
 answers.py       Answers to a task's examples: classes or free text
 calibration.py   Calibration of the confidence, and confusion matrices
+closed_form.py   Heads in closed form on the combined model
 general.py       The abilities of a language model outside its tasks
 measure.py       The measurement of a system on all tasks
 metrics.py       Metrics computed from the accuracy matrix R

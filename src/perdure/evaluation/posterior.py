@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Literal
 
 import torch
@@ -131,6 +132,19 @@ class TaskPosterior:
         )
         self.precision = torch.linalg.inv(covariance)
 
+    @cached_property
+    def classifier(
+        self,
+    ) -> tuple[Float[Tensor, "classes features"], Float[Tensor, " classes"]]:
+        """The weights and biases of the linear scores of all classes, task after task.
+
+        The score of class c is log (pi_c N(x; mu_c, Sigma)), without the terms that all
+        classes share.
+        """
+        weight = self.means @ self.precision
+        squares = (weight * self.means).sum(1)
+        return weight, self.log_prior - 0.5 * squares
+
     def log_prob(
         self, features: Float[Tensor, "examples features"]
     ) -> Float[Tensor, "examples tasks"]:
@@ -143,10 +157,8 @@ class TaskPosterior:
         """
         # Double precision, on the CPU, like the statistics: not every device supports it.
         x = scaled(features, self.features).double().cpu()
-        # log N(x; mu_c, Sigma) without the terms that all classes share
-        weighted = self.means @ self.precision
-        offsets = 0.5 * (weighted * self.means).sum(1)
-        scores = x @ weighted.T - offsets + self.log_prior
+        weight, bias = self.classifier
+        scores = x @ weight.T + bias
         # The sum over a task's classes, in logarithms.
         per_task: list[Tensor] = []
         for of_task in scores.split(self.sizes, dim=1):

@@ -11,6 +11,8 @@ environment.py     Versions, source revision and hardware
 expected.py        Placeholders for tasks whose data would have to be downloaded
 export.py          Export the combined model as a stock checkpoint or as one adapter
 export_card.py     The model card of an exported model
+export_heads.py    The heads of an exported encoder, and what it scores with them
+export_run.py      Check, measure and write what an export asks for
 extend.py          Measure a run again, teach it more tasks, or make it forget one
 folder.py          The Python interface to a run folder
 forget.py          Remove a task from a recipe and from a run folder

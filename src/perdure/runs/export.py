@@ -19,6 +19,7 @@ from perdure.models import adapters, pretrained, quantised
 from perdure.models.backbone import Backbone
 from perdure.models.matrices import is_matrix, is_transposed
 from perdure.runs.export_card import Exported, card
+from perdure.runs.export_heads import ComputedHeads, replaced
 from perdure.storage import files, staging
 from perdure.vectors.task_vector import LowRank, TaskVector
 
@@ -35,6 +36,8 @@ class Export:
     ----------
     about
         The description of the exported folder for its model card.
+    heads
+        The heads that the exported model has in place of those of the run.
     check
         Called before the finished folder is moved into place; it raises an error if a
         task has been forgotten in the meantime.
@@ -44,6 +47,7 @@ class Export:
     combined: Combined
     output: Path
     about: Exported
+    heads: ComputedHeads
     check: Callable[[], None]
 
 
@@ -77,8 +81,10 @@ def check_exportable(rule: Rule, form: Form, dtype: object) -> None:
 # -- a stock checkpoint
 
 
-def write_model(export: Export) -> None:
+def write_model(export: Export) -> Exported:
     """Write a stock checkpoint with the combined weights, and with all heads joined into one.
+
+    It returns the description in the model card.
 
     Raises
     ------
@@ -100,12 +106,14 @@ def write_model(export: Export) -> None:
     with (
         # The change is added to half-precision weights in single precision.
         pretrained.stored_as(backbone.model, torch.float32),
+        replaced(backbone, export.heads),
         staging.new_folder(export.output, size=size, check=export.check) as folder,
         export.combined.applied(backbone),
     ):
         _check_finite(backbone, system.rule)
         backbone.save(folder, tasks, _labels(system))
         files.put(folder / "README.md", card(export.about))
+    return export.about
 
 
 def _check_finite(backbone: Backbone, rule: Rule) -> None:
@@ -134,8 +142,20 @@ def _labels(system: System) -> list[str]:
 # -- one adapter
 
 
-def write_adapter(export: Export, *, rank: int | None = None, pad_rank: bool = False) -> None:
+def check_adapter(backbone: Backbone) -> None:
+    """Raise `InputError` if the model answers by heads, which an adapter cannot contain."""
+    if backbone.has_heads:
+        raise InputError(
+            "`--as adapter` is for language models: one adapter would lack the heads with which "
+            f"`{backbone.source}` answers. Export the model (`--as model`), or use the folders "
+            "`tasks/*/adapter` of the run, each with the head of its task."
+        )
+
+
+def write_adapter(export: Export, *, rank: int | None = None, pad_rank: bool = False) -> Exported:
     """Write the combined change as one LoRA adapter of the base model, which stock peft loads.
+
+    It returns the description in the model card.
 
     Parameters
     ----------
@@ -150,16 +170,9 @@ def write_adapter(export: Export, *, rank: int | None = None, pad_rank: bool = F
     ------
     InputError
         The change does not fit into a LoRA adapter: it is not a low-rank change of linear
-        layers, or its rank is too high for vLLM (with `pad_rank`); or the model answers
-        by heads.
+        layers, or its rank is too high for vLLM (with `pad_rank`).
     """
     backbone = export.system.backbone
-    if backbone.has_heads:
-        raise InputError(
-            "`--as adapter` is for language models: one adapter would lack the heads with which "
-            f"`{backbone.source}` answers. Export the model (`--as model`), or use the folders "
-            "`tasks/*/adapter` of the run, each with the head of its task."
-        )
     changes, left_out = _changes(backbone.model, export.combined.vectors, rank)
     if pad_rank:
         changes = _padded(changes)
@@ -177,6 +190,7 @@ def write_adapter(export: Export, *, rank: int | None = None, pad_rank: bool = F
     with staging.new_folder(export.output, size=size, check=export.check) as folder:
         peft_folder.write(folder, configuration, tensors)
         files.put(folder / "README.md", card(about))
+    return about
 
 
 def _changes(

@@ -7,12 +7,20 @@ from importlib.metadata import version
 from pathlib import Path
 
 from perdure.checkpoints.card import code
+from perdure.runs.export_heads import Heads, Measured
 from perdure.runs.language_card import Asking
 
 LOST = (
     "A stock model has no task posterior: `perdure predict` weights the heads of the tasks by "
     "p(task | input), estimated from statistics of the pre-trained model's features; "
     "here the outputs of all heads compete under one softmax."
+)
+CLOSED_FORM = (
+    "A stock model has no task posterior, by which `perdure predict` weights the heads of the "
+    "tasks. This model has a single head for all classes instead, computed in closed form from the "
+    "statistics behind the posterior (linear discriminant analysis). They were carried over to the "
+    "features of this model by an affine map that was fitted to random texts, which is an "
+    "approximation."
 )
 
 
@@ -32,9 +40,10 @@ class Exported:
         True if transformers can load the whole model; otherwise, sentence-transformers is needed.
     tasks
         The names of the classes, by task.
-    accuracy
-        The average over all tasks after the last one was learned, by `task_id`; empty if
-        it was not measured with this rule.
+    measured
+        The average over all tasks after the last one was learned, if it could be measured.
+    heads
+        The kind of heads, if the model answers by heads.
     asking
         Information on how to prompt a language model; None for a model that answers by heads.
     form
@@ -50,7 +59,8 @@ class Exported:
     method: str
     rule: str
     tasks: Mapping[str, tuple[str, ...]]
-    accuracy: Mapping[str, float]
+    measured: Measured
+    heads: Heads = "joined"
     asking: Asking | None = None
     form: str = "model"
     left_out: float = 0.0
@@ -72,21 +82,30 @@ class Exported:
             return self._sentences_on_text(self.asking)
         if len(self.tasks) == 1:  # there is no choice between tasks, so both answer alike
             return []
-        posterior = self.accuracy.get("posterior")
-        unknown = self.accuracy.get("none")
-        if posterior is None or unknown is None:
-            unmeasured = f"The accuracy of this model was not measured with the rule `{self.rule}`"
-            return [f"{unmeasured}; `perdure evaluate` measures the run.", LOST]
-        measured = (
-            f"Average accuracy on {len(self.tasks)} tasks: "
-            f"{100 * posterior:.1f} % with `perdure predict`, "
-            f"{100 * unknown:.1f} % with this stock model."
-        )
-        return [measured, LOST]
+        about_heads = CLOSED_FORM if self.heads == "closed_form" else LOST
+        return [*self._accuracies(), about_heads]
+
+    def _accuracies(self) -> list[str]:
+        accuracy = self.measured.accuracy
+        average = f"Average accuracy on {len(self.tasks)} tasks"
+        sentences = []
+        if "posterior" in accuracy:
+            sentences.append(
+                f"{average} with `perdure predict`: {100 * accuracy['posterior']:.1f} %."
+            )
+        if "none" in accuracy:
+            sentences.append(f"{average} with this stock model: {100 * accuracy['none']:.1f} %.")
+        else:
+            # Without the reason, which may name a path on this machine.
+            sentences.append(
+                "The accuracy of this stock model was not measured, because the test examples were "
+                "not at hand."
+            )
+        return sentences
 
     def _sentences_on_text(self, asking: Asking) -> list[str]:
         sentences = []
-        unknown = self.accuracy.get("none")
+        unknown = self.measured.accuracy.get("none")
         if unknown is None:
             sentences.append(f"Its score was not measured with the rule `{self.rule}`.")
         else:

@@ -12,7 +12,7 @@ from torch import Tensor
 from perdure import registry
 from perdure.data.images import as_rows
 from perdure.data.rows import Row, texts
-from perdure.data.task import TaskRows
+from perdure.data.task import TaskRows, TaskStream
 from perdure.errors import DataError, InputError, RunError, UnknownName
 from perdure.evaluation.posterior import describe
 from perdure.evaluation.score import by_task, probabilities, settled, task_logits
@@ -22,17 +22,16 @@ from perdure.models.examples import BATCH_SIZE, Examples
 from perdure.models.language import LanguageModel
 from perdure.runs import backbones
 from perdure.runs.answers import Answer, Answerer
-from perdure.runs.export import Export, Form, check_exportable, write_adapter, write_model
-from perdure.runs.export_card import Exported
+from perdure.runs.export import Form
+from perdure.runs.export_heads import Heads
+from perdure.runs.export_run import Request, exported
 from perdure.runs.folder import Run
 from perdure.runs.inputs import Asked, prompt_reader, prompts, read_before, texts_or_pairs
-from perdure.runs.language_card import asking
 from perdure.runs.layout import reading
 from perdure.runs.prediction import Prediction, Withheld
 from perdure.runs.resume import restored
 from perdure.runs.sources import Sources
 from perdure.runs.state import RunState, read
-from perdure.storage import staging
 
 CLASSIFIED = ("label", "probability", "task")
 """The columns that the predictions of a classifier add to a table."""
@@ -370,26 +369,36 @@ class Model:
         output: str | Path,
         *,
         form: Form = "model",
+        heads: Heads | None = None,
         rank: int | None = None,
         pad_rank: bool = False,
+        stream: TaskStream | None = None,
     ) -> Path:
         """Write the combined model for other tools to load, with a model card that describes it.
 
-        A model that answers by heads is written with all heads joined into one, because a
-        stock model has no task posterior. With `pooling: stock`, the folder is for
-        `AutoModelFor…Classification`; with `mean`, it is for `SentenceTransformer`, whose
-        output is then the logits. A language model is written for `AutoModelForCausalLM`
-        or `AutoModelForSeq2SeqLM`, with greedy decoding.
+        A model that answers by heads is written with one head for the classes of all tasks.
+        With `pooling: stock`, the folder is for `AutoModelFor…Classification`; with `mean`,
+        it is for `SentenceTransformer`, whose output is then the logits. A language model
+        is written for `AutoModelForCausalLM` or `AutoModelForSeq2SeqLM`, with greedy
+        decoding.
 
         Parameters
         ----------
         form
             `model` for a stock checkpoint; `adapter` for one PEFT LoRA adapter of the
             base model, which must be a language model.
+        heads
+            `closed_form`: compute the head from the statistics of the task posterior,
+            carried over to the combined model, because a stock model has no posterior.
+            `joined`: join the heads of the tasks. By default, `closed_form` for models
+            that read texts and whose tasks were trained with separate heads.
         rank
             The rank to which the adapter is truncated; by default, nothing is truncated.
         pad_rank
             If True, pad the adapter with zeros to a rank that vLLM supports.
+        stream
+            The tasks on whose test examples the exported model is measured, if they cannot
+            be created from the run's recipe.
 
         Raises
         ------
@@ -398,41 +407,19 @@ class Model:
             in factor space; its weights are in 4 bits; a head is not linear in the
             features; or the backbone is a network that was trained from scratch.
         InputError
-            The combined change does not fit into an adapter.
+            The combined change does not fit into an adapter; or no head can be computed in
+            closed form, but `heads` asks for one.
         """
-        output = Path(output)
-        if form == "model" and (rank is not None or pad_rank):
-            raise InputError("`--rank` and `--pad-rank` are for `--as adapter`.")
-        # Checked here, before anything is computed; `new_folder` checks again.
-        staging.check_free(output)
-        backbones.check_export(self.state.recipe["backbone"])
-        check_exportable(self.rule, form, self.backbone.settings.get("dtype"))
-        parts = Export(
-            system=self.system,
-            combined=self.combined,
-            output=output,
-            about=self.exported(output),
-            check=self.sources.check,
+        request = Request(
+            output=Path(output),
+            form=form,
+            heads=heads,
+            rank=rank,
+            pad_rank=pad_rank,
+            stream=stream,
         )
-        if form == "adapter":
-            write_adapter(parts, rank=rank, pad_rank=pad_rank)
-        else:
-            write_model(parts)
-        return output
-
-    def exported(self, output: str | Path) -> Exported:
-        """Return a description of an exported model, with its accuracy if that was measured."""
-        return Exported(
-            name=Path(output).name,
-            base=self.backbone.published,
-            kind=self.backbone.kind,
-            stock=self.backbone.settings.get("pooling") != "mean",
-            method=self.state.recipe["method"]["name"],
-            rule=self.label,
-            tasks=self.classes,
-            accuracy=self.state.accuracies(self.label),
-            asking=asking(self.backbone),
-        )
+        exported(self.system, self.state, self.label, request, check=self.sources.check)
+        return request.output
 
 
 def names_of_answers(columns: Sequence[str], made: Iterable[str] = CLASSIFIED) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 These modules work on tensors alone and import nothing that depends on a model.
 
+drift.py        An affine map that carries statistics from one model's features to another's
 eigen.py        Leading eigenvectors
 gaussians.py    Class means and covariances
 statistics.py   Sums of features that suffice to fit Gaussian classes
