@@ -25,8 +25,9 @@ test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal
 
 soak: $(VENV)/installed
+	-$(BIN)/python -m pip install --quiet --editable '.[ray]'  # without it, sweeps on Ray are not tried
 	PERDURE_SOAK=1 PERDURE_FUZZ=$(FUZZ) PERDURE_SEED=$(SEED) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s --durations=0 \
-		tests/runs/test_faults.py tests/runs/test_fuzz.py tests/runs/test_crash.py tests/cli/test_writing.py tests/models/test_model_folder.py tests/checkpoints/test_merge_crash.py tests/sweeps/test_ray.py
+		tests/runs/test_faults.py tests/runs/test_fuzz.py tests/runs/test_crash.py tests/cli/test_writing.py tests/models/test_model_folder.py tests/checkpoints/test_merge_crash.py tests/sweeps/test_ray.py tests/learning/test_methods_in_processes.py
 
 bench: $(VENV)/installed
 	-$(BIN)/python -m pip install --quiet --editable '.[bench]'  # what cannot be installed is not compared

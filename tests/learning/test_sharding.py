@@ -15,7 +15,7 @@ import pytest
 import sharded_runs
 import torch
 import yaml
-from processes import TRAINING, ended, same, start, stop, together, wait_for
+from processes import LOSSES, TRAINING, ended, losses, same, start, stop, together, wait_for
 from tables import write
 
 import perdure
@@ -24,7 +24,6 @@ from perdure.learning import engine
 from perdure.models import placement
 
 CODE = Path(sharded_runs.__file__).read_text()
-LOSSES = 1e-4
 SEARCH = {"name": "task_arithmetic", "scale": "search"}
 FACTORS = {"name": "average", "space": "factor"}
 BOTTLENECK = {"name": "isolated", "peft": "bottleneck"}
@@ -53,10 +52,6 @@ def test_the_runs_of_one_process(kind, pico, tmp_path):
         same(one, two)
         assert losses(two) == pytest.approx(losses(one), abs=LOSSES)
         assert scores(two) == pytest.approx(scores(one), abs=1e-3)
-
-
-def losses(run: Run) -> list[float]:
-    return [event["loss"] for event in run.events() if event["event"] == "step"]
 
 
 def scores(run: Run) -> dict[tuple, float]:

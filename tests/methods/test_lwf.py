@@ -45,8 +45,10 @@ def test_at_the_first_step_nothing_pulls(begun, bert):
     method, batch = begun
     distilled = method.loss(bert, batch) - bert.losses(batch).mean()
     assert abs(distilled.item()) < 1e-6
-    for gradient in torch.autograd.grad(distilled, method.parameters(bert)):
-        assert gradient.abs().max() < 1e-6
+    heads = [*bert.own("fruit").parameters(), *bert.own("colour").parameters()]
+    gradients = torch.autograd.grad(method.loss(bert, batch), heads)
+    # Exactly, because Adam turns the smallest first gradient into a full step.
+    assert all(not gradient.any() for gradient in gradients)
 
 
 def test_distillation_by_hand(begun, bert):
@@ -292,4 +294,5 @@ def test_conflict_on_a_model_without_heads(toy):
     assert opposed.any() and not opposed.all()
     kl = (old * (old / new).log()).sum(1)
     found = method.loss(backbone, batch) - backbone.losses(batch).mean()
-    assert found.item() == pytest.approx((kl * ~opposed).mean().item(), rel=1e-3)
+    expected = answers.per_example(kl * ~opposed).mean()
+    assert found.item() == pytest.approx(expected.item(), rel=1e-3)

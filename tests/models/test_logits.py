@@ -1,6 +1,7 @@
 """Logits: losses, distances and draws by hand, for one place per example and for several."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -54,7 +55,7 @@ def test_padding_changes_neither_losses_nor_gradients():
 
 
 def test_distance_by_hand():
-    """KL(teacher ‖ student), the mean over places: Σ p_old log(p_old / p)."""
+    """KL(teacher ‖ student), the mean over examples: Σ p_old log(p_old / p)."""
     student, teacher = (
         answers([logs(0.5, 0.5), logs(0.2, 0.8)]),
         answers([logs(0.25, 0.75), logs(0.2, 0.8)]),
@@ -68,6 +69,37 @@ def test_distance_at_a_temperature_by_hand():
     student, teacher = answers([logs(0.5, 0.5)]), answers([logs(0.1, 0.9)])
     expected = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)
     assert student.distance(teacher, 2.0).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_distance_is_a_mean_over_examples_and_not_over_tokens():
+    """Two texts of one and of two tokens, of which only the first token differs from the teacher's.
+
+    The parts of a batch that several processes compute then add up to the batch.
+    """
+    rows = [0, 1, 1]
+    student = answers([logs(0.5, 0.5), logs(0.2, 0.8), logs(0.2, 0.8)], rows=rows)
+    teacher = answers([logs(0.25, 0.75), logs(0.2, 0.8), logs(0.2, 0.8)], rows=rows)
+    expected = (0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)) / 2
+    assert student.distance(teacher, 1.0).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_equals_its_teacher_is_not_moved_at_all():
+    """Adam would turn a rounding error, as the first gradient, into a full step."""
+    values = 3 * torch.randn(50, 7, generator=torch.Generator().manual_seed(0))
+    values[:20, 5:] = MISSING
+    targets, rows = torch.zeros(50, dtype=torch.long), torch.arange(50)
+    teacher = Logits(values, targets, rows, 50)
+    student = Logits(values.clone().requires_grad_(), targets, rows, 50)
+    distance = student.distance(teacher, 2.0)
+    distance.backward()
+    assert distance.item() == 0
+    assert student.values.grad is not None and not student.values.grad.any()
+
+
+def test_a_distance_is_not_computed_in_half_precision():
+    student, teacher = answers([[1.0, 2.0, 4.0]]), answers([[2.0, 1.0, 4.0]])
+    halved = [replace(one, values=one.values.bfloat16()) for one in (student, teacher)]
+    assert halved[0].distance(halved[1], 1.0) == student.distance(teacher, 1.0)
 
 
 def test_padding_adds_nothing_to_a_distance_and_its_gradient_is_finite():

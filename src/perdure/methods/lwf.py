@@ -118,14 +118,14 @@ class LwF(PeftMethod):
         students: list[Logits],
         teachers: list[Logits],
     ) -> Float[Tensor, ""]:
-        """Return the mean distance over places and heads, counting dropped places as 0."""
+        """Return the mean distance over examples and heads, counting dropped places as 0."""
         pairs = zip(students, teachers, strict=True)
         distances = [one.distances(teacher, self.temperature) for one, teacher in pairs]
         mean = torch.stack(distances).mean(0)
         # The outputs of one head are in the order of `hidden`, one place for each of its rows.
         is_old = self._is_old(batch, students[0].rows)
         dropped = opposing(losses, mean, hidden) & ~is_old
-        return mean.masked_fill(dropped, 0.0).mean()
+        return students[0].per_example(mean.masked_fill(dropped, 0.0)).mean()
 
     def _is_old(self, batch: Batch, rows: Tensor) -> Bool[Tensor, " places"]:
         """Return True for each place that belongs to an example of an earlier task."""

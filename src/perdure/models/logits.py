@@ -58,36 +58,30 @@ class Logits:
         return totals / places.clamp_min(1)
 
     def distance(self, other: "Logits", temperature: float) -> Float[Tensor, ""]:
-        """Return KL(other ‖ self) at a temperature, averaged over the places.
+        """Return KL(other ‖ self) at a temperature, averaged over the examples.
 
-        Distillation minimises this value, with the teacher's logits for the same batch as `other`.
+        The value of an example is the mean over its places. Distillation minimises this value,
+        with the teacher's logits for the same batch as `other`.
         """
-        student, teacher = self._softened(other, temperature)
-        # `batchmean` divides by the number of rows, which are places here.
-        return F.kl_div(
-            input=student,
-            target=teacher,
-            log_target=True,
-            reduction="batchmean",
-        )
+        return self.per_example(self.distances(other, temperature)).mean()
 
     def distances(self, other: "Logits", temperature: float) -> Float[Tensor, " places"]:
-        """Return KL(other ‖ self) at a temperature at each place; `distance` is its mean."""
-        student, teacher = self._softened(other, temperature)
-        values = F.kl_div(student, teacher, log_target=True, reduction="none")
-        return values.sum(1)
+        """Return KL(other ‖ self) at a temperature at each place.
 
-    def _softened(
-        self, other: "Logits", temperature: float
-    ) -> tuple[Float[Tensor, "places outputs"], Float[Tensor, "places outputs"]]:
-        """Return the log-probabilities of both at a temperature, 0 where `other` has no output."""
-        student = self.values / temperature
-        teacher = other.values / temperature
-        student = student.log_softmax(1)
-        teacher = teacher.log_softmax(1)
-        # Outputs that the teacher's head lacks contribute nothing, but 0 · (-inf - -inf) is NaN.
-        padding = other.values.isneginf()
-        return student.masked_fill(padding, 0.0), teacher.masked_fill(padding, 0.0)
+        Between equal logits the gradient is exactly 0. With log-softmax it would be a rounding
+        error, which Adam turns into a full step when it is the first gradient.
+        """
+        # Not in half precision, which `bf16` may compute the logits in.
+        precision = torch.promote_types(self.values.dtype, torch.float32)
+        student = self.values.to(precision) / temperature
+        teacher = other.values.to(precision) / temperature
+        student_norm = student.logsumexp(1)
+        teacher_norm = teacher.logsumexp(1)
+        # The derivative of `student_norm` is computed as these probabilities are.
+        probabilities = (teacher - teacher_norm[:, None]).exp()
+        # Outputs that the teacher's head lacks contribute nothing, but -inf - -inf is NaN.
+        difference = (teacher - student).masked_fill(other.values.isneginf(), 0.0)
+        return student_norm - teacher_norm + (probabilities * difference).sum(1)
 
     def without_targets(self) -> "Logits":
         """Return the logits without those of the targets, which become -inf.
