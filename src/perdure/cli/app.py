@@ -43,4 +43,5 @@ app.command()(read.show)
 
 def main() -> None:
     """Run the command line."""
+    shell.collect_less_garbage()
     shell.run(app)
