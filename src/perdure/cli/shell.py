@@ -1,8 +1,6 @@
 """The environment of a command: its output streams, `--debug`, and errors as single sentences."""
 
-import atexit
 import codecs
-import gc
 import importlib.metadata
 import os
 import shutil
@@ -63,16 +61,6 @@ def take_options(
 
     `run` has already handled `--debug`; it is declared here only for the help.
     """
-
-
-def collect_less_garbage() -> None:
-    """Search for garbage less often, so that a command starts and ends a third sooner.
-
-    Importing torch and transformers creates a million objects, but next to no garbage. By
-    default, Python searches the youngest objects after every 700, and all of them at the end.
-    """
-    gc.set_threshold(10_000)
-    atexit.register(gc.freeze)
 
 
 def run(app: Callable[..., object]) -> None:
