@@ -140,3 +140,12 @@ def test_the_expert_of_one_task_does_not_depend_on_the_others(toy, bert, tmp_pat
     )
     assert torch.equal(alone, among)
     torch.testing.assert_close(alone, own)
+
+
+def test_experts_behind_a_gate_are_not_taken_for_the_unchanged_model(toy, bert, tmp_path):
+    results = run(toy.until(2), bert, small("isolated"), training=TRAINING, output=tmp_path / "r")
+    system = restored(results.state, bert, Rule(name="smile"))
+    assert system.combined.digest(None) is None
+    examples = bert.encode(toy[0].rows("test"))
+    mixed = score.features(bert, system.combined, examples)
+    assert not torch.equal(mixed, score.features(bert, system.until(0).combined, examples))

@@ -176,8 +176,8 @@ class Combined:
         """Return a digest of the change to the backbone, for a task if the combination is routed.
 
         Two combinations with the same digest make the same change. None means that this is
-        not known: in factor space, and for changes that are not low-rank. Those are merged,
-        so that they differ after each task, and reading all their values takes longer.
+        not known: in factor space, behind a gate, and for merged changes that are not
+        low-rank, which differ after each task and take long to read.
         """
         if self.origin is not None:
             return None
@@ -186,6 +186,8 @@ class Combined:
             low_rank = all(isinstance(entry, LowRank) for entry in vectors.entries.values())
             return vectors.digest if low_rank else None
         if isinstance(vectors, Mixture):
+            if vectors.gate_rank:  # the gate may choose any expert
+                return None
             vectors = vectors.experts
         return vectors.get(task or "", TaskVector({})).digest
 
