@@ -2,6 +2,8 @@
 everything takes seconds.
 """
 
+import atexit
+import gc
 import gzip
 import os
 import sys
@@ -43,7 +45,13 @@ TEXT = {
 IMAGE = {"vit": transformers.ViTConfig, "dinov2": transformers.Dinov2Config}
 torch.set_num_threads(1)
 forked.do_not_wait_for_the_disk()
+forked.pass_over_imported_objects()
+atexit.register(gc.freeze)  # the process ends with a search, too
 transformers.logging.disable_progress_bar()  # of the fixtures below
+
+
+def pytest_collection_finish() -> None:
+    forked.pass_over_imported_objects()  # of the test files and what they import
 
 
 def write_adapter(folder: Path, adapter: Any, *, base: str = "", head: Any = None) -> Path:

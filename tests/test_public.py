@@ -38,12 +38,12 @@ def test_all_is_what_is_there_sorted():
 
 def test_importing_is_cheap():
     code = "import sys, perdure; print({'torch', 'peft', 'transformers'} & set(sys.modules), "
-    code += "getattr(perdure, 'nothing', None), perdure.run.__module__)"
+    code += "getattr(perdure, 'nothing', None), perdure.names.__module__)"
     source = {"PYTHONPATH": str(SOURCE.parent)}
     out = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | source
     )
-    assert out.stdout.split() == ["set()", "None", "perdure.runs.begin"], out.stderr
+    assert out.stdout.split() == ["set()", "None", "perdure.registry"], out.stderr
 
 
 def test_annotations_are_checked_in_tests():

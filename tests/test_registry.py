@@ -1,5 +1,6 @@
 """A new method is one new file: it is found by its name, listed, and tested like the others."""
 
+import os
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
@@ -54,13 +55,21 @@ def test_the_conformance_tests_find_it_too(toy_method, tmp_path, request):
     """In a process of its own: pytest collects the conformance tests for a file that was put beside
     the others.
     """
-    code = "import sys, pytest\nfrom perdure import methods\nmethods.__path__.append(sys.argv[1])\n"
-    code += "sys.exit(pytest.main(['-o', 'addopts=', '-q', '-k', 'toy_method', *sys.argv[2:]]))"
+    code = """
+import sys, pytest
+from perdure import methods
+methods.__path__.append(sys.argv[1])
+options = ["-o", "addopts=", "-q", sys.argv[2]]
+pytest.main([*options, "-k", "toy_method", "--collect-only"])
+sys.exit(pytest.main([*options, "-k", "toy_method and training_lowers_the_loss"]))
+"""
     conformance = request.path.parent / "methods" / "test_methods.py"
     result = forked.python(
         code, tmp_path, conformance, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1"
     )  # they are imported
-    assert result.returncode == 0 and "19 passed" in result.stdout, result.stdout
+    # The others pass if they do for `isolated`, from which the toy does not differ.
+    assert "\n19/" in result.stdout and "1 passed" in result.stdout, result.stdout
+    assert result.returncode == 0, result.stdout
 
 
 def test_a_path_to_a_file(toy_method):
@@ -122,15 +131,75 @@ def test_summaries_are_read_without_importing(kind):
     assert registry.summaries(kind) == expected
 
 
-def test_the_list_imports_no_torch():
-    """Nor matplotlib, numpy and the like, so that it is there at once."""
-    code = (
-        "import sys\n"
-        "from perdure.cli.app import app\n"
-        "app(['list'], standalone_mode=False)\n"
-        "heavy = {'torch', 'numpy', 'transformers', 'matplotlib', 'datasets'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
+@pytest.mark.parametrize("kind", registry.SHOWN)
+def test_declarations_are_read_without_importing(kind):
+    """They are those of the things themselves, in the same order."""
+    for name in names(kind):
+        read = registry._declaration(kind, name)
+        assert read is not None, f"{name} can be described only by importing it"
+        _, imported = registry._imported([kind], name)
+        assert read == imported
+        assert list(read.settings) == list(imported.settings)
+
+
+def test_a_default_that_is_no_literal_is_imported(toy_method):
+    toy_method.write_text(TOY.replace("0.5", "float('1')"))
+    assert registry._declaration("method", "toy_method") is None
+    assert registry.about("toy_method")["settings"]["strength"] == "1.0"
+
+
+HEAVY = {"torch", "numpy", "transformers", "matplotlib", "datasets"}
+QUICK = (
+    (["list"], "inflora"),
+    (["list", "--json"], '"inflora"'),
+    (["show", "isolated"], "start"),
+    (["show", "opcm"], "Sequential. Stored for the next task: one task vector"),
+    (["--version"], "perdure "),
+    (["report", "--help"], "markdown"),
+)
+
+
+@pytest.mark.parametrize("arguments, output", QUICK)
+def test_quick_commands_import_no_torch(arguments, output):
+    call = f"app({arguments}, standalone_mode=False)"
+    assert output in _quick(call)
+
+
+@pytest.mark.parametrize(
+    "words, completed",
+    [
+        ("show isol", "isolated"),
+        ("merge a b --rule task_", "task_arithmetic"),
+        ("diagnose run --only zo", "zones"),
+        ("exp", "export"),
+    ],
+)
+def test_shell_completion_imports_no_torch(words, completed):
+    position = len(words.split())
+    printed = _quick(
+        "app(prog_name='perdure')",
+        _PERDURE_COMPLETE="complete_bash",
+        COMP_WORDS=f"perdure {words}",
+        COMP_CWORD=str(position),
     )
-    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert finished.returncode == 0, finished.stderr
-    assert "inflora" in finished.stdout
+    assert printed.split() == [completed]
+
+
+def _quick(call, **environment):
+    """Return what a call of the command line prints, in a process of its own, which must not import
+    the heavy modules.
+    """
+    code = (
+        "import atexit, sys\n"
+        "from perdure.cli.app import app\n"
+        f"atexit.register(lambda: print(*{HEAVY} & set(sys.modules), file=sys.stderr))\n"
+        f"{call}\n"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
+    assert finished.returncode == 0 and not finished.stderr.strip(), finished.stderr
+    return finished.stdout

@@ -17,7 +17,6 @@ import importlib.util
 import inspect
 import os
 import pkgutil
-import re
 import sys
 import traceback
 import warnings
@@ -28,6 +27,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, TypedDict
 
+from perdure import declared
+from perdure.declared import Declaration
 from perdure.errors import InputError, PerdureWarning, RunError, UnknownName
 
 Kind = Literal["method", "rule", "benchmark", "model", "score", "text"]
@@ -70,14 +71,19 @@ def _files(package: ModuleType) -> set[str]:
     return {module.name for module in pkgutil.iter_modules(package.__path__) if not module.ispkg}
 
 
-# Cached: reading the metadata of all installed packages takes as long as some training steps.
-@functools.cache
 def _of_others(kind: Kind) -> tuple[EntryPoint, ...]:
     """Return the entry points of other packages for one kind, such as methods or rules."""
-    points = entry_points(group=PACKAGES[kind])
-    if kind == "rule":
-        points = (*points, *entry_points(group=RULES_BEFORE))
-    return tuple(points)
+    by_group = _entry_points()
+    points = by_group[PACKAGES[kind]]
+    return (*points, *by_group[RULES_BEFORE]) if kind == "rule" else points
+
+
+# Cached: reading the metadata of all installed packages takes as long as some training steps.
+@functools.cache
+def _entry_points() -> dict[str, tuple[EntryPoint, ...]]:
+    installed = entry_points()
+    groups = [*PACKAGES.values(), RULES_BEFORE]
+    return {group: tuple(installed.select(group=group)) for group in groups}
 
 
 def find(kind: Kind, name: str) -> Thing:
@@ -160,6 +166,14 @@ def diagnostics() -> dict[str, Any]:
     return dict(sorted(declared.items(), key=lambda item: item[1].position))
 
 
+def diagnostic_names() -> list[str]:
+    """Return the names of all diagnostics, without importing them, which takes seconds."""
+    _, *inner = DIAGNOSTICS.split(".")
+    folder = Path(__file__).parent.joinpath(*inner)
+    modules = pkgutil.iter_modules([str(folder)])
+    return [module.name for module in modules if not module.ispkg]
+
+
 def options(thing: Callable[..., object]) -> dict[str, inspect.Parameter]:
     """Return the settings of a method, rule or benchmark, with their types and defaults.
 
@@ -192,26 +206,11 @@ def summaries(kind: Kind) -> dict[str, str]:
     others = {point.name for point in _of_others(kind)}
     texts = {}
     for name in names(kind):
-        text = None if name in others else _summary_in_file(kind, name)
-        texts[name] = summary(find(kind, name)) if text is None else text
+        text = None
+        if name not in others:
+            text = declared.docstring(f"{PACKAGES[kind]}.{name}", name)
+        texts[name] = summary(find(kind, name)) if text is None else _first_paragraph(text)
     return texts
-
-
-def _summary_in_file(kind: Kind, name: str) -> str | None:
-    """Return the summary of the thing that a file defines; None if its name is not the file's."""
-    spec = importlib.util.find_spec(f"{PACKAGES[kind]}.{name}")
-    if spec is None or not spec.origin:
-        return None
-    source = Path(spec.origin).read_text(encoding="utf-8")
-    # The names of classes are spelled without underscores, and in capitals. Parsing all
-    # files would take most of the time of `perdure list`.
-    letters = "_?".join(name.replace("_", ""))
-    docstring = re.search(
-        rf'^(?:class|def) {letters}\b.*?"""(.*?)"""',
-        source,
-        re.IGNORECASE | re.MULTILINE | re.DOTALL,
-    )
-    return _first_paragraph(inspect.cleandoc(docstring[1])) if docstring else None
 
 
 def about(name: str) -> About:
@@ -225,23 +224,43 @@ def about(name: str) -> About:
             kinds.append(kind)
     if not kinds:
         raise UnknownName("method, rule, benchmark or score", name, known)
-    thing, kind = _first(kinds, name)  # a method and a rule may share a name
+    kind = kinds[0]  # a method and a rule may share a name
+    declaration = _declaration(kind, name)
+    if declaration is None:
+        kind, declaration = _imported(kinds, name)
     settings = {}
-    for key, parameter in options(thing).items():
-        default = parameter.default
-        needed = default is inspect.Parameter.empty
-        settings[key] = "needed" if needed else repr(default)
-    text = inspect.getdoc(thing) or ""
-    nature = getattr(thing, "nature", None)  # only rules declare one
-    if nature:
-        order = nature.order.capitalize()
-        text += f"\n\n{order}. Stored for the next task: {nature.state}."
+    for key, default in declaration.settings.items():
+        settings[key] = "needed" if default is None else default
+    text = declaration.text
+    if declaration.nature:  # only rules declare one
+        order = str(declaration.nature["order"]).capitalize()
+        text += f"\n\n{order}. Stored for the next task: {declaration.nature['state']}."
     return {
         "kind": kind,
         "name": name,
         "text": text,
         "settings": settings,
     }
+
+
+def _declaration(kind: Kind, name: str) -> Declaration | None:
+    """Return what one of perdure's own files declares; None if it must be imported to know."""
+    others = {point.name for point in _of_others(kind)}
+    if name.endswith(".py") or name in others:
+        return None
+    return declared.declaration(f"{PACKAGES[kind]}.{name}", name)
+
+
+def _imported(kinds: list[Kind], name: str) -> tuple[Kind, Declaration]:
+    """Return what a name's object declares, and its kind, after importing it."""
+    thing, kind = _first(kinds, name)
+    defaults = {}
+    for key, parameter in options(thing).items():
+        default = parameter.default
+        defaults[key] = None if default is inspect.Parameter.empty else repr(default)
+    nature = getattr(thing, "nature", None)
+    properties = {"order": nature.order, "state": nature.state} if nature else {}
+    return kind, Declaration(inspect.getdoc(thing) or "", defaults, properties)
 
 
 def _first(kinds: list[Kind], name: str) -> tuple[Thing, Kind]:

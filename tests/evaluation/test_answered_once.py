@@ -27,6 +27,62 @@ def asked(monkeypatch):
     return tasks
 
 
+@pytest.fixture
+def read(bert):
+    """The number of examples in each pass through the transformer."""
+    sizes = []
+
+    def record(_model, _arguments, inputs, _output):
+        sizes.append(len(inputs["input_ids"]))
+
+    handle = bert.model.register_forward_hook(record, with_kwargs=True)
+    yield sizes
+    handle.remove()
+
+
+def forget_answers(backbone):
+    for examples in backbone._encoded.values():
+        examples.answered.clear()
+        examples.pooled.clear()
+
+
+@pytest.mark.parametrize("name", ["ncm", "lda"])
+def test_a_frozen_backbone_reads_each_example_once(toy, bert, tmp_path, read, name):
+    """For heads, statistics, the task posterior and all measurements."""
+    results = run(toy, bert, small(name), output=tmp_path / "r")
+    assert sum(read) == sum(len(task.train) + len(task.test) for task in toy)
+
+    # the scores are, to the last bit, those of a model that reads everything again
+    system = restored(results.state, bert, Rule(name="last"))
+    for step in range(1, len(toy) + 1):
+        bert._encoded.clear()
+        cold = measure(system.until(step), toy, Evaluation())
+        assert [row.value for row in cold.scores] == [
+            row["value"] for row in results.scores() if row["step"] == step
+        ]
+
+
+def test_an_adapted_backbone_reads_test_examples_twice(toy, bert, tmp_path, read):
+    """Once with the module, for the heads, and once without, for the task posterior."""
+    run(toy, bert, small("ncm", adapt="first"), training=TRAINING, output=tmp_path / "r")
+    train = [len(task.train) for task in toy]
+    # the first task is also trained on, for one epoch
+    assert sum(read) == train[0] + 2 * sum(train) + 2 * sum(len(task.test) for task in toy)
+
+
+def test_another_module_is_read_again(toy, bert, tmp_path, read):
+    learned = run(toy.until(2), bert, small("sequential"), training=TRAINING, output=tmp_path / "r")
+    second = restored(learned.state, bert, Rule(name="last"))
+    first = second.until(1)
+    examples = bert.encode(toy[0].rows("test"))
+    before = score.features(bert, first.combined, examples)
+    read.clear()
+    again = score.features(bert, first.combined, examples)
+    assert read == [] and torch.equal(before, again)
+    after = score.features(bert, second.combined, examples)
+    assert sum(read) == len(examples) and not torch.equal(before, after)
+
+
 @pytest.mark.parametrize("rule", ["routed", "oracle"])
 def test_each_model_reads_each_task_once(toy, bert, tmp_path, asked, rule):
     results = run(toy, bert, small("isolated"), rule, training=TRAINING, output=tmp_path / "r")
@@ -37,8 +93,7 @@ def test_each_model_reads_each_task_once(toy, bert, tmp_path, asked, rule):
 
     # the scores are, to the last bit, those of models that have answered nothing before
     for step in range(1, len(toy) + 1):
-        for examples in bert._encoded.values():
-            examples.answered.clear()
+        forget_answers(bert)
         system = restored(results.state, bert, Rule(name=rule))
         cold = measure(system.until(step), toy, Evaluation())
         for row in cold.scores:
@@ -85,3 +140,12 @@ def test_the_expert_of_one_task_does_not_depend_on_the_others(toy, bert, tmp_pat
     )
     assert torch.equal(alone, among)
     torch.testing.assert_close(alone, own)
+
+
+def test_experts_behind_a_gate_are_not_taken_for_the_unchanged_model(toy, bert, tmp_path):
+    results = run(toy.until(2), bert, small("isolated"), training=TRAINING, output=tmp_path / "r")
+    system = restored(results.state, bert, Rule(name="smile"))
+    assert system.combined.digest(None) is None
+    examples = bert.encode(toy[0].rows("test"))
+    mixed = score.features(bert, system.combined, examples)
+    assert not torch.equal(mixed, score.features(bert, system.until(0).combined, examples))

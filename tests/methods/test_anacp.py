@@ -264,6 +264,7 @@ def test_bad_input(bert, toy):
 
 def test_a_feature_of_zero_is_refused(bert, toy, monkeypatch):
     whole = type(bert).forward
-    monkeypatch.setattr(type(bert), "forward", lambda self, batch: 0 * whole(self, batch))
+    for name in ("forward", "features"):  # both give those of the pre-trained model
+        monkeypatch.setattr(type(bert), name, lambda self, batch: 0 * whole(self, batch))
     with pytest.raises(TrainingError, match="`fruit`: .* zero, so they cannot"):
         learned(small("anacp"), bert, toy.tasks[:1])

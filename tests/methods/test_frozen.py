@@ -185,7 +185,9 @@ def test_a_feature_of_zero_has_no_direction(method, bert, toy, monkeypatch):
         hidden[1] = 0
         return hidden
 
+    # both give the features of the pre-trained model
     monkeypatch.setattr(type(bert), "forward", one_is_zero)
+    monkeypatch.setattr(type(bert), "features", one_is_zero)
     with pytest.raises(
         TrainingError, match="`fruit`: .* zero, so they cannot .* `normalise: false`"
     ):

@@ -5,6 +5,7 @@ Commands contain no logic: they read options, call the library, and print the re
 
 import typer
 
+from perdure import garbage
 from perdure.cli import merge, read, shell, sweep, train
 
 COMMANDS = (
@@ -43,4 +44,5 @@ app.command()(read.show)
 
 def main() -> None:
     """Run the command line."""
+    garbage.search_less()
     shell.run(app)

@@ -29,7 +29,7 @@ def template(text: str | None) -> str | None:
 
 def parts(incomplete: str) -> list[str]:
     """Return the names of the diagnostics that start with `incomplete`, for shell completion."""
-    return [name for name in registry.diagnostics() if name.startswith(incomplete)]
+    return [name for name in registry.diagnostic_names() if name.startswith(incomplete)]
 
 
 # Aliases, so that an option has the same name and the same help in every command. Options

@@ -8,11 +8,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from perdure.errors import NotFinite
+from perdure.evaluation.posterior import describe
 from perdure.merging.combine import Combined
 from perdure.models import shares
 from perdure.models.backbone import Backbone
 from perdure.models.examples import Batch, Examples, in_order
 from perdure.storage.tensors import digest_of
+from perdure.vectors.task_vector import TaskVector
 
 TaskId = Literal["given", "posterior", "none"]
 """The way in which the task of an input is determined (`task_id`).
@@ -24,6 +26,8 @@ with the words of any task.
 
 TASK_IDS: tuple[TaskId, ...] = get_args(TaskId)
 T = TypeVar("T")
+UNCHANGED = TaskVector({}).digest
+"""The digest of a combination that leaves the backbone as it is."""
 
 
 @torch.no_grad()
@@ -256,6 +260,9 @@ def features(
 ) -> Float[Tensor, "examples width"]:
     """Return the pooled features of the combined model, which are the inputs of the heads.
 
+    They are computed once for as long as the model stays as it is, as with methods whose
+    backbone is frozen.
+
     Parameters
     ----------
     task
@@ -263,6 +270,11 @@ def features(
     picked
         The task of each example, which chooses its expert in a mixture without a gate.
     """
+    key = None if picked else combined.digest(task)
+    if key == UNCHANGED and backbone.describes_by_pooling:
+        return describe(backbone, examples).to(backbone.device)
+    if key in examples.pooled:
+        return examples.pooled[key].to(backbone.device)
     backbone.eval()  # without dropout
     pooled: list[tuple[list[int], Tensor]] = []
     with combined.applied(backbone, task) as choice:
@@ -271,7 +283,11 @@ def features(
                 # Batches are sorted by length: `rows` are the numbers of this batch's examples.
                 choice.of([picked[row] for row in rows])
             pooled.append((rows, backbone(batch)))
-    return in_order(shares.gathered(pooled)).to(backbone.device)
+    features = in_order(shares.gathered(pooled))
+    if key:
+        # The last model only: one that learns does not return to an earlier state.
+        examples.pooled = {key: features.cpu()}
+    return features.to(backbone.device)
 
 
 def settled(

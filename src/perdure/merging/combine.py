@@ -172,18 +172,24 @@ class Combined:
         """True if the task posterior picks one task for each sample."""
         return isinstance(self.vectors, Mixture) and not self.vectors.gate_rank
 
-    def digest(self, task: str) -> str | None:
-        """Return a digest of the model of one task, if the combination is routed.
+    def digest(self, task: str | None) -> str | None:
+        """Return a digest of the change to the backbone, for a task if the combination is routed.
 
-        Two combinations with the same digest make the same change to the backbone. None
-        means that this is not known.
+        Two combinations with the same digest make the same change. None means that this is
+        not known: in factor space, behind a gate, and for merged changes that are not
+        low-rank, which differ after each task and take long to read.
         """
         if self.origin is not None:
             return None
-        vectors = self.vectors.experts if isinstance(self.vectors, Mixture) else self.vectors
-        assert not isinstance(vectors, TaskVector)
-        vector = vectors.get(task, TaskVector({}))
-        return vector.digest
+        vectors = self.vectors
+        if isinstance(vectors, TaskVector):
+            low_rank = all(isinstance(entry, LowRank) for entry in vectors.entries.values())
+            return vectors.digest if low_rank else None
+        if isinstance(vectors, Mixture):
+            if vectors.gate_rank:  # the gate may choose any expert
+                return None
+            vectors = vectors.experts
+        return vectors.get(task or "", TaskVector({})).digest
 
     @contextlib.contextmanager
     def applied(self, backbone: Backbone, task: str | None = None) -> Iterator[Choice]:

@@ -313,6 +313,11 @@ class Backbone(nn.Module, ABC):
         answers = self.read(self(batch) if hidden is None else hidden, batch)
         return answers.losses()
 
+    @property
+    def describes_by_pooling(self) -> bool:
+        """True if the unchanged model gives heads the features that the task posterior reads."""
+        return False
+
     @abstractmethod
     def features(self, batch: Batch) -> Float[Tensor, "batch features"]:
         """Return one feature vector per example, for the task posterior."""

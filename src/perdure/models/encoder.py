@@ -260,6 +260,10 @@ class Encoder(Backbone):
             examples=len(batch),
         )
 
+    @property
+    def describes_by_pooling(self) -> bool:
+        return self.kind == "text" and self.pooling == "mean"
+
     def features(self, batch: Batch) -> Float[Tensor, "batch features"]:
         """Return the features for the task posterior.
 

@@ -100,6 +100,8 @@ class Examples:
         The features for the task posterior, once they have been computed.
     answered
         Logits of models that belong to one task, by the digest of the model and its head.
+    pooled
+        The features of the last model that heads have read, by the digest of its change.
     """
 
     inputs: Sequence[object] | ConcatDataset[object]
@@ -112,6 +114,7 @@ class Examples:
     cut: int = 0
     described: Float[Tensor, "examples features"] | None = field(default=None, init=False)
     answered: dict[str, Tensor] = field(default_factory=dict, init=False)
+    pooled: dict[str, Tensor] = field(default_factory=dict, init=False)
 
     def __len__(self) -> int:
         return len(self.tasks)

@@ -8,10 +8,8 @@ from perdure.merging.rule import nature
 from perdure.rules.parts.spectral import Block, added
 from perdure.vectors.task_vector import TaskVector
 
-STATE = "one task vector, whose rank grows with each task; the last lambda; the mean norm"
 
-
-@nature("sequential", state=STATE)
+@nature("sequential", state="one task vector, of growing rank; the last lambda; the mean norm")
 def opcm(
     vectors: dict[str, TaskVector],
     *,

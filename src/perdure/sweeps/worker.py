@@ -12,6 +12,8 @@ import signal
 import sys
 import threading
 
+from perdure import garbage
+
 ASK = signal.SIGUSR1
 """The signal by which the process asks itself to stop.
 
@@ -22,6 +24,7 @@ same signal a second time would mean impatience.
 
 def main() -> None:
     """Perform the jobs on standard input."""
+    garbage.search_less()
     results = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     # whatever a library prints must not mix with the outcomes
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())

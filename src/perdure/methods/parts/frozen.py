@@ -12,11 +12,14 @@ from torch.optim import Optimizer
 
 from perdure.data.task import Rows, Split, Task
 from perdure.errors import InputError, RunError
+from perdure.evaluation import score
 from perdure.learning.method import Method, Need
 from perdure.learning.snapshot import State
+from perdure.merging.combine import Combined
 from perdure.models import adapter_targets, adapters, heads
 from perdure.models.backbone import Backbone, pooled
 from perdure.vectors.statistics import Statistics
+from perdure.vectors.task_vector import TaskVector
 
 
 @dataclass(kw_only=True)
@@ -129,7 +132,12 @@ def features_of(
     TrainingError
         A feature vector is zero and therefore cannot be scaled.
     """
-    features = pooled(backbone, backbone.encode(task.rows(split)))
+    examples = backbone.encode(task.rows(split))
+    if adapters.attached(backbone.model):
+        features = pooled(backbone, examples)
+    else:
+        # The pre-trained model, whose features are also those of the statistics and of answers.
+        features = score.features(backbone, Combined(TaskVector({})), examples).cpu()
     if not normalise:
         return features
     instead = "use a method that does not scale features, such as `lda` with `normalise: false`"
