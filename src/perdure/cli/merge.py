@@ -140,7 +140,5 @@ def export(
     check = model.sources.check
     about = exported(model.system, model.state, model.label, request, check=check)
     if not quiet:
-        say(*about.sentences())
-        if about.measured.unmeasured:
-            say(about.measured.unmeasured)
+        say(*about.sentences(), *about.measured.unmeasured)
     say(output)

@@ -96,7 +96,7 @@ def _scaled(system: System) -> Iterator[Callable[[Scale], Combined]]:
         def moved(scale: Scale) -> Combined:
             folded.move(_per_task(scale, len(vectors)))
             # The weights already include the sum, so there is nothing left to add.
-            return Combined(TaskVector({}))
+            return Combined(TaskVector({}), in_weights=True)
 
         yield moved
 

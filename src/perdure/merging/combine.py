@@ -156,11 +156,14 @@ class Combined:
         otherwise None.
     label
         The rule's label, such as "ties(density=0.3)".
+    in_weights
+        True if the weights of the model include a change beside `vectors`, as in a search.
     """
 
     vectors: TaskVector | dict[str, TaskVector] | Mixture
     origin: Adapter | None = None
     label: str = ""
+    in_weights: bool = False
 
     @property
     def routed(self) -> bool:
@@ -176,10 +179,10 @@ class Combined:
         """Return a digest of the change to the backbone, for a task if the combination is routed.
 
         Two combinations with the same digest make the same change. None means that this is
-        not known: in factor space, behind a gate, and for merged changes that are not
-        low-rank, which differ after each task and take long to read.
+        not known: in factor space, in weights, behind a gate, and for merged changes that
+        are not low-rank, which differ after each task and take long to read.
         """
-        if self.origin is not None:
+        if self.origin is not None or self.in_weights:
             return None
         vectors = self.vectors
         if isinstance(vectors, TaskVector):

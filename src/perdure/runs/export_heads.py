@@ -37,11 +37,11 @@ class Measured:
         The accuracy by `task_id`: `posterior` is that of `perdure predict`, and `none` that
         of the exported model. Without those that were not measured.
     unmeasured
-        A sentence that says why one of them could not be measured; empty if both were.
+        A sentence that says why one of them could not be measured; none if both were.
     """
 
     accuracy: Mapping[str, float]
-    unmeasured: str = ""
+    unmeasured: tuple[str, ...] = ()
 
 
 def usual_heads(system: System, recipe: Settings) -> Heads:
@@ -124,7 +124,7 @@ def measured(
         tasks = _tested(system, state, stream)
     except PerdureError as error:
         # The export itself needs no examples, so it does not fail without them.
-        return Measured(accuracy, str(error))
+        return Measured(accuracy, (str(error),))
     if "posterior" not in accuracy:
         accuracy["posterior"] = _average(system, tasks, "posterior")
     with replaced(system.backbone, heads):
