@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import torch
-from measure import Row, in_turn, table
+from measure import Row, in_turn, table, temporary_bytes
 
 from perdure import Adapter, Backbone, Training, registry
 from perdure.benchmarks.demo import demo
@@ -182,6 +182,17 @@ def variational(backbone: Backbone, examples: Examples, task) -> list[Row]:
                 equal=f"loss without σ to {error:.0e}",
             )
         )
+    return rows + memories(sides)
+
+
+def memories(sides: dict[str, Callable[[], object]]) -> list[Row]:
+    """The temporary memory of a step of each method, beside that of sequential fine-tuning."""
+    used = {name: temporary_bytes(step)[0] for name, step in sides.items()}
+    of_sequential = used.pop("sequential")
+    rows = []
+    for name, size in used.items():
+        text = f"{size / 1e6:.0f} MB, of `sequential` {of_sequential / 1e6:.0f} MB"
+        rows.append(Row(f"memory of a step of `{name}`", text, size / of_sequential, None))
     return rows
 
 
@@ -289,7 +300,7 @@ def sampling(backbone: Backbone, examples: Examples, task) -> list[Row]:
 
         sides[name] = step
     seconds, _ = in_turn(sides, times=5)
-    return [
+    rows = [
         Row(
             f"a step of {name} with {K} passes, beside {K} steps of sequential",
             f"{name} {1e3 * seconds[name]:.0f} ms, sequential {1e3 * seconds['sequential']:.0f} ms",
@@ -299,6 +310,7 @@ def sampling(backbone: Backbone, examples: Examples, task) -> list[Row]:
         )
         for name in ("bgd", "badam")
     ]
+    return rows + memories(sides)
 
 
 def second_task(backbone: Backbone, tasks: Sequence[Task]) -> list[Row]:
