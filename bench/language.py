@@ -8,10 +8,8 @@ or a target is missed.
 import argparse
 import contextlib
 import copy
-import io
 import random
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,6 +18,7 @@ from typing import Any
 
 import peft
 import torch
+import trainer
 import transformers
 from measure import Row, in_turn, table, temporary_bytes
 
@@ -129,25 +128,13 @@ class Usual:
         return {name: torch.tensor(value) for name, value in batch.items()}
 
     def epoch(self) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            arguments = transformers.TrainingArguments(
-                folder,
-                per_device_train_batch_size=BATCH,
-                num_train_epochs=1,
-                learning_rate=1e-4,
-                report_to=[],
-                save_strategy="no",
-                logging_strategy="no",
-                disable_tqdm=True,
-                use_cpu=True,
-                dataloader_pin_memory=False,
-            )
-            trainer = transformers.Trainer(
-                self.model, arguments, train_dataset=self.data, data_collator=self.collate
-            )
-            # The trainer prints its own figures, which do not belong into the table.
-            with contextlib.redirect_stdout(io.StringIO()):
-                trainer.train()
+        trainer.epoch(
+            self.model,
+            batch_size=BATCH,
+            rate=1e-4,
+            train_dataset=self.data,
+            data_collator=self.collate,
+        )
 
     def loss(self) -> float:
         """Return the mean loss of the first batch's tokens, of the model as it is."""

@@ -5,16 +5,14 @@ is 1 when our accuracy is lower by more than ten points, or a target is missed.
 """
 
 import argparse
-import contextlib
-import io
 import random
 import sys
-import tempfile
 from collections.abc import Callable
 from typing import Any
 
 import peft
 import torch
+import trainer
 import transformers
 from measure import Row, in_turn, table
 
@@ -72,37 +70,22 @@ def usual(task: Task, source: str, *, groups: bool) -> Accuracy:
         ]
         return [row | {"labels": label} for row, label in zip(rows, data["label"][:], strict=True)]
 
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = transformers.TrainingArguments(
-            folder,
-            per_device_train_batch_size=BATCH,
-            num_train_epochs=1,
-            learning_rate=RATE,
-            warmup_steps=0.1,
-            train_sampling_strategy="group_by_length" if groups else "random",
-            report_to=[],
-            save_strategy="no",
-            logging_strategy="no",
-            disable_tqdm=True,
-            use_cpu=True,
-            dataloader_pin_memory=False,
-        )
-        trainer = transformers.Trainer(
-            model,
-            arguments,
-            train_dataset=encoded(task.train),
-            processing_class=tokenizer,  # whose collator pads to the longest of a batch
-        )
-        optimizer = torch.optim.AdamW(
-            [
-                {"params": [p for n, p in model.named_parameters() if "lora" in n], "lr": RATE},
-                {"params": list(model.base_model.model.classifier.parameters()), "lr": HEAD_RATE},
-            ]
-        )
-        trainer.optimizer = optimizer
-        # The trainer prints its own figures, which do not belong into the table.
-        with contextlib.redirect_stdout(io.StringIO()):
-            trainer.train()
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for n, p in model.named_parameters() if "lora" in n], "lr": RATE},
+            {"params": list(model.base_model.model.classifier.parameters()), "lr": HEAD_RATE},
+        ]
+    )
+    order = "group_by_length" if groups else "random"
+    trainer.epoch(
+        model,
+        batch_size=BATCH,
+        rate=RATE,
+        optimizer=optimizer,
+        settings={"warmup_steps": 0.1, "train_sampling_strategy": order},
+        train_dataset=encoded(task.train),
+        processing_class=tokenizer,  # whose collator pads to the longest of a batch
+    )
 
     def accuracy() -> float:
         model.eval()

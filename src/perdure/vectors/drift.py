@@ -83,11 +83,16 @@ class Drift:
 
     def carried(self, statistics: Statistics) -> Statistics:
         """Return the statistics of y, given those of x."""
-        A, a = self.matrix, self.shift
+        A = self.matrix
+        a = self.shift
         n = statistics.counts.sum()
-        sums = statistics.sums @ A.T + statistics.counts[:, None] * a
+        total = statistics.sums.sum(0)
         # The sum of (A x + a + r)(A x + a + r)ᵀ, in which r is uncorrelated with x.
-        cross = A @ torch.outer(statistics.sums.sum(0), a)
-        products = A @ statistics.products @ A.T
-        products = products + cross + cross.T + n * torch.outer(a, a) + n * self.residual
-        return Statistics(counts=statistics.counts, sums=sums, products=products)
+        linear = A @ statistics.products @ A.T
+        cross = torch.outer(A @ total, a)
+        constant = n * (torch.outer(a, a) + self.residual)
+        return Statistics(
+            counts=statistics.counts,
+            sums=statistics.sums @ A.T + statistics.counts[:, None] * a,
+            products=linear + cross + cross.T + constant,
+        )
