@@ -26,7 +26,7 @@ from perdure.runs.export import Form
 from perdure.runs.export_heads import Heads
 from perdure.runs.export_run import Request, exported
 from perdure.runs.folder import Run
-from perdure.runs.inputs import Asked, prompt_reader, prompts, read_before, texts_or_pairs
+from perdure.runs.inputs import Asked, input_columns, prompt_reader, prompts, texts_or_pairs
 from perdure.runs.layout import reading
 from perdure.runs.prediction import Prediction, Withheld
 from perdure.runs.resume import restored
@@ -298,18 +298,13 @@ class Model:
             The table does not have these columns.
         """
         kind = self.backbone.kind
-        if asked:
-            candidates = [tuple(asked)]
-        else:
-            candidates = [*read_before(self.state.recipe["stream"], kind), (kind,)]
-        # The run's own tables may differ: take the first one whose columns this table has.
-        for candidate in candidates:
-            if set(candidate) <= set(columns):
-                return candidate
-        missing = next(name for name in candidates[-1] if name not in columns)
-        raise InputError(
-            f"{source} has no column `{missing}`. Its columns: {list(columns)}. "
-            f"Name the one that contains the input with `--{kind}`."
+        return input_columns(
+            columns,
+            asked,
+            source,
+            stream=self.state.recipe["stream"],
+            kind=kind,
+            option=f"--{kind}",
         )
 
     def add_predictions(
