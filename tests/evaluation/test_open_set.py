@@ -1,6 +1,7 @@
 """`evaluation.unknown`: inputs that belong to no task, from tables, folders and benchmarks."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -33,6 +34,9 @@ from perdure.evaluation.open_set import source
 from perdure.evaluation.posterior import describe
 from perdure.methods.isolated import Isolated
 from perdure.methods.lda import LDA
+from perdure.report import unknown as unknown_inputs
+from perdure.report.html import to_html
+from perdure.report.summary import summarise
 from perdure.runs import derived
 from perdure.runs.extend import evaluate_run, forget
 from perdure.runs.resume import restored
@@ -242,6 +246,61 @@ def test_examples_that_are_gone(home, pico, tmp_path):
     with pytest.warns(UserWarning, match="`fruit` cannot be measured now"):
         evaluate_run(results.folder)
     assert rows_of(results, 2).keys() == whole.keys() and rows_of(results, 2) != whole
+
+
+# -- the report
+
+
+def test_the_report_shows_the_curve(finished, perdure):
+    summary = summarise([finished.folder])
+    (measured,) = summary["runs"][0]["unknown"]
+    stored = rows_of(finished, 2)
+    for name, score in measured["scores"].items():
+        assert score["auroc"] == [rows_of(finished, step)[name, "auroc"] for step in (1, 2)]
+        assert score["fpr95"][-1] == stored[name, "fpr95"]
+        assert score["caught"] == derived.caught(finished.folder)[name]
+    caught, steps = unknown_inputs.section(summary).pictures
+    assert caught.header[0] == "known kept" and len(caught.rows) == 101
+    assert caught.rows[95][1] == pytest.approx(1 - stored["relative", "fpr95"])
+    assert [row[0] for row in steps.rows] == ["fruit", "colour"]
+    page = to_html(summary)
+    assert "Inputs that belong to no task" in page and "AUROC of unknown inputs" in page
+    percent = f"{100 * stored['relative', 'auroc']:.1f}"
+    (said,) = unknown_inputs.sentences(summary)
+    assert f"distance, relative {percent} and " in said
+    status, out, _ = perdure("report", finished.folder)
+    assert status == 0 and f"distance, relative {percent}" in " ".join(out.split())
+
+
+def test_a_report_on_several_runs(home, pico, finished):
+    """One curve for each; a run that was not measured has none, and no section of its own."""
+    without = make(home, "without", values(home, pico, evaluation={"steps": "last"}))
+    alone = summarise([without.folder])
+    assert alone["runs"][0]["unknown"] == [] and unknown_inputs.sentences(alone) == []
+    assert "Inputs that belong to no task" not in to_html(alone)
+    other = values(home, pico, rule="last", evaluation=unknown(home, steps="last"))
+    last = make(home, "last", other)
+    summary = summarise([finished.folder, without.folder, last.folder])
+    (caught, steps) = unknown_inputs.section(summary).pictures
+    titles = caught.header[1:]
+    assert [title.split(" · ")[:2] for title in titles] == [
+        ["finished", "task_arithmetic"],
+        ["last", "last"],
+    ]
+    # a run that was measured once has no curve over steps
+    assert len(steps.header) == 2
+    assert len(unknown_inputs.sentences(summary)) == 2
+    assert to_html(summary).count("Unknown inputs caught") > 0
+
+
+def test_a_curve_of_another_step_is_not_shown(home, pico, finished):
+    """`answers.json` is from the last measurement, after which the run may have gone on."""
+    copy = home / "copy"
+    shutil.copytree(finished.folder, copy)
+    content = json.loads((copy / "answers.json").read_text())
+    (copy / "answers.json").write_text(json.dumps(content | {"step": 1}))
+    (measured,) = summarise([copy])["runs"][0]["unknown"]
+    assert [score["caught"] for score in measured["scores"].values()] == [[], [], []]
 
 
 # -- streams made in Python, and images

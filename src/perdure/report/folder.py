@@ -123,12 +123,17 @@ def read(folder: str | Path) -> Files:
         combined=combined,
         tasks=[task | {"manifest": sources.tasks.get(task["name"])} for task in tasks.values()],
         answers=tried(derived.answers, {}, folder),
-        caught=tried(derived.caught, {}, folder),
+        caught=tried(_caught, {}, folder, combined, len(tasks)),
         diagnostics=tried(derived.diagnostics, {}, folder),
         # A damaged file may be read more than once.
         problems=list(dict.fromkeys(problems)),
         running=lock.holder(folder) is not None,
     )
+
+
+def _caught(folder: Path, combined: Record, step: int) -> dict[str, list[float]]:
+    # The rule or the number of tasks may have changed since they were last measured.
+    return derived.caught(folder, rule=combined.get("label"), step=step)
 
 
 def _missing(folder: Path, there: dict[str, bool], *, combined: bool) -> list[str]:
