@@ -136,6 +136,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--rules", nargs="+", help="Only these rules, beside the recipe's own.")
     parser.add_argument("--runs", type=Path, default=Path("runs/language"))
+    parser.add_argument("--set", nargs="+", default=[], help="Further settings, for all runs.")
     parser.add_argument("--table-only", action="store_true", help="Run nothing.")
     parser.add_argument("--costs", action="store_true", help="Only measure time and storage.")
     arguments = parser.parse_args()
@@ -173,7 +174,7 @@ def settings_of(arguments: argparse.Namespace, name: str, order: str) -> list[st
     settings += [setting.replace("TASKS", str(tasks)) for setting in METHODS[name]]
     if arguments.folder:
         settings.append(f"stream.folder={arguments.folder}")
-    return settings
+    return [*settings, *arguments.set]
 
 
 def folder_name(method: str) -> str:
