@@ -50,8 +50,9 @@ SETTINGS: list[Settings] = [
     ("plain", 0.1, "shared", False),  # the defaults
     ("plain", 0.1, "shared", True),
     ("unit", 0.1, "shared", True),
-    ("unit", 0.02, "shared", True),
-    ("plain", 0.02, "by_task", True),
+    ("unit", 0.05, "shared", True),
+    ("plain", 0.05, "by_task", True),
+    ("unit", 0.05, "by_task", True),
     ("unit", 0.02, "by_task", True),
 ]
 """The features, the shrinkage, the covariance, and whether a temperature is fitted."""
