@@ -59,6 +59,11 @@ NEW: dict[str, list[str]] = {
     "replay on policy, 10 %": [
         "method={name: replay, method: sequential, share: 0.1, source: on_policy}",
     ],
+    # Of label words only the right one scores, so that the above equals plain replay there.
+    "replay on policy by likelihood, 10 %": [
+        "method={name: replay, method: sequential, share: 0.1, source: on_policy}",
+        "method.select=likelihood",
+    ],
     "replay of its own, 10 %": [
         "method={name: replay, method: sequential, share: 0.1, source: own}",
     ],
