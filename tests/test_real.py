@@ -133,7 +133,7 @@ def test_vit_on_real_images(shared, tmp_path):
     results = run(stream, Backbone.load(weights), Isolated(), training=FEW, output=tmp_path / "run")
     model = Model(results)
     images = stream[0].test["image"][:6]
-    out = Model(results).export(tmp_path / "out")
+    out = Model(results).export(tmp_path / "out", heads="joined")
     stock = transformers.AutoModelForImageClassification.from_pretrained(
         out, dtype=torch.float32
     ).eval()

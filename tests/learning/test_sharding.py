@@ -94,7 +94,7 @@ def same_export(one: Run, two: Run, folder: Path) -> None:
     answers = [[answer.label for answer in Model(run).predict(images)] for run in (one, two)]
     assert answers[0] == answers[1]
     for name, run in (("one", one), ("two", two)):
-        Model(run).export(folder / name)
+        Model(run).export(folder / name, heads="joined")
     weights, again = (load_file(folder / name / "model.safetensors") for name in ("one", "two"))
     assert weights.keys() == again.keys()
     for name, value in weights.items():
