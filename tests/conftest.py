@@ -15,7 +15,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before any import that reads it
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import forked
-import image_tasks
 import jaxtyping
 import numpy as np
 import pytest
@@ -27,6 +26,8 @@ import typecheck
 # Checking each call of every module took a third of the tests' time; pyright checks the others.
 if "perdure" not in sys.modules:
     jaxtyping.install_import_hook(typecheck.modules_with_shapes(), "typecheck.check")
+
+import image_tasks
 
 from perdure import Backbone, TaskStream
 from perdure.checks.models import IN_COMMON, SIZES, save, toy_stream
