@@ -31,9 +31,11 @@ from perdure.methods.inflora import InfLoRA
 from perdure.methods.isolated import Isolated
 from perdure.methods.mas import _norms
 from perdure.methods.ncm import NCM
+from perdure.methods.parts import per_example
 from perdure.methods.parts.fisher import fisher
 from perdure.methods.parts.per_example import mean_over_examples
 from perdure.methods.parts.surprise import surprises
+from perdure.methods.parts.weight_fisher import weight_fisher
 from perdure.methods.replay import Replay
 from perdure.methods.sequential import Sequential
 from perdure.models import adapters
@@ -208,6 +210,19 @@ def test_importance_is_that_of_one_example_at_a_time(kind, targets):
         torch.testing.assert_close(information[name], expected[name], atol=1e-6, rtol=1e-3)
         torch.testing.assert_close(importance[name], squares[name], atol=1e-3, rtol=1e-3)
         assert information[name].any()
+
+
+@pytest.mark.parametrize("importance", [fisher, weight_fisher])
+def test_a_pass_for_gradients_of_single_examples_reads_few_prompts(importance, monkeypatch):
+    """The activations of all of their tokens are in memory."""
+    monkeypatch.setattr(per_example, "PROMPTS", 3)
+    backbone = language_model("llama")
+    Sequential(rank=2).attach(backbone)
+    examples = backbone.encode(free("one").rows("train"))
+    sizes = []
+    backbone.register_forward_hook(lambda backbone, inputs, output: sizes.append(len(inputs[0])))
+    importance(backbone, examples, "empirical")
+    assert max(sizes) == 3 and sum(sizes) >= len(examples)
 
 
 @pytest.mark.parametrize("kind", KINDS)
