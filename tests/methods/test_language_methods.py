@@ -34,11 +34,13 @@ from perdure.methods.ncm import NCM
 from perdure.methods.parts import per_example
 from perdure.methods.parts.fisher import fisher
 from perdure.methods.parts.per_example import mean_over_examples
+from perdure.methods.parts.surprise import surprises
 from perdure.methods.parts.weight_fisher import weight_fisher
 from perdure.methods.replay import Replay
 from perdure.methods.sequential import Sequential
 from perdure.models import adapters
 from perdure.models.inputs import input_covariances
+from perdure.models.language import WHOLE_AT_ONCE
 from perdure.models.text_examples import TextExamples
 from perdure.vectors.task_vector import total
 
@@ -250,7 +252,7 @@ def test_what_needs_heads_says_what_to_take_instead(method, instead, tmp_path):
 # -- replay
 
 
-@pytest.mark.parametrize("strategy", ["balanced", "herding", "reservoir"])
+@pytest.mark.parametrize("strategy", ["balanced", "herding", "surprise", "reservoir"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_replay_keeps_answers_in_words(kind, strategy):
     backbone = language_model(kind)
@@ -273,6 +275,39 @@ def test_replay_keeps_answers_in_words(kind, strategy):
         len(text.encode()) for inputs in kept.inputs.values() for text in map(bytes.decode, inputs)
     )
     assert method.store_bytes == kept.size == texts
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "t5"])
+def test_surprises_are_the_loss_of_the_whole_text(kind):
+    """As transformers computes it, of one example at a time."""
+    backbone, task = language_model(kind), free("one")
+    examples = backbone.encode(task.rows("train"))
+    expected = []
+    for tokens in examples.inputs:
+        if kind == "t5":
+            inputs = {"input_ids": tokens.prompt, "labels": tokens.answer}
+        else:
+            whole = (*tokens.prompt, *tokens.answer)
+            inputs = {"input_ids": whole, "labels": whole}
+        given = {name: torch.tensor([ids]) for name, ids in inputs.items()}
+        with torch.no_grad():
+            expected.append(backbone.model(**given).loss)
+    backbone.train()
+    torch.testing.assert_close(surprises(backbone, examples), torch.stack(expected))
+    assert backbone.training and len(expected) > 2 * WHOLE_AT_ONCE
+
+
+def test_a_surprising_prompt_is_kept_whatever_its_answer():
+    """Of prompts with the same answer, the one unlike the others."""
+    model = language_model("llama")
+    texts = ["say it again:"] * 20
+    texts[7] = "ÿþ zqx 93!"
+    rows = Dataset.from_dict({"text": texts, "target": ["yes"] * 20})
+    task = Task("echo", (), train=rows, validation=rows, test=rows, score="exact_match")
+    method = Replay(method=Sequential(rank=4), per_class=1, strategy="surprise")
+    learn(model, [task], method, replace(FEW, epochs=3, learning_rate=0.02))
+    (kept,) = Exemplars.of(method.state).rows({"echo": ()})
+    assert kept.data["text"][:] == [texts[7]]
 
 
 def test_replay_keeps_conversations():

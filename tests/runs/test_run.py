@@ -189,7 +189,7 @@ def test_images(kind, pico, pictures, tmp_path):
     model = Model(results)
     images = pictures[0].test["image"][:4]
     auto = transformers.AutoModelForImageClassification.from_pretrained(
-        model.export(tmp_path / "out")
+        model.export(tmp_path / "out", heads="joined")
     ).eval()
     model = Model(results)
     inputs = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")(

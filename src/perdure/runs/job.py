@@ -128,8 +128,8 @@ def check_network(plan: Plan) -> None:
     Raises
     ------
     InputError
-        The method does not train all weights, tasks should share a head, or the network
-        cannot read a task or has no output for one of its classes.
+        The method does not train all weights, or the network cannot read a task or has no
+        output for one of its classes.
     """
     backbone = plan.backbone
     if not isinstance(backbone, Network):
@@ -146,11 +146,6 @@ def check_network(plan: Plan) -> None:
             f"`{backbone.source}` is trained from scratch, but the method "
             f"`{method_name(method)}` {trains} would leave its weights at their random initial "
             f"values. {remedy}"
-        )
-    if plan.training.shares_head:
-        raise InputError(
-            f"`training.heads: shared` is for models that have heads: the output layer of "
-            f"`{backbone.source}` serves all tasks anyway. Leave it out."
         )
     for task in plan.stream:
         backbone.check_task(task)
@@ -201,6 +196,11 @@ def check_heads(plan: Plan) -> None:
     """Raise `InputError` if the tasks should share a head but cannot."""
     if not plan.training.shares_head:
         return
+    if not plan.backbone.has_heads:
+        raise InputError(
+            f"`training.heads: shared` is for models that have heads: the output layer of "
+            f"`{plan.backbone.source}` serves all tasks anyway. Leave it out."
+        )
     if plan.stream.scenario != "domain":
         raise InputError(
             "`training.heads: shared` is for `scenario: domain`, where all tasks have the same "

@@ -281,7 +281,8 @@ class Recipe(BaseModel):
             posterior=posterior,
         )
         check(plan)
-        if self.scenario is None and isinstance(self.stream, list) and not self.graduated:
+        own_tables = isinstance(self.stream, list) and not self.graduated
+        if self.scenario is None and own_tables and backbone.has_heads:
             _hint_at_domains(stream, len(run.tasks) if run else 0)
         return plan
 
