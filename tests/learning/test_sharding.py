@@ -175,6 +175,21 @@ def predicted_together(run: Path, texts: list[str], answers: list[Answer], folde
     assert "".join(one) == f"{answers[0].answer}\n"
 
 
+def test_weights_in_half_precision_with_recomputed_layers(recipe, tmp_path):
+    """The settings for a large model, all at once. Half precision rounds to three digits."""
+    values = yaml.safe_load(recipe.read_text())
+    values["backbone"]["dtype"] = "bfloat16"
+    values["training"] |= {"gradient_checkpointing": True, "epochs": 2}
+    path = tmp_path / "large.yaml"
+    path.write_text(yaml.safe_dump(values))
+    ended(start(path, tmp_path / "two"))
+    two, one = Run(tmp_path / "two"), Recipe.read(path).run(tmp_path / "one")
+    assert len(two.tasks) == 2
+    assert losses(two) == pytest.approx(losses(one), rel=1e-2)
+    single = Recipe.read(recipe, ["training.epochs=2"]).run(tmp_path / "single")
+    assert losses(one) != pytest.approx(losses(single), rel=1e-5)
+
+
 # -- what cannot be sharded is refused before anything is trained
 
 
