@@ -129,7 +129,7 @@ def _report(output: Path, runs: int) -> None:
 def _elsewhere(
     name: str, workers: int, address: str | None, cpus: float, gpus: float
 ) -> "Executor | None":
-    """Return an executor; None if this process is enough, which has imported the library already."""
+    """Return an executor; None if this process is enough."""
     where = _executor(name, workers, address, cpus, gpus)
     return None if name == "local" and workers == 1 else where
 
