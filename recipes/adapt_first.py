@@ -9,17 +9,17 @@ all tasks, with the task not known, averaged over tasks. A seed is that of the e
 training and of the order of classes. Settings are those of the recipes, with fewer examples.
 
 The table goes to recipes/results/adapt_first.csv and, as means over the seeds, to the terminal.
+Rows that were not asked for stay in it.
 """
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from common import write
+from common import write_over
 from torch import Tensor
 
 from perdure import Backbone, Recipe
@@ -68,15 +68,16 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rows = []
+    rows: Sequence[Mapping[str, str]] = []
     for stream in arguments.streams:
         for seed in arguments.seeds:
             recipe = Recipe.read(
                 Path(__file__).parent / RECIPES[stream],
                 [*settings(arguments, stream, seed), *arguments.set],
             )
-            rows += both(stream, seed, recipe)
-            write(arguments.results / "adapt_first.csv", rows)
+            new = both(stream, seed, recipe)
+            table = arguments.results / "adapt_first.csv"
+            rows = write_over(table, new, key=("stream", "seed", "adapt", "method"))
     print(over_seeds(rows))
 
 
@@ -92,7 +93,7 @@ def settings(arguments: argparse.Namespace, stream: str, seed: int) -> list[str]
     return [f"{name}={value}" for name, value in values.items()]
 
 
-def both(name: str, seed: int, recipe: Recipe) -> list[dict[str, Any]]:
+def both(name: str, seed: int, recipe: Recipe) -> list[dict[str, str]]:
     """The rows of a seed: every method on the frozen features, and on the adapted ones."""
     stream, backbone = recipe.make_stream(), recipe.make_backbone()
     first = stream.tasks[:1]
@@ -111,7 +112,7 @@ def both(name: str, seed: int, recipe: Recipe) -> list[dict[str, Any]]:
         remember_features()
         for variant, make in METHODS.items():
             accuracies = learned(make(), backbone, stream, seed)
-            row = {"stream": name, "seed": seed, "adapt": adapt, "method": variant}
+            row = {"stream": name, "seed": str(seed), "adapt": adapt, "method": variant}
             row |= {"accuracy": f"{100 * np.mean(accuracies):.2f}"}
             row |= {"first_task": f"{100 * accuracies[0]:.2f}"}
             row |= {"later_tasks": f"{100 * np.mean(accuracies[1:]):.2f}"}
@@ -156,7 +157,7 @@ def learned(method: Method, backbone: Backbone, stream: TaskStream, seed: int) -
     return accuracies
 
 
-def over_seeds(rows: list[dict[str, Any]]) -> str:
+def over_seeds(rows: Sequence[Mapping[str, str]]) -> str:
     """A Markdown table of mean ± standard deviation over the seeds."""
     lines = [f"| | {' | '.join(METHODS)} |", "|---" * (len(METHODS) + 1) + "|"]
     for stream, adapt in dict.fromkeys((row["stream"], row["adapt"]) for row in rows):

@@ -9,19 +9,21 @@ settings. `joint` is a logistic regression of scikit-learn on the features of al
 once, scaled to unit length, whose C was chosen on validation queries.
 
 What is there already under `runs/frozen` is taken up. The table goes to
-recipes/results/frozen_clinc150.csv and, as means over the seeds, to the terminal.
+recipes/results/frozen_clinc150.csv and, as means over the seeds, to the terminal. Rows that were
+not asked for stay in it.
 """
 
 import argparse
 import json
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from common import write
+from common import write_over
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
@@ -70,7 +72,8 @@ def main() -> None:
             for method in arguments.methods:
                 rows += measured(arguments, backbone, method, size, seed)
             features.save()
-    write(arguments.results / f"{RECIPE.stem}.csv", rows)
+    table = arguments.results / f"{RECIPE.stem}.csv"
+    rows = write_over(table, rows, key=("examples_per_class", "seed", "method"))
     print(over_seeds(rows))
 
 
@@ -102,7 +105,7 @@ class Remembered:
 
 def measured(
     arguments: argparse.Namespace, backbone: Backbone, method: str, size: int, seed: int
-) -> list[dict[str, Any]]:
+) -> list[dict[str, str]]:
     """One row: learned and measured now, or before."""
     random = method in ("klda", "anacp", "ranpac")
     if size == ALL and not random and seed != arguments.seeds[0]:
@@ -119,11 +122,12 @@ def measured(
             accuracy = logistic_regression(backbone, recipe.make_stream())
         else:
             accuracy = learned(recipe, backbone, cached.with_suffix(""))
-        row = {"examples_per_class": size, "seed": seed, "method": method}
+        row = {"examples_per_class": str(size), "seed": str(seed), "method": method}
         row |= {"accuracy": f"{100 * accuracy:.2f}"}
         cached.write_text(json.dumps(row))
         print(row, f"{time.process_time() - started:.0f} s", flush=True)
-    return [json.loads(cached.read_text())]
+    row = json.loads(cached.read_text())
+    return [{name: str(value) for name, value in row.items()}]
 
 
 def learned(recipe: Recipe, backbone: Backbone, folder: Path) -> float:
@@ -160,7 +164,7 @@ def features_of(
     return torch.cat(values).numpy(), np.array(labels)
 
 
-def over_seeds(rows: list[dict[str, Any]]) -> str:
+def over_seeds(rows: Sequence[Mapping[str, str]]) -> str:
     """A Markdown table of mean ± standard deviation over the seeds."""
     methods = list(dict.fromkeys(row["method"] for row in rows))
     lines = [f"| examples per class | {' | '.join(methods)} |", "|---" * (len(methods) + 1) + "|"]

@@ -9,21 +9,28 @@ under `runs` are continued, and rules that were measured are not measured again.
 The table goes to recipes/results/language_<recipe>.csv: a row for each method, rule and order,
 after the last task. Rows of methods and orders that were not asked for stay in it. Means over the
 orders and the reduction of the gap go to the terminal.
+
+With `--costs`, each method learns the first of the orders on fewer examples instead. The CPU time
+of its steps, beside `sequential`, and what it stores go to language_<recipe>_costs.csv.
 """
 
 import argparse
+import json
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from common import measure_all, write_over
 
 from perdure import Recipe, Run
 from perdure.benchmarks.standard_cl import ORDERS
 from perdure.evaluation import metrics
 from perdure.evaluation.score import TASK_IDS
+from perdure.runs import layout, story
 
 Row = dict[str, str]
 
@@ -51,6 +58,11 @@ NEW: dict[str, list[str]] = {
     ],
     "replay on policy, 10 %": [
         "method={name: replay, method: sequential, share: 0.1, source: on_policy}",
+    ],
+    # Of label words only the right one scores, so that the above equals plain replay there.
+    "replay on policy by likelihood, 10 %": [
+        "method={name: replay, method: sequential, share: 0.1, source: on_policy}",
+        "method.select=likelihood",
     ],
     "replay of its own, 10 %": [
         "method={name: replay, method: sequential, share: 0.1, source: own}",
@@ -106,6 +118,16 @@ RULES: dict[str, list[tuple[str, list[str]]]] = {
     ],
     "isolated, previous": [("oracle", []), SEARCHED, ("slao", [])],
 }
+COUNTED = {
+    "stream.train": 40,
+    "stream.validation": 8,
+    "stream.test": 8,
+    "evaluation.steps": "none",
+    "evaluation.general": "false",
+}
+"""Five steps a task, to see what a method costs beside another. It measures nothing."""
+UNTIMED = ("sequential, low rate", "zero-shot")
+"""Methods that cost as much as `sequential`, or learn nothing."""
 # Methods that keep no examples, which parameter isolation and combination is compared with.
 OTHERS = ("sequential", "sequential, low rate", "inc_lora", "o_lora", "n_lora", "sd_lora", "ewc")
 OTHERS += ("lwf", "inflora")
@@ -119,12 +141,17 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--rules", nargs="+", help="Only these rules, beside the recipe's own.")
     parser.add_argument("--runs", type=Path, default=Path("runs/language"))
+    parser.add_argument("--set", nargs="+", default=[], help="Further settings, for all runs.")
     parser.add_argument("--table-only", action="store_true", help="Run nothing.")
+    parser.add_argument("--costs", action="store_true", help="Only measure time and storage.")
     arguments = parser.parse_args()
+    if arguments.costs:
+        costs(arguments)
+        return
     rows = []
     for order in arguments.orders:
         for name in arguments.methods:
-            folder = arguments.runs / f"{order}-{name.replace(', ', '-').replace(' ', '-')}"
+            folder = arguments.runs / f"{order}-{folder_name(name)}"
             if not arguments.table_only:
                 learn(arguments, folder, name, order)
             if (folder / "scores.csv").is_file():
@@ -137,17 +164,26 @@ def main() -> None:
 
 def learn(arguments: argparse.Namespace, folder: Path, name: str, order: str) -> None:
     """Learn a stream by a method; for `isolated` measure the other rules as well."""
+    started = time.process_time()
+    Recipe.read(arguments.recipe, settings_of(arguments, name, order)).run(folder)
+    print(f"{order} {name}: {time.process_time() - started:.0f} s of CPU time", flush=True)
+    if name in RULES:
+        rules = arguments.rules or [rule for rule, _ in RULES[name]]
+        measure_all(Run(folder), [rule for rule in RULES[name] if rule[0] in rules])
+
+
+def settings_of(arguments: argparse.Namespace, name: str, order: str) -> list[str]:
+    """Return the settings of a method and an order, beside those of the recipe."""
     tasks = len(ORDERS[order].split())
     settings = [f"stream.order={order}", f"name={name}, {order}"]
     settings += [setting.replace("TASKS", str(tasks)) for setting in METHODS[name]]
     if arguments.folder:
         settings.append(f"stream.folder={arguments.folder}")
-    started = time.process_time()
-    Recipe.read(arguments.recipe, settings).run(folder)
-    print(f"{order} {name}: {time.process_time() - started:.0f} s of CPU time", flush=True)
-    if name in RULES:
-        rules = arguments.rules or [rule for rule, _ in RULES[name]]
-        measure_all(Run(folder), [rule for rule in RULES[name] if rule[0] in rules])
+    return [*settings, *arguments.set]
+
+
+def folder_name(method: str) -> str:
+    return method.replace(", ", "-").replace(" ", "-")
 
 
 def table(folder: Path, name: str, order: str) -> list[Row]:
@@ -174,6 +210,35 @@ def table(folder: Path, name: str, order: str) -> list[Row]:
         row["seconds"] = f"{sum(task['seconds'] for task in tasks):.0f}"
         rows.append(row)
     return rows
+
+
+def costs(arguments: argparse.Namespace) -> None:
+    """Learn a few examples by each method, and write what that costs beside `sequential`."""
+    torch.set_num_threads(1)
+    order = arguments.orders[0]
+    small = [f"{name}={value}" for name, value in COUNTED.items()]
+    backbone = Recipe.read(arguments.recipe).make_backbone()
+    rows = []
+    for name in dict.fromkeys(["sequential", *arguments.methods]):
+        if name in UNTIMED:
+            continue
+        folder = arguments.runs / f"costs-{order}-{folder_name(name)}"
+        cached = folder.with_suffix(".json")
+        if not cached.is_file():
+            recipe = Recipe.read(arguments.recipe, [*settings_of(arguments, name, order), *small])
+            stream = recipe.make_stream()
+            plan = recipe.plan(stream, backbone)
+            started = time.process_time()
+            story.run(replace(plan, recipe=recipe.resolved(plan)), folder)
+            cached.write_text(json.dumps(time.process_time() - started))
+        seconds = json.loads(cached.read_text())
+        files = [layout.manifest(place) for place in Run(folder).task_folders().values()]
+        stored = sum(file["size"] for manifest in files for file in manifest.values())
+        rows.append({"method": name, "seconds": f"{seconds:.1f}", "stored_bytes": str(stored)})
+        beside = seconds / float(rows[0]["seconds"])
+        print(f"{name}  {beside:.2f} × sequential  {stored / 1e6:.1f} MB", flush=True)
+    results = Path(__file__).parent / "results" / f"language_{arguments.recipe.stem}_costs.csv"
+    write_over(results, rows, key=("method",))
 
 
 def before_learning(run: Run) -> Row:

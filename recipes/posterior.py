@@ -22,7 +22,7 @@ from torch import Tensor
 from perdure import Model, Recipe, Statistics, TaskPosterior
 from perdure.data.task import Split, Task, TaskRows
 from perdure.evaluation.calibration import expected_calibration_error, reliability
-from perdure.evaluation.posterior import Kind, describe, scaled
+from perdure.evaluation.posterior import Covariance, Kind, describe, scaled
 from perdure.evaluation.score import probabilities, task_logits
 from perdure.evaluation.unknown import KnownInputs, auroc, false_positives
 from perdure.evaluation.validation import OwnClasses, Validation, fitted_temperature
@@ -45,12 +45,17 @@ METHODS = {
     # its heads are computed from the frozen backbone, so nothing is trained
     "lda": ["method=lda", "rule=last"],
 }
-SETTINGS: list[tuple[Kind, float, bool]] = [
-    ("plain", 0.1, False),  # the usual ones
-    *itertools.product(("plain", "unit"), (0.1, 0.2, 0.3), (True,)),
-    ("unit", 0.1, False),
+Settings = tuple[Kind, float, Covariance, bool]
+SETTINGS: list[Settings] = [
+    ("plain", 0.1, "shared", False),  # the defaults
+    ("plain", 0.1, "shared", True),
+    ("unit", 0.1, "shared", True),
+    ("unit", 0.05, "shared", True),
+    ("plain", 0.05, "by_task", True),
+    ("unit", 0.05, "by_task", True),
+    ("unit", 0.02, "by_task", True),
 ]
-"""The features, the shrinkage, and whether a temperature is fitted."""
+"""The features, the shrinkage, the covariance, and whether a temperature is fitted."""
 
 
 def main() -> None:
@@ -91,17 +96,22 @@ def measured(
         logits[task.name, split] = task_logits(
             model.backbone, model.combined, examples, model.classes
         )
-    for features, shrinkage, fits in SETTINGS:
+    for features, shrinkage, covariance, fits in SETTINGS:
         statistics, validations = fitted(model.backbone, tasks, features)
         temperature = fitted_temperature(validations.values()) if fits else 1.0
         posterior = TaskPosterior(
-            statistics, shrinkage=shrinkage, temperature=temperature, features=features
+            statistics,
+            shrinkage=shrinkage,
+            temperature=temperature,
+            features=features,
+            covariance=covariance,
         )
         for split in ("validation", "test"):
             row = {
                 **about,
                 "features": features,
                 "shrinkage": shrinkage,
+                "covariance": covariance,
                 "temperature": round(temperature, 2),
                 "split": split,
             }

@@ -40,7 +40,54 @@ def test_by_hand_in_one_dimension():
     assert (found[0, 1] - found[0, 0]).item() == pytest.approx(0.6)
 
 
-def test_order_and_parts_do_not_matter(tasks):
+def test_a_covariance_of_each_task_equals_a_mixture_of_gaussians(tasks):
+    """The covariance by its definition, and the densities by torch."""
+    features, labels = tasks
+    x = torch.cat([features["a"], features["b"]]).double()
+    statistics = {name: Statistics.of(features[name], labels[name], 2) for name in features}
+    posterior = TaskPosterior(statistics, shrinkage=0.3, covariance="by_task")
+
+    means, covariances = {}, {}
+    for name, of_task in features.items():
+        of_task = of_task.double()
+        means[name] = torch.stack([of_task[labels[name] == label].mean(0) for label in (0, 1)])
+        centred = of_task - means[name][labels[name]]
+        covariances[name] = centred.T @ centred / len(centred)
+    shared = shrunk((covariances["a"] + covariances["b"]) / 2)
+    m = 8 * 3  # examples that the shared covariance counts for
+    expected = []
+    for name, own in covariances.items():
+        covariance = (100 * shrunk(own) + m * shared) / (100 + m)
+        classes = torch.distributions.MixtureSameFamily(
+            torch.distributions.Categorical(labels[name].bincount().double()),
+            torch.distributions.MultivariateNormal(means[name], covariance),
+        )
+        expected.append(classes.log_prob(x))
+    torch.testing.assert_close(
+        posterior.log_prob(x), torch.stack(expected, 1).log_softmax(1), rtol=1e-9, atol=1e-9
+    )
+
+
+def shrunk(covariance):
+    d = len(covariance)
+    return 0.7 * covariance + 0.3 * covariance.trace() / d * torch.eye(d, dtype=torch.double)
+
+
+def test_the_spread_of_a_task_tells_it_from_another():
+    """Both tasks have the same mean: only their covariances differ."""
+    torch.manual_seed(0)
+    narrow, wide = torch.randn(2000, 1), 5 * torch.randn(2000, 1)
+    one = torch.zeros(2000, dtype=torch.long)
+    statistics = {"narrow": Statistics.of(narrow, one, 1), "wide": Statistics.of(wide, one, 1)}
+    x = torch.tensor([[0.0], [10.0]])
+    shared = TaskPosterior(statistics).log_prob(x).exp()
+    assert shared.max() < 0.6
+    by_task = TaskPosterior(statistics, covariance="by_task").log_prob(x)
+    assert by_task.argmax(1).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("covariance", ["shared", "by_task"])
+def test_order_and_parts_do_not_matter(tasks, covariance):
     features, labels = tasks
     x = features["a"]
     whole = {name: Statistics.of(features[name], labels[name], 2) for name in features}
@@ -50,8 +97,8 @@ def test_order_and_parts_do_not_matter(tasks):
         for name in ("b", "a")
     }
     torch.testing.assert_close(
-        TaskPosterior(whole).log_prob(x),
-        TaskPosterior(parts).log_prob(x)[:, [1, 0]],
+        TaskPosterior(whole, covariance=covariance).log_prob(x),
+        TaskPosterior(parts, covariance=covariance).log_prob(x)[:, [1, 0]],
         rtol=1e-9,
         atol=1e-9,
     )

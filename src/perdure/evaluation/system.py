@@ -127,6 +127,7 @@ class System:
             shrinkage=self.settings.shrinkage,
             temperature=self.temperature,
             features=self.settings.features,
+            covariance=self.settings.covariance,
         )
 
     @cached_property

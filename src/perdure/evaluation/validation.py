@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from perdure.errors import InputError
-from perdure.vectors.statistics import Statistics, within
+from perdure.vectors.statistics import Statistics, squared_distances, within
 
 TEMPERATURES = 2 ** (torch.arange(57, dtype=torch.double) / 8)
 """The temperatures among which one is chosen: from 1 to 128, in steps of 9 %.
@@ -130,25 +130,13 @@ class OwnClasses:
         self, features: Float[Tensor, "examples features"]
     ) -> Float[Tensor, "examples classes"]:
         """Return the squared Mahalanobis distance of each example from each class."""
-        return _squares(features, self.means, self.precision)
+        return squared_distances(features, self.means, self.precision)
 
     def relative(self, features: Float[Tensor, "examples features"]) -> Float[Tensor, " examples"]:
         """Return the relative distance of each example from the nearest class."""
         nearest = self.squares(features).amin(1)
-        of_task = _squares(features, self.mean, self.task_precision)
+        of_task = squared_distances(features, self.mean, self.task_precision)
         return nearest - of_task[:, 0]
-
-
-def _squares(
-    features: Float[Tensor, "examples features"],
-    means: Float[Tensor, "groups features"],
-    precision: Float[Tensor, "features features"],
-) -> Float[Tensor, "examples groups"]:
-    x = features.double().cpu()
-    weighted = means @ precision
-    of_examples = ((x @ precision) * x).sum(1, keepdim=True)
-    of_means = (weighted * means).sum(1)
-    return of_examples - 2 * (x @ weighted.T) + of_means
 
 
 def fitted_temperature(validations: Iterable[Validation]) -> float:

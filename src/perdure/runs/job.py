@@ -362,7 +362,7 @@ def settings_of(plan: Plan) -> Settings:
         del evaluation["general"]
     # A folder from before the section existed has the default settings.
     usual = plan.posterior == PosteriorSettings()
-    posterior = {} if usual else {"posterior": _plain(plan.posterior)}
+    posterior = {} if usual else {"posterior": _of_posterior(plan.posterior)}
     return {
         "backbone": plan.backbone.settings,
         "method": _of_method(plan.method),
@@ -378,6 +378,14 @@ def settings_of(plan: Plan) -> Settings:
         "evaluation": evaluation,
         "seed": plan.seed,
     }
+
+
+def _of_posterior(settings: PosteriorSettings) -> dict[str, object]:
+    """Return the settings of the task posterior, as in folders from before `covariance`."""
+    values = _plain(settings)
+    if settings.covariance == "shared":
+        del values["covariance"]
+    return values
 
 
 def _of_method(method: Method) -> dict[str, object]:

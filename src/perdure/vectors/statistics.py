@@ -113,3 +113,22 @@ def within(
     spread = covariance.trace().clamp_min(1e-12) / d
     sphere = spread * torch.eye(d, dtype=torch.double)
     return (1 - shrinkage) * covariance + shrinkage * sphere
+
+
+def squared_distances(
+    features: Float[Tensor, "examples features"],
+    means: Float[Tensor, "groups features"],
+    precision: Float[Tensor, "features features"],
+) -> Float[Tensor, "examples groups"]:
+    """Return the squared Mahalanobis distance of each example from each mean.
+
+    Parameters
+    ----------
+    precision
+        The inverse of the covariance that the groups share.
+    """
+    x = features.double().cpu()
+    weighted = means @ precision
+    of_examples = ((x @ precision) * x).sum(1, keepdim=True)
+    of_means = (weighted * means).sum(1)
+    return of_examples - 2 * (x @ weighted.T) + of_means
