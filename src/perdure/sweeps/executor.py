@@ -55,6 +55,8 @@ class WholeRun(Job):
     ----------
     folder
         The run folder, as an absolute path.
+    features
+        A folder for the features of frozen backbones, which all trials share.
     rules
         Further rules to measure the finished run with.
     """
@@ -62,6 +64,7 @@ class WholeRun(Job):
     kind = "run"
 
     folder: str
+    features: str
     rules: list[Section] = field(default_factory=list)
 
 

@@ -151,6 +151,7 @@ def _job(
     return WholeRun(
         trial=trial.name,
         folder=str(sweep_folder.run_folder(output, trial.name).resolve()),
+        features=str((output / sweep_folder.FEATURES).resolve()),
         recipe=recipe,
         settings=settings,
         rules=rules,

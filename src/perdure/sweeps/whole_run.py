@@ -28,7 +28,7 @@ def perform(job: WholeRun) -> Outcome:
     recipe = Recipe.parse(job.recipe, job.settings)
     folder = Path(job.folder)
     _wait_for_writer(folder)
-    run = recipe.run(folder)
+    run = recipe.run(folder, features=Path(job.features))
     measure_with(job.rules, folder)
     scores = run.accuracies(recipe.make_rule().label)
     return Outcome(job.trial, "finished", scores=scores)
