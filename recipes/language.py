@@ -53,6 +53,15 @@ NEW: dict[str, list[str]] = {
     ],
     "replay, 1 %": ["method={name: replay, method: sequential, share: 0.01}"],
     "replay, 10 %": ["method={name: replay, method: sequential, share: 0.1}"],
+    "replay of surprises, 1 %": [
+        "method={name: replay, method: sequential, share: 0.01, strategy: surprise}",
+    ],
+    # With the decay of `slow_adapter` above.
+    "SuRe, 1 %": [
+        "method={name: slow_adapter, method: {name: replay, method: sequential}, decay: 0.8}",
+        "method.method.share=0.01",
+        "method.method.strategy=surprise",
+    ],
     "replay on policy, 1 %": [
         "method={name: replay, method: sequential, share: 0.01, source: on_policy}",
     ],

@@ -2,32 +2,34 @@
 
     python recipes/posterior.py --folder DATA
     python recipes/posterior.py --folder DATA --method lda
+    python recipes/posterior.py --folder DATA --unknown
 
 DATA has the folders `intents` and `text15`. Each stream is learned once (runs that are there
 already are taken as they are); then the posterior is computed from features of the frozen backbone,
 with each of SETTINGS, on the validation and the test splits. The tables go to
-recipes/results/posterior_METHOD.csv and recipes/results/unknown.csv, in percent.
+recipes/results/posterior_METHOD.csv and recipes/results/unknown.csv, in percent. `--unknown` makes
+the second one alone, which needs no run.
 """
 
 import argparse
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import torch
 from common import write
 from torch import Tensor
 
 from perdure import Model, Recipe, Statistics, TaskPosterior
-from perdure.data.task import Split, Task, TaskRows
+from perdure.data.task import Split, Task, TaskRows, TaskStream
 from perdure.evaluation.calibration import expected_calibration_error, reliability
 from perdure.evaluation.posterior import Covariance, Kind, describe, scaled
 from perdure.evaluation.score import probabilities, task_logits
 from perdure.evaluation.unknown import KnownInputs, auroc, false_positives
 from perdure.evaluation.validation import OwnClasses, Validation, fitted_temperature
+from perdure.models import heads
 from perdure.models.backbone import Backbone
-from perdure.runs.inputs import texts_or_pairs
 
 RECIPES = Path(__file__).parent
 STREAMS = {
@@ -56,6 +58,10 @@ SETTINGS: list[Settings] = [
     ("unit", 0.02, "by_task", True),
 ]
 """The features, the shrinkage, the covariance, and whether a temperature is fitted."""
+FOURIER = (500, 2000)
+"""The numbers of random Fourier features of the kernel, whose width is that of `klda`."""
+BANDWIDTH = 0.25
+Mapped = Callable[[Tensor], Tensor]
 
 
 def main() -> None:
@@ -67,7 +73,13 @@ def main() -> None:
     parser.add_argument("--method", choices=METHODS, default="isolated")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--runs", type=Path, default=Path("runs/posterior"))
+    parser.add_argument("--unknown", action="store_true")
     asked = parser.parse_args()
+    if asked.unknown:
+        file, data = STREAMS["clinc150"]
+        recipe = Recipe.read(RECIPES / file, [f"stream.folder={asked.folder / data}"])
+        rows = out_of_scope(recipe.make_backbone(), recipe.make_stream())
+        return write(RECIPES / "results" / "unknown.csv", rows)
     rows: list[Mapping[str, object]] = []
     for name, seed in itertools.product(asked.streams, asked.seeds):
         file, data = STREAMS[name]
@@ -77,12 +89,13 @@ def main() -> None:
         recipe = Recipe.read(RECIPES / file, settings)
         run = recipe.run(asked.runs / f"{asked.method}-{name}-{seed}")
         model = Model(run)
-        tasks = recipe.make_stream().tasks
+        stream = recipe.make_stream()
+        tasks = stream.tasks
         rows += measured({"method": asked.method, "stream": name, "seed": seed}, model, tasks)
         write(RECIPES / "results" / f"posterior_{asked.method}.csv", rows)
         if name == "clinc150" and seed == asked.seeds[0]:
-            found = out_of_scope(model.backbone, tasks, asked.folder / data)
-            write(RECIPES / "results" / "unknown.csv", found)
+            outside = out_of_scope(model.backbone, stream)
+            write(RECIPES / "results" / "unknown.csv", outside)
 
 
 def measured(
@@ -97,7 +110,8 @@ def measured(
             model.backbone, model.combined, examples, model.classes
         )
     for features, shrinkage, covariance, fits in SETTINGS:
-        statistics, validations = fitted(model.backbone, tasks, features)
+        kind = partial(scaled, kind=features)
+        statistics, validations = fitted(model.backbone, tasks, kind)
         temperature = fitted_temperature(validations.values()) if fits else 1.0
         posterior = TaskPosterior(
             statistics,
@@ -121,25 +135,23 @@ def measured(
 
 
 def fitted(
-    backbone: Backbone, tasks: tuple[Task, ...], features: Kind
+    backbone: Backbone, tasks: tuple[Task, ...], mapped: Mapped
 ) -> tuple[dict[str, Statistics], dict[str, Validation]]:
-    """Return what a run stores of each task for the posterior."""
+    """Return what a run stores of each task for the posterior, of features that are mapped."""
     statistics: dict[str, Statistics] = {}
     validations: dict[str, Validation] = {}
     for task in tasks:
-        x, y = described(backbone, task, "train", features)
-        statistics[task.name] = Statistics.of(x, y, len(task.classes))
-        x, y = described(backbone, task, "validation", features)
-        validations[task.name] = Validation.of(statistics[task.name], x, y)
+        x, y = described(backbone, task, "train")
+        statistics[task.name] = Statistics.of(mapped(x), y, len(task.classes))
+        x, y = described(backbone, task, "validation")
+        validations[task.name] = Validation.of(statistics[task.name], mapped(x), y)
     return statistics, validations
 
 
-def described(
-    backbone: Backbone, task: Task, split: Split, features: Kind
-) -> tuple[Tensor, Tensor]:
+def described(backbone: Backbone, task: Task, split: Split) -> tuple[Tensor, Tensor]:
     """Return the frozen backbone's features of a task's examples, and their labels."""
     examples = backbone.encode(task.rows(split))
-    return scaled(describe(backbone, examples), features), torch.tensor(examples.labels)
+    return describe(backbone, examples), torch.tensor(examples.labels)
 
 
 def scores(
@@ -157,7 +169,7 @@ def scores(
     log_p: list[Tensor] = []
     owners: list[Tensor] = []
     for number, task in enumerate(tasks):
-        x, y = described(model.backbone, task, split, "plain")
+        x, y = described(model.backbone, task, split)
         log_weights = posterior.log_prob(x)
         of_task = logits[task.name, split]
         answers = probabilities(of_task, columns, log_weights).argmax(1)
@@ -178,39 +190,39 @@ def scores(
     return {key: round(100 * value, 2) for key, value in values.items()}
 
 
-def out_of_scope(
-    backbone: Backbone, tasks: tuple[Task, ...], folder: Path
-) -> list[Mapping[str, object]]:
+def out_of_scope(backbone: Backbone, stream: TaskStream) -> list[Mapping[str, object]]:
     """Tell the queries that are out of scope from the test queries, by several scores."""
-    table = pq.read_table(folder / "clinc150.parquet").to_pylist()
-    outside = [row["text"] for row in table if row["split"] == "oos_test"]
-    unknown = describe(backbone, backbone.prepare([TaskRows("", texts_or_pairs(outside))]))
-    known = torch.cat([described(backbone, task, "test", "plain")[0] for task in tasks])
+    assert stream.unknown is not None
+    unknown = describe(backbone, backbone.encode([TaskRows("", stream.unknown)]))
+    known = torch.cat([described(backbone, task, "test")[0] for task in stream])
+    maps: dict[str, Mapped] = {
+        "plain": partial(scaled, kind="plain"),
+        "unit": partial(scaled, kind="unit"),
+    }
+    for features in FOURIER:
+        maps[f"fourier, {features}"] = kernel(backbone, stream[0], features)
     rows: list[Mapping[str, object]] = []
-    for features in ("plain", "unit"):
-        statistics, validations = fitted(backbone, tasks, features)
-        posterior = TaskPosterior(statistics, features=features)
-        shares = KnownInputs(statistics, validations, features=features)
+    for name, mapped in maps.items():
+        statistics, validations = fitted(backbone, stream.tasks, mapped)
+        posterior = TaskPosterior(statistics)
+        shares = KnownInputs(statistics, validations)
         # As if all tasks were one: the usual forms, which a forgotten task would change.
-        counts = torch.cat([of_task.counts for of_task in statistics.values()])
-        sums = torch.cat([of_task.sums for of_task in statistics.values()])
-        products = torch.stack([of_task.products for of_task in statistics.values()]).sum(0)
-        together = OwnClasses(Statistics(counts, sums, products))
+        together = OwnClasses(Statistics.side_by_side(statistics.values()))
         both: list[dict[str, Tensor]] = []
-        for x in (known, unknown):
+        for x in (mapped(known), mapped(unknown)):
             likeliest = posterior.log_prob(x).argmax(1)
-            squares = together.squares(scaled(x, features))
+            squares = together.squares(x)
             both.append(
                 {
                     "1 - max p(class | x)": -(together.log_prior - squares / 2).softmax(1).amax(1),
                     "Mahalanobis, one covariance": squares.amin(1),
-                    "relative, one covariance": together.relative(scaled(x, features)),
+                    "relative, one covariance": together.relative(x),
                     "relative, own task": -shares.shares(x, likeliest),
                 }
             )
         for score in both[0]:
             row = {
-                "features": features,
+                "features": name,
                 "score": score,
                 "auroc": round(100 * auroc(both[0][score], both[1][score]), 2),
                 "fpr95": round(100 * false_positives(both[0][score], both[1][score]), 2),
@@ -223,6 +235,15 @@ def out_of_scope(
             rows.append(row)
             print(rows[-1], flush=True)
     return rows
+
+
+def kernel(backbone: Backbone, first: Task, features: int) -> Mapped:
+    """Return random Fourier features of a Gaussian kernel, as wide as `klda` makes it."""
+    x = heads.unit_norm(described(backbone, first, "train")[0])
+    distance = 2 * (1 - x.double().mean(0).square().sum())
+    gamma = (BANDWIDTH / distance).item()
+    W, b = heads.fourier(0, x.shape[1], features, gamma)
+    return lambda plain: heads.fourier_features(heads.unit_norm(plain), W, b)
 
 
 if __name__ == "__main__":

@@ -21,15 +21,15 @@ import pytest
 import torch
 import transformers
 import typecheck
-from datasets import Dataset
-from PIL import Image
 
 # A fork has imported perdure already. pytest's own option does not reach the processes of xdist.
 # Checking each call of every module took a third of the tests' time; pyright checks the others.
 if "perdure" not in sys.modules:
     jaxtyping.install_import_hook(typecheck.modules_with_shapes(), "typecheck.check")
 
-from perdure import Backbone, Task, TaskStream
+import image_tasks
+
+from perdure import Backbone, TaskStream
 from perdure.checks.models import IN_COMMON, SIZES, save, toy_stream
 from perdure.cli import app
 from perdure.runs import adapter_folder
@@ -114,21 +114,7 @@ def toy() -> TaskStream:
 @pytest.fixture(scope="session")
 def pictures() -> TaskStream:
     """Two tasks of noisy 16 × 16 images that differ in colour."""
-
-    def rows(n: int, seed: int) -> Dataset:
-        rng = np.random.default_rng(seed)
-        labels = [i % 2 for i in range(n)]
-        pixels = [
-            rng.integers(0, 80, (16, 16, 3), dtype=np.uint8) + np.uint8(150 * label)
-            for label in labels
-        ]
-        return Dataset.from_dict({"image": [Image.fromarray(p) for p in pixels], "label": labels})
-
-    tasks = [
-        Task(name, ("dark", "light"), rows(16, i), rows(8, i + 10), rows(8, i + 20))
-        for i, name in enumerate("ab")
-    ]
-    return TaskStream("pictures", tuple(tasks), "domain")
+    return image_tasks.stream()
 
 
 @pytest.fixture(scope="session")

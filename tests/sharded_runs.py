@@ -1,13 +1,15 @@
 """Runs of pico models whose weights are sharded if several processes make them.
 
 Started with a model, a folder, and pairs of a method and a rule, each as JSON, this file makes a
-run of each pair and prints the largest share of the weights that the process has stored.
+run of each pair and prints the largest share of the weights that the process has stored. A pair
+may have a third value, the sharding.
 """
 
 import json
 import sys
 from pathlib import Path
 
+import image_tasks
 import language_runs
 import torch
 from torch.distributed.tensor import DTensor
@@ -23,17 +25,25 @@ def make(model: Path, output: Path, pairs: list[list]) -> tuple[list[Run], float
     """Make the runs, and return the largest share of the weights that this process has stored."""
     runs = []
     shares = [0.0]
-    for number, (method, rule) in enumerate(pairs):
-        if "bert" in (model / "config.json").read_text():
+    kind = json.loads((model / "config.json").read_text())["model_type"]
+    for number, (method, rule, *other) in enumerate(pairs):
+        if kind == "bert":
             backbone = Backbone.load(model, max_length=16)
             tasks = toy_stream().tasks[:2]
+        elif kind == "vit":
+            backbone = Backbone.load(model)
+            tasks = image_tasks.stream().tasks
         else:
             backbone = Backbone.load(model, max_length=64, max_new_tokens=12)
             tasks = (language_runs.closed("mood"), language_runs.closed("sky"))
             if method == "isolated":
                 tasks = (tasks[0], language_runs.free())
         training = Training(
-            epochs=2, batch_size=6, learning_rate=0.005, backbone_dropout=False, sharding="fsdp"
+            epochs=2,
+            batch_size=6,
+            learning_rate=0.005,
+            backbone_dropout=False,
+            sharding=other[0] if other else "fsdp",
         )
         stream = TaskStream("pico", tasks)
         made = make_method(method)

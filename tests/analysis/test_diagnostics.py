@@ -46,7 +46,7 @@ from perdure.analysis import (
 from perdure.report import diagnostics, diagnostics_terminal, report
 from perdure.report.diagnostics.parts.pictures import TASKS
 from perdure.report.diagnostics_page import sections
-from perdure.runs import layout
+from perdure.runs import derived
 
 
 def random(*shape, seed=0):
@@ -316,7 +316,7 @@ def test_a_run(made):
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     found = diagnose(folder)
     assert list(found["parts"]) == list(registry.diagnostics()) and not found["left_out"]
-    assert layout.diagnostics(folder) == found  # every number has the place that the format says
+    assert derived.diagnostics(folder) == found  # every number has the place that the format says
     assert {path: path.read_bytes() for path in before} == before
     assert (found["tasks"], found["rule"]) == (["fruit", "colour", "texture"], "task_arithmetic")
     parts = found["parts"]
@@ -408,11 +408,11 @@ def test_other_parts_of_the_file_are_kept(made):
     folder = made("isolated")
     diagnose(folder, only=["zones"], examples=4)
     assert list(diagnose(folder, only=["posterior"], examples=4)["parts"]) == ["posterior"]
-    assert list(layout.diagnostics(folder)["parts"]) == ["zones", "posterior"]
+    assert list(derived.diagnostics(folder)["parts"]) == ["zones", "posterior"]
     diagnose(
         folder, only=["posterior"], examples=5
     )  # of other examples: what was there would not belong to it
-    assert list(layout.diagnostics(folder)["parts"]) == ["posterior"]
+    assert list(derived.diagnostics(folder)["parts"]) == ["posterior"]
 
 
 def test_one_task_and_a_task_that_is_taken_out(tmp_path, pico):
@@ -449,13 +449,13 @@ def test_a_broken_file_is_one_sentence(made):
     ):
         path.write_text(json.dumps(whole | change))
         with pytest.raises(RunError, match="diagnostics.json"):
-            layout.diagnostics(run)
+            derived.diagnostics(run)
         assert any("diagnostics.json" in fault for fault in verify(run, backbone=False).faults)
     path.write_text('{"format": 1')
     with pytest.raises(RunError, match="diagnostics.json.*is not JSON"):
-        layout.diagnostics(run)
+        derived.diagnostics(run)
     path.unlink()
-    assert layout.diagnostics(run) == {}
+    assert derived.diagnostics(run) == {}
 
 
 def test_the_command(made, perdure):  # noqa: F811
@@ -468,7 +468,7 @@ def test_the_command(made, perdure):  # noqa: F811
     )
     assert max(map(len, out.splitlines()[:-1])) <= 80
     status, out, err = perdure("diagnose", folder, "--only", "posterior", "--json")
-    assert (status, err) == (0, "") and json.loads(out) == layout.diagnostics(folder)
+    assert (status, err) == (0, "") and json.loads(out) == derived.diagnostics(folder)
     status, out, err = perdure("diagnose", folder, "--only", "everything")
     assert (
         status == 1
@@ -530,7 +530,7 @@ def test_a_new_diagnostic_is_two_files(made, letters, perdure, tmp_path):  # noq
         "colour",
         "6",
     ]
-    found = layout.diagnostics(folder)
+    found = derived.diagnostics(folder)
     assert found["parts"]["letters"] == {"reading": "More is longer.", "letters": [5, 6, 7]}
     report([folder], tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
@@ -541,7 +541,7 @@ def test_a_new_diagnostic_is_two_files(made, letters, perdure, tmp_path):  # noq
     )
     (folder / "diagnostics.json").write_text(json.dumps(found | {"tasks": ["fruit", "colour"]}))
     with pytest.raises(RunError, match="diagnostics.json"):
-        layout.diagnostics(folder)
+        derived.diagnostics(folder)
     (folder / "diagnostics.json").write_text(json.dumps(found))
     status, out, err = perdure("diagnose", folder, "--only", "letter")
     assert status == 1 and err.startswith(
@@ -660,9 +660,9 @@ def test_the_terminal_has_80_columns(count):
 
 def test_reading_needs_no_torch(tmp_path):
     (tmp_path / "diagnostics.json").write_text(json.dumps(many(3)))
-    code = "import sys, pathlib; from perdure.runs import layout; "
+    code = "import sys, pathlib; from perdure.runs import derived; "
     code += "from perdure.report.diagnostics_page import sections; "
-    code += "shown = sections(layout.diagnostics(pathlib.Path(sys.argv[1]))); "
+    code += "shown = sections(derived.diagnostics(pathlib.Path(sys.argv[1]))); "
     code += "print(len(shown), 'torch' in sys.modules)"
     out = subprocess.run(
         [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True

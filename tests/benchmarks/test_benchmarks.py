@@ -318,6 +318,8 @@ def test_clinc150_reads_a_folder(intents):
             rows = getattr(task, split)
             assert all(row["text"].split()[1] == task.classes[row["label"]] for row in rows)
     assert len(clinc150(folder=str(intents), train=15)[0].train) == 15
+    assert stream.unknown is not None and stream.unknown["text"][:] == ["601 oos"]
+    assert stream.until(2).unknown is stream.unknown
 
 
 def test_clinc150_in_other_tasks(intents):
@@ -340,6 +342,13 @@ def test_clinc150_refuses(intents):
         clinc150(folder=str(intents))
 
 
+def test_clinc150_may_have_no_queries_out_of_scope(intents):
+    rows = pq.read_table(intents / "clinc150.parquet").to_pylist()
+    known = [row for row in rows if not row["split"].startswith("oos")]
+    pq.write_table(pa.Table.from_pylist(known), intents / "clinc150.parquet")
+    assert clinc150(folder=str(intents)).unknown is None
+
+
 def test_clinc150_reads_the_hub(monkeypatch):
     names = [*reversed(INTENTS), "oos"]
 
@@ -353,6 +362,7 @@ def test_clinc150_reads_the_hub(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load)
     stream = clinc150()
     assert stream.names == list(DOMAINS)
+    assert stream.unknown is not None and stream.unknown.to_dict() == {"text": ["0 oos"]}
     for task in stream:
         assert len(task.validation) == 15 and "oos" not in task.classes
         assert all(row["text"] == f"0 {task.classes[row['label']]}" for row in task.validation)

@@ -31,12 +31,16 @@ from perdure.methods.inflora import InfLoRA
 from perdure.methods.isolated import Isolated
 from perdure.methods.mas import _norms
 from perdure.methods.ncm import NCM
+from perdure.methods.parts import per_example
 from perdure.methods.parts.fisher import fisher
 from perdure.methods.parts.per_example import mean_over_examples
+from perdure.methods.parts.surprise import surprises
+from perdure.methods.parts.weight_fisher import weight_fisher
 from perdure.methods.replay import Replay
 from perdure.methods.sequential import Sequential
 from perdure.models import adapters
 from perdure.models.inputs import input_covariances
+from perdure.models.language import WHOLE_AT_ONCE
 from perdure.models.text_examples import TextExamples
 from perdure.vectors.task_vector import total
 
@@ -208,6 +212,19 @@ def test_importance_is_that_of_one_example_at_a_time(kind, targets):
         assert information[name].any()
 
 
+@pytest.mark.parametrize("importance", [fisher, weight_fisher])
+def test_a_pass_for_gradients_of_single_examples_reads_few_prompts(importance, monkeypatch):
+    """The activations of all of their tokens are in memory."""
+    monkeypatch.setattr(per_example, "PROMPTS", 3)
+    backbone = language_model("llama")
+    Sequential(rank=2).attach(backbone)
+    examples = backbone.encode(free("one").rows("train"))
+    sizes = []
+    backbone.register_forward_hook(lambda backbone, inputs, output: sizes.append(len(inputs[0])))
+    importance(backbone, examples, "empirical")
+    assert max(sizes) == 3 and sum(sizes) >= len(examples)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_sampled_fisher_needs_no_classes(kind):
     backbone = language_model(kind)
@@ -235,7 +252,7 @@ def test_what_needs_heads_says_what_to_take_instead(method, instead, tmp_path):
 # -- replay
 
 
-@pytest.mark.parametrize("strategy", ["balanced", "herding", "reservoir"])
+@pytest.mark.parametrize("strategy", ["balanced", "herding", "surprise", "reservoir"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_replay_keeps_answers_in_words(kind, strategy):
     backbone = language_model(kind)
@@ -258,6 +275,39 @@ def test_replay_keeps_answers_in_words(kind, strategy):
         len(text.encode()) for inputs in kept.inputs.values() for text in map(bytes.decode, inputs)
     )
     assert method.store_bytes == kept.size == texts
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "t5"])
+def test_surprises_are_the_loss_of_the_whole_text(kind):
+    """As transformers computes it, of one example at a time."""
+    backbone, task = language_model(kind), free("one")
+    examples = backbone.encode(task.rows("train"))
+    expected = []
+    for tokens in examples.inputs:
+        if kind == "t5":
+            inputs = {"input_ids": tokens.prompt, "labels": tokens.answer}
+        else:
+            whole = (*tokens.prompt, *tokens.answer)
+            inputs = {"input_ids": whole, "labels": whole}
+        given = {name: torch.tensor([ids]) for name, ids in inputs.items()}
+        with torch.no_grad():
+            expected.append(backbone.model(**given).loss)
+    backbone.train()
+    torch.testing.assert_close(surprises(backbone, examples), torch.stack(expected))
+    assert backbone.training and len(expected) > 2 * WHOLE_AT_ONCE
+
+
+def test_a_surprising_prompt_is_kept_whatever_its_answer():
+    """Of prompts with the same answer, the one unlike the others."""
+    model = language_model("llama")
+    texts = ["say it again:"] * 20
+    texts[7] = "ÿþ zqx 93!"
+    rows = Dataset.from_dict({"text": texts, "target": ["yes"] * 20})
+    task = Task("echo", (), train=rows, validation=rows, test=rows, score="exact_match")
+    method = Replay(method=Sequential(rank=4), per_class=1, strategy="surprise")
+    learn(model, [task], method, replace(FEW, epochs=3, learning_rate=0.02))
+    (kept,) = Exemplars.of(method.state).rows({"echo": ()})
+    assert kept.data["text"][:] == [texts[7]]
 
 
 def test_replay_keeps_conversations():

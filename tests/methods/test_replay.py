@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from pico_language import save
 from small_runs import differing, make, recipe, small, stopped, table
 
 from perdure import Backbone, InputError, Recipe, Task, Training, learn, registry, run
 from perdure.data import exemplars
 from perdure.data.exemplars import Exemplars
+from perdure.learning import snapshot
 from perdure.methods.inc_lora import IncLoRA
 from perdure.methods.isolated import Isolated
 from perdure.methods.joint import Joint
@@ -93,7 +95,7 @@ def test_thinning_is_uniform(toy):
     assert counts.sum() == 8 * 400 and counts.min() > 60 and counts.max() < 140
 
 
-@pytest.mark.parametrize("strategy", ["balanced", "herding", "reservoir"])
+@pytest.mark.parametrize("strategy", ["balanced", "herding", "surprise", "reservoir"])
 def test_how_many_are_kept(strategy, bert, toy):
     method, classes = Replay(method=Sequential(rank=2), per_class=3, strategy=strategy), 0
     for step, task in enumerate(toy, start=1):
@@ -111,7 +113,7 @@ def test_how_many_are_kept(strategy, bert, toy):
             assert set(zip(rows["text"], rows["label"], strict=True)) <= examples
 
 
-@pytest.mark.parametrize("strategy", ["balanced", "reservoir"])
+@pytest.mark.parametrize("strategy", ["balanced", "surprise", "reservoir"])
 def test_a_share_of_each_task(strategy, bert, toy):
     """A share counts a task's examples, whatever its classes are, and is never nothing."""
     sizes = [len(task.train) for task in toy]
@@ -121,13 +123,54 @@ def test_a_share_of_each_task(strategy, bert, toy):
             learn(bert, toy.until(step).tasks, method, FEW)
             kept = Exemplars.of(method.state)
             assert len(kept) == sum(counts[:step])
-        if strategy == "balanced":
+        if strategy != "reservoir":
             assert list(kept.counts.values()) == counts
 
 
 def test_herding_takes_no_share():
     with pytest.raises(InputError, match="`share` cannot be used with `strategy: herding`"):
         Replay(method=Sequential(), share=0.1, strategy="herding")
+
+
+def test_the_most_surprising_by_hand():
+    surprise = torch.tensor([0.5, 2.0, 0.1, 2.0, 3.0, 0.2])
+    assert exemplars.surprising(surprise, [0] * 6, 3) == [1, 3, 4]
+    assert exemplars.surprising(surprise, [0] * 6, 2) == [1, 4]  # of equal ones, the first
+    assert exemplars.surprising(surprise, [0, 1, 0, 1, 1, 0], 1) == [0, 4]
+    assert exemplars.surprising(surprise, [0, 1, 0, 1, 1, 0], 9) == list(range(6))
+
+
+@pytest.mark.parametrize("share", [None, 0.2])
+def test_what_is_kept_is_what_the_learned_model_finds_improbable(share, bert, toy):
+    """Of -log p(class | x) with the trained head and module, of each class or of the task."""
+    task = toy[1]
+    method = Replay(method=Sequential(rank=2), per_class=2, share=share, strategy="surprise")
+    learn(bert, [task], method, FEW)
+    losses = []
+    with torch.no_grad():
+        for number in range(len(task.train)):
+            batch = bert.encode(task.rows("train")).batch([number])
+            logits = bert.own("colour")(bert(batch))[0]
+            losses.append(-logits.log_softmax(0)[task.train["label"][number]].item())
+    order = sorted(range(len(losses)), key=losses.__getitem__, reverse=True)
+    labels = task.train["label"][:]
+    expected = order[: round(0.2 * len(losses))]
+    if share is None:
+        by_class = [[i for i in order if labels[i] == c][:2] for c in range(len(task.classes))]
+        expected = sum(by_class, [])
+    (kept,) = Exemplars.of(method.state).rows({"colour": task.classes})
+    assert kept.data["text"][:] == [task.train["text"][i] for i in sorted(expected)]
+    assert kept.data["label"][:] == [labels[i] for i in sorted(expected)]
+
+
+def test_surprises_do_not_change_what_is_learned(pico, toy):
+    """Dropout is off while they are measured, and no random number is drawn."""
+    learned = []
+    for strategy in ("balanced", "surprise"):
+        bert = Backbone.load(pico("bert"))
+        method = Replay(method=Sequential(rank=2), strategy=strategy)
+        learned.append(learn(bert, [toy[0]], method, FEW))
+    assert adapters.same(learned[0].parameters, learned[1].parameters)
 
 
 # -- on disk
@@ -143,7 +186,7 @@ def test_texts_survive_the_run_folder(bert, toy, tmp_path):
     assert states[1] > states[0] > kept_by(results, "fruit").size
 
 
-@pytest.mark.parametrize("strategy", ["balanced", "herding"])
+@pytest.mark.parametrize("strategy", ["balanced", "herding", "surprise"])
 def test_pictures_survive_the_run_folder(strategy, pico, pictures, tmp_path):
     """Encoded as they were, and the same pixels."""
     backbone = Backbone.load(pico("vit"))
@@ -310,6 +353,35 @@ def test_a_recipe(pico, tmp_path, perdure):  # noqa: F811
     assert written["rule"]["name"] == "last"
     learn_more(part.folder, {"data": table(tmp_path, "texture")})
     assert list(kept_by(part, "texture").labels) == ["fruit", "colour", "texture"]
+
+
+SURE = {
+    "name": "slow_adapter",
+    "method": {"name": "replay", "method": "sequential", "strategy": "surprise", "share": 0.1},
+    "decay": 0.8,
+}
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_sure_goes_on_and_forgets(family, pico, tmp_path, perdure):  # noqa: F811
+    """The mean is what ranks the examples; a run that was stopped ends with the same bytes."""
+    folder = pico("bert") if family == "bert" else save(tmp_path / "model", family)
+    names = ("fruit", "colour", "texture")
+    values = recipe(tmp_path, names, folder, method=SURE, training={"epochs": 1})
+    if family == "llama":
+        values["backbone"] = {"model": str(folder), "max_new_tokens": 12}
+        for entry in values["stream"]:
+            entry["prompt"] = "{text}:"
+    whole = make(tmp_path, "whole", values)
+    part = stopped(make, tmp_path, "part", values, task="colour", step=3)
+    assert perdure("run", part.folder, "-q")[0] == 0
+    assert differing(part, whole) == []
+    state = snapshot.part(whole.load_task("texture").state, "method")
+    assert Exemplars.of(state).counts == dict.fromkeys(names, 2)  # of 18 or so
+    assert forget(part.folder, "fruit").traces == ("colour", "texture")
+    learn_more(part.folder, values["stream"][0])
+    state = snapshot.part(part.load_task("fruit").state, "method")
+    assert list(Exemplars.of(state).counts) == ["colour", "texture", "fruit"]
 
 
 def test_its_settings_are_checked(perdure, tmp_path, pico):  # noqa: F811

@@ -159,7 +159,7 @@ def test_images(kind, pico, pictures, tmp_path):
     assert not any("cls_token" in name or "lambda1" in name for name in names)
     images = pictures[0].test["image"][:4]
     auto = transformers.AutoModelForImageClassification.from_pretrained(
-        Model(results).export(tmp_path / "out")
+        Model(results).export(tmp_path / "out", heads="joined")
     ).eval()
     inputs = dict(
         transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")(

@@ -22,7 +22,7 @@ def test_another_size_is_read_saved_and_exported(kind, pico, pictures, tmp_path)
     )
     assert results.recipe["backbone"]["image_size"] == 8
     model = Model(results)
-    out = model.export(tmp_path / "out")
+    out = model.export(tmp_path / "out", heads="joined")
     stock = transformers.AutoModelForImageClassification.from_pretrained(out).eval()
     images = pictures[0].test["image"][:3]
     inputs = dict(

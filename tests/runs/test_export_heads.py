@@ -1,11 +1,14 @@
 """The head of an exported encoder: in closed form from the statistics of the run, or joined."""
 
 import hashlib
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import stock
 import torch
 import transformers
 from datasets import Dataset
@@ -13,14 +16,18 @@ from small_runs import make, recipe, table
 from tables import read_table
 
 from perdure import Backbone, InputError, Model, Recipe, Rule, Run, Training
+from perdure.data.images import as_rows
 from perdure.data.task import TaskRows
+from perdure.evaluation import random_inputs
 from perdure.evaluation.closed_form import closed_form_heads
+from perdure.evaluation.posterior import TaskPosterior
 from perdure.evaluation.score import task_logits
 from perdure.learning.alignment import Alignment
 from perdure.methods.isolated import Isolated
 from perdure.runs.begin import run as learn_stream
 from perdure.runs.export_heads import replaced, usual_heads
 from perdure.runs.extend import forget
+from perdure.vectors.statistics import Statistics
 
 NAMES = ["fruit", "colour", "texture"]
 
@@ -102,6 +109,71 @@ def test_stock_transformers_answers_as_perdure_does_with_these_heads(run, home, 
     ours = torch.cat([logits[name] for name in NAMES], dim=1).detach()
     torch.testing.assert_close(stock_logits(tmp_path / "out", texts), ours, rtol=1e-4, atol=1e-3)
     assert ours.std(0).min() > 1e-3  # they depend on the text
+
+
+@pytest.mark.parametrize("heads", ["closed_form", "joined"])
+def test_a_stock_pipeline_answers_as_perdure_does(heads, run, home, tmp_path):
+    """Long texts too, which the pipeline cuts as the code on the card says."""
+    texts = [row["text"] for row in read_table(Path(table(home, "colour")))]
+    texts += [" ".join(texts[start : start + 4]) for start in range(6)]
+    model = Model(run)
+    ours = stock.of_perdure(model, [TaskRows("", Dataset.from_dict({"text": texts}))], heads)
+    model.export(tmp_path / "out", heads=heads)
+    stock.agree(ours, stock.of_pipeline(tmp_path / "out", "text", texts, truncation=True))
+    assert len(set(ours)) > len(NAMES)
+    assert "truncation=True" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("problem", ["regression", "multi_label_classification"])
+def test_a_base_for_another_problem_is_exported_as_a_classifier(problem, home, pico, tmp_path):
+    """A pipeline would give its logits, or a sigmoid of each, instead of probabilities."""
+    base = tmp_path / "base"
+    shutil.copytree(pico("bert"), base)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"problem_type": problem}))
+    backbone = {"model": str(base), "pooling": "stock", "max_length": 8}
+    own = make(tmp_path, "run", recipe(home, NAMES[:2], base) | {"backbone": backbone})
+    texts = [row["text"] for row in read_table(Path(table(home, "fruit")))][:5]
+    model = Model(own)
+    ours = stock.of_perdure(model, [TaskRows("", Dataset.from_dict({"text": texts}))], "joined")
+    model.export(tmp_path / "out", heads="joined")
+    stock.agree(ours, stock.of_pipeline(tmp_path / "out", "text", texts))
+
+
+def test_sentence_transformers_answers_as_perdure_does(home, pico, tmp_path):
+    """With mean pooling, and texts that are longer than the model reads."""
+    pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
+    own = make(tmp_path, "run", recipe(home, NAMES, pico("bert"), training={"epochs": 4}))
+    texts = [row["text"] for row in read_table(Path(table(home, "colour")))]
+    texts += [" ".join(texts[start : start + 4]) for start in range(6)]
+    for heads in ("closed_form", "joined"):
+        model = Model(own)
+        ours = stock.of_perdure(model, [TaskRows("", Dataset.from_dict({"text": texts}))], heads)
+        model.export(tmp_path / heads, heads=heads)
+        stock.agree(ours, stock.of_sentence_transformer(tmp_path / heads, texts))
+
+
+@pytest.mark.parametrize(
+    "case", [("vit", None, "closed_form"), ("vit", 8, "joined"), ("dinov2", 8, "closed_form")]
+)
+def test_an_image_pipeline_answers_as_perdure_does(case, pico, pictures, tmp_path):
+    """Given files, as users have them, of grey and coloured images of another size."""
+    kind, size, heads = case
+    backbone = Backbone.load(pico(kind), image_size=size)
+    own = learn_stream(pictures, backbone, Isolated(rank=2), output=tmp_path / "run")
+    paths = []
+    for number, image in enumerate(pictures[0].test["image"][:4]):
+        path = tmp_path / f"{number}.png"
+        image.resize((40, 30)).convert("L" if number % 2 else "RGB").save(path)
+        paths.append(str(path))
+    model = Model(own)
+    ours = stock.of_perdure(model, [TaskRows("", as_rows(paths))], heads)
+    model.export(tmp_path / "out", heads=heads)
+    theirs = stock.of_pipeline(tmp_path / "out", "image", paths)
+    # Images of one class hardly differ, so that a head in closed form has weights of about 10,000.
+    tolerance = 1e-2 if heads == "closed_form" else 1e-4
+    theirs = [(label.split("/")[-1], probability) for label, probability in theirs]
+    stock.agree(ours, theirs, tolerance=tolerance)
 
 
 def test_both_accuracies_are_printed_and_on_the_card(run, tmp_path, perdure):
@@ -194,15 +266,38 @@ def test_a_stream_made_in_python_can_be_given(bert, toy, tmp_path):
     assert "with this stock model: " in (tmp_path / "b" / "README.md").read_text()
 
 
-def test_images_have_no_head_in_closed_form(pico, pictures, tmp_path):
-    own = learn_stream(
-        pictures, Backbone.load(pico("vit")), Isolated(rank=2), output=tmp_path / "run"
-    )
-    model = Model(own)
-    assert usual_heads(model.system, own.recipe) == "joined"
-    with pytest.raises(InputError, match="reads images. Use `--heads joined`"):
-        model.export(tmp_path / "out", heads="closed_form")
-    assert not (tmp_path / "out").exists()
+@pytest.mark.parametrize("kind", ["vit", "dinov2"])
+def test_images_without_drift_keep_their_statistics(kind, pico, pictures, tmp_path, monkeypatch):
+    """A ViT's head reads the class token alone, which is the first half of the statistics."""
+    monkeypatch.setattr(random_inputs, "IMAGES", 40)
+    backbone = Backbone.load(pico(kind))
+    own = learn_stream(pictures, backbone, Isolated(rank=2), output=tmp_path / "run")
+    system = Model(own, rule=Rule("task_arithmetic", scale=0.0)).system
+    assert usual_heads(system, own.recipe) == "closed_form"
+    statistics = {}
+    for task in system.learned:
+        sums, products = task.statistics.sums, task.statistics.products
+        width = backbone.width
+        first = Statistics(task.statistics.counts, sums[:, :width], products[:width, :width])
+        statistics[task.name] = first
+    weight, bias = TaskPosterior(statistics).classifier
+    heads = closed_form_heads(system).values()
+    ours = [torch.cat([head[name] for head in heads]) for name in ("weight", "bias")]
+    torch.testing.assert_close(ours[0], weight.float(), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(ours[1], bias.float(), rtol=1e-3, atol=1e-2)
+
+
+def test_random_images_are_the_same_each_time(pico, monkeypatch):
+    monkeypatch.setattr(random_inputs, "IMAGES", 30)
+    backbone = Backbone.load(pico("vit"))
+    pixels = []
+    for _ in range(2):
+        examples = random_inputs.random_inputs(backbone)
+        pixels.append(examples.batch(range(30)).inputs["pixel_values"])
+    assert torch.equal(*pixels)
+    # plain ones and fine-grained ones
+    spread = pixels[0].std(dim=(2, 3)).mean(1)
+    assert spread.min() < 1e-3 and spread.max() > 0.4
 
 
 def test_a_class_without_examples_has_no_mean(run):

@@ -41,7 +41,7 @@ from perdure.bundled.parts import packages
 from perdure.checks.models import toy_task
 from perdure.methods.isolated import Isolated
 from perdure.report import FORMATS, summary, terminal
-from perdure.runs import layout
+from perdure.runs import derived
 
 GONE = "cannot be measured now, but is used as it was learned"
 QUICK = {"epochs": 1, "batch_size": 16}
@@ -321,14 +321,14 @@ def test_nothing_of_it_can_be_measured(home):
 
 def test_how_classes_were_answered_is_kept_of_what_is_not_measured_again(pico, tmp_path):
     run = learned(tmp_path, pico("bert"), "fruit", "colour")
-    before = layout.answers(run.folder)
+    before = derived.answers(run.folder)
     (tmp_path / "fruit.csv").unlink()
     with pytest.warns(PerdureWarning, match=GONE):
         evaluate_run(run.folder)
-    assert layout.answers(run.folder) == before and set(before["posterior"]) == {"fruit", "colour"}
+    assert derived.answers(run.folder) == before and set(before["posterior"]) == {"fruit", "colour"}
     with pytest.warns(PerdureWarning, match=GONE):
         learn_more(run.folder, {"data": table(tmp_path, "size")})
-    assert set(layout.answers(run.folder)["posterior"]) == {
+    assert set(derived.answers(run.folder)["posterior"]) == {
         "colour",
         "size",
     }  # of another model those of before

@@ -3,8 +3,10 @@
 import json
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
+import language_runs
 import pico_language
 import pytest
 import transformers
@@ -21,14 +23,18 @@ from perdure import (
     Recipe,
     Run,
     Task,
+    TaskStream,
+    Training,
     UnknownName,
     evaluate_run,
+    find,
     forget,
     learn_more,
     names,
     past_tasks,
     read_tasks,
     registry,
+    run,
     verify,
 )
 
@@ -250,6 +256,34 @@ def test_methods_without_old_tables(name, llama, tmp_path):
 
 
 # -- refused before anything is trained
+
+
+def test_tasks_of_a_language_model_need_no_hint_at_shared_heads(tmp_path):
+    rows = [(f"t {number}:", ("yes", "no")[number % 2]) for number in range(12)]
+    stream = []
+    for name in ("a", "b", "c", "d", "e"):
+        stream.append({"data": write(tmp_path / f"{name}.csv", rows), "prompt": "{text}"})
+    backbone = {"model": str(save(tmp_path / "model", "llama"))}
+    recipe = Recipe.parse({"stream": stream, "backbone": backbone, "method": "sequential"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PerdureWarning)
+        recipe.dry_run()
+
+
+def test_a_language_model_has_no_head_to_share(tmp_path):
+    """It would have ended at the first measurement, with the first task learned."""
+    folder = save(tmp_path / "model", "llama")
+    tasks = (language_runs.closed("mood"), replace(language_runs.closed("mood"), name="again"))
+    stream = TaskStream("moods", tasks, "domain")
+    with pytest.raises(InputError, match="is for models that have heads.* Leave it out"):
+        run(
+            stream,
+            Backbone.load(folder),
+            find("method", "sequential")(),
+            training=Training(heads="shared"),
+            output=tmp_path / "run",
+        )
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

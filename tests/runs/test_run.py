@@ -29,7 +29,7 @@ from perdure.merging.search import Search
 from perdure.methods.isolated import Isolated
 from perdure.models.encoder import Encoder
 from perdure.models.examples import Batch
-from perdure.runs import layout
+from perdure.runs import derived
 from perdure.runs.extend import evaluate_run
 
 FEW = Training(epochs=3, batch_size=8, learning_rate=0.01)
@@ -125,7 +125,7 @@ def test_search_takes_the_best_on_validation_data(pico, toy, tmp_path):
 
 
 def test_the_answers_are_those_that_the_scores_were_computed_from(finished, toy):
-    answers = layout.answers(finished.folder)
+    answers = derived.answers(finished.folder)
     last = [row for row in finished.scores() if row["step"] == len(toy)]
     assert {(row["task_id"], row["task"]) for row in last} == {
         (way, task) for way in answers for task in answers[way]
@@ -189,7 +189,7 @@ def test_images(kind, pico, pictures, tmp_path):
     model = Model(results)
     images = pictures[0].test["image"][:4]
     auto = transformers.AutoModelForImageClassification.from_pretrained(
-        model.export(tmp_path / "out")
+        model.export(tmp_path / "out", heads="joined")
     ).eval()
     model = Model(results)
     inputs = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")(

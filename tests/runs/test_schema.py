@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from perdure import RunError
-from perdure.runs import layout, schema
+from perdure.runs import derived, layout, schema
 
 RUN = Path(__file__).parents[1] / "formats" / "2" / "isolated"
 TASK = "tasks/00-fruit"
@@ -73,22 +73,40 @@ def in_json(folder, name, change):
         ),
         (layout.combined, "combined.json", {"\ud800": 1}, "as a name, which is not valid text"),
         (
-            layout.answers,
+            derived.answers,
             "answers.json",
             {"answers": {"a": {"b": {"c": {"d": 0}}}}},
             "`answers.a.b.c.d` is 0, but must",
         ),
         (
-            layout.answers,
+            derived.answers,
             "answers.json",
             {"answers": {"a": {"b": {"c": {"d": True}}}}},
             "`answers.a.b.c.d` is True",
         ),
         (
-            layout.answers,
+            derived.answers,
             "answers.json",
             {"answers": {"a": {"b": []}}},
             "`answers.a.b` is \\[\\], but must be a mapping",
+        ),
+        (
+            derived.caught,
+            "answers.json",
+            {"answers": {}, "caught": {"relative": [0.5]}},
+            "`caught.relative` is",
+        ),
+        (
+            derived.caught,
+            "answers.json",
+            {"answers": {}, "caught": {"relative": [0.5] * 100 + [1.5]}},
+            "`caught.relative.100` is 1.5, but must",
+        ),
+        (
+            derived.caught,
+            "answers.json",
+            {"answers": {}, "caught": []},
+            "`caught` is \\[\\], but must be a mapping",
         ),
     ],
 )
@@ -100,7 +118,7 @@ def test_a_file_of_a_run(read, name, change, message, folder):
 def test_a_class_that_was_never_asked_for(folder):
     in_json(folder, "answers.json", {"answers": {"given": {"fruit": {"apple": {}}}}})
     one_sentence(
-        lambda: layout.answers(folder),
+        lambda: derived.answers(folder),
         "`.*answers.json`: `answers.given.fruit.apple` is {}, but must be",
     )
 

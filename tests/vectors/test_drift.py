@@ -41,3 +41,13 @@ def test_a_large_ridge_leaves_only_a_shift():
     torch.testing.assert_close(drift.matrix, torch.eye(3, dtype=torch.double))
     shifted = Drift.fitted(X, y, ridge=1e12)
     torch.testing.assert_close(shifted.shift, (y - X).mean(0))
+
+
+def test_the_map_begins_as_the_part_of_x_that_is_nearest_to_y():
+    """Such as the class token in front of the mean over patches."""
+    x = torch.cat([X, 2 * X.flip(0)], dim=1)
+    zero, one = torch.zeros(3, 3, dtype=torch.double), torch.eye(3, dtype=torch.double)
+    for y, parts in ((X, (one, zero)), (2.1 * X.flip(0) + 7, (zero, one))):
+        torch.testing.assert_close(Drift.fitted(x, y, ridge=1e12).matrix, torch.cat(parts, dim=1))
+    # three features are no part of two
+    assert Drift.fitted(X, X[:, :2], ridge=1e12).matrix.abs().max() < 1e-9

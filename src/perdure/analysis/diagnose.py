@@ -17,7 +17,7 @@ from perdure.errors import InputError, RunError, UnknownName
 from perdure.evaluation.progress_bar import Progress
 from perdure.learning import engine
 from perdure.merging.rule_settings import RuleLike
-from perdure.runs import layout
+from perdure.runs import derived
 from perdure.runs.extend import rule_of
 from perdure.runs.sources import Sources
 from perdure.runs.state import read
@@ -138,7 +138,7 @@ def _reading(diagnostic: Any, subject: Subject) -> str:
 def _with_earlier(folder: Path, results: Results) -> Results:
     """Add the other diagnostics of the existing file, if they were computed in the same way."""
     try:
-        earlier = layout.diagnostics(folder)
+        earlier = derived.diagnostics(folder)
     except RunError:
         # The file can be recomputed, so a damaged one is replaced.
         return results

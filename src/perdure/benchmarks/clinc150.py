@@ -68,6 +68,9 @@ DOMAINS = {
     ),
 }
 
+OUTSIDE = "oos"
+"""The label of queries that are out of scope."""
+
 
 def clinc150(
     *,
@@ -82,8 +85,8 @@ def clinc150(
 ) -> TaskStream:
     """Ten domains of a voice assistant, each a task with fifteen intents, in short queries.
 
-    An intent has 100 training, 20 validation and 30 test queries. Out-of-scope queries
-    are left out.
+    An intent has 100 training, 20 validation and 30 test queries. The 1,000 test queries
+    that are out of scope belong to no task (`evaluation.unknown`).
 
     The data set is under CC BY 3.0 (Larson et al.).
 
@@ -120,7 +123,7 @@ def clinc150(
     """
     groups = _groups(tasks, order_seed)
     # By name: the numbers of the labels are in another order, and include the one out of scope.
-    labels, data = _from_folder(Path(folder)) if folder else _from_hub()
+    labels, data, outside = _from_folder(Path(folder)) if folder else _from_hub()
     intents_of_tasks = set(itertools.chain(*groups.values()))
     missing = intents_of_tasks - set(labels)
     if missing:
@@ -143,7 +146,7 @@ def clinc150(
         chosen = bounded(splits, sizes, seed)
         task = Task(name, tuple(intents), **chosen)
         stream.append(task)
-    return TaskStream("clinc150", tuple(stream), scenario)
+    return TaskStream("clinc150", tuple(stream), scenario, unknown=outside)
 
 
 def _groups(tasks: int, order_seed: int | None) -> dict[str, list[str]]:
@@ -172,7 +175,11 @@ def _groups(tasks: int, order_seed: int | None) -> dict[str, list[str]]:
     return groups
 
 
-def _from_folder(folder: Path) -> tuple[list[str], dict[Split, Dataset]]:
+Loaded = tuple[list[str], dict[Split, Dataset], Dataset | None]
+"""The names of the labels, the queries of each split, and those that are out of scope."""
+
+
+def _from_folder(folder: Path) -> Loaded:
     path = folder / "clinc150.parquet"
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
@@ -184,15 +191,22 @@ def _from_folder(folder: Path) -> tuple[list[str], dict[Split, Dataset]]:
             f"`{folder}` must hold `{path.name}`, and `manifest.json` with `labels` of "
             f"`clinc150`: {error}."
         ) from error
-    splits = by_split(Dataset(table), ["text", "label"], str(path))
-    return labels, splits
+    rows = Dataset(table)
+    splits = by_split(rows, ["text", "label"], str(path))
+    is_outside = np.array(rows["split"][:]) == "oos_test"
+    outside = rows.select_columns(["text"]).select(np.flatnonzero(is_outside))
+    return labels, splits, outside if len(outside) else None
 
 
-def _from_hub() -> tuple[list[str], dict[Split, Dataset]]:
+def _from_hub() -> Loaded:
     # `plus` has all training queries; the configurations `small` and `imbalanced` have fewer.
     data = from_hub("clinc/clinc_oos", "plus")
     splits: dict[Split, Dataset] = {}
     for split in SPLITS:
         splits[split] = data[split].rename_column("intent", "label")
     labels = data["train"].features["intent"].names
-    return labels, splits
+    outside = None
+    if OUTSIDE in labels:
+        queries = of_classes(splits["test"], [labels.index(OUTSIDE)])
+        outside = queries.select_columns(["text"])
+    return labels, splits, outside

@@ -199,6 +199,8 @@ def _answer(
 
     model = Model(run, trust=trust, device=device)
     answer, about = predict(model)
+    if not outcome.is_first():
+        return
     if quiet:
         say(answer)
     else:
@@ -220,7 +222,9 @@ def _write_predictions(
 
     check_output(output)  # before the model is loaded, which takes seconds
     model = Model(run, trust=trust, device=device)
-    say(f"{predict(model, table, output)} rows: {output}")
+    count = predict(model, table, output)
+    if outcome.is_first():
+        say(f"{count} rows: {output}")
 
 
 def report(

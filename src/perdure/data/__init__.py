@@ -7,6 +7,7 @@ formats.py       Detection of the prompt and answer columns
 graduated.py     Streams whose tasks fade into each other
 image_folder.py  Image folders with one subfolder per class
 images.py        Images in the form that models read
+inputs.py        Inputs without classes
 network.py       Forbid downloads, for dry runs
 prompts.py       Prompts and free-text answers, built from the cells of a row
 rows.py          Tables read row by row, without conversion

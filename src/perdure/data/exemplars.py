@@ -15,7 +15,7 @@ from perdure.data import images
 from perdure.data.task import Rows, Task, TaskRows
 from perdure.errors import RunError
 
-Strategy = Literal["balanced", "reservoir", "herding"]
+Strategy = Literal["balanced", "reservoir", "herding", "surprise"]
 COLUMNS = ("text", "text_pair", "messages", "target")
 """The text columns that are stored in addition to the label."""
 
@@ -322,6 +322,28 @@ def herded(
             nearest = left.pop(int(distances.argmin().item()))
             total = total + directions[nearest]
             chosen.append(nearest)
+    return sorted(chosen)
+
+
+def surprising(
+    surprises: Float[Tensor, " examples"], labels: Sequence[int], per_class: int
+) -> list[int]:
+    """Choose at most `per_class` examples of each class with the highest surprise.
+
+    Of equal examples, the first are chosen.
+
+    Examples
+    --------
+    >>> surprising(torch.tensor([0.1, 3.0, 2.0, 0.5]), labels=[0, 1, 1, 0], per_class=1)
+    [1, 3]
+    """
+    counts = dict.fromkeys(labels, 0)
+    chosen = []
+    for i in surprises.argsort(descending=True, stable=True).tolist():
+        label = labels[i]
+        if counts[label] < per_class:
+            counts[label] += 1
+            chosen.append(i)
     return sorted(chosen)
 
 

@@ -65,6 +65,24 @@ def read_image_folder(folder: str | Path) -> dict[str, Dataset]:
     return _tables(folder, splits)
 
 
+def read_images(folder: str | Path) -> Dataset:
+    """Read all images in a folder and its subfolders, without classes, in the column `image`.
+
+    Raises
+    ------
+    DataError
+        There are no images, a folder cannot be read, or a link leads back to a parent folder.
+    """
+    root = Path(folder).expanduser().resolve()
+    paths = []
+    for parts in _walk(root):
+        if Path(parts[-1]).suffix.lower() in endings():
+            paths.append(str(root.joinpath(*parts)))
+    if not paths:
+        raise DataError(f"`{folder}` contains no images, such as `.jpg` or `.png`.")
+    return Dataset.from_dict({"image": sorted(paths)}, features=Features({"image": Image()}))
+
+
 def _tables(folder: str | Path, splits: Mapping[str, Images]) -> dict[str, Dataset]:
     """Return a data set with `image` and `label` for each split; all splits share their classes."""
     root = Path(folder).expanduser().resolve()

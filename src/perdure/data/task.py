@@ -402,6 +402,8 @@ class TaskStream:
     scenario: Scenario = "class"
     fading: float | None = None
     """The power κ of a graduated stream, whose tasks have no boundaries; None otherwise."""
+    unknown: Dataset | None = None
+    """Inputs that belong to no task, for `evaluation.unknown`."""
 
     def __post_init__(self):
         names = self.names

@@ -9,6 +9,7 @@ measure.py         The measurement of a system on all tasks
 metrics.py         Metrics computed from the accuracy matrix R
 posterior.py       The task posterior p(t | x)
 progress_bar.py    Progress bars on a terminal, and progress lines in a log
+random_inputs.py   Random texts and images, to compare two models on
 scales.py          The search for a rule's scale on validation data
 score.py           Logits, probabilities and answers of a combined model
 scores/            The scores of a task, one per file

@@ -90,8 +90,7 @@ class Answers:
     metric
         The name of the task's score.
     confidence
-        The probability of each answer among all possible answers, by `task_id`; only for
-        language models.
+        The probability of each answer among all possible answers, by `task_id`.
     """
 
     classes: tuple[str, ...]

@@ -6,31 +6,23 @@ posterior can be carried over from the frozen backbone's features x to the featu
 combined model. Linear discriminant analysis on y then gives one classifier for all classes,
 which needs no posterior.
 
-The examples are gone, so the drift from x to y is estimated on random texts. This is an
-approximation: it is exact only if the drift is the same affine map for all texts.
+The examples are gone, so the drift from x to y is estimated on random texts or images. This
+is an approximation: it is exact only if the drift is the same affine map for all inputs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
-from datasets import Dataset
 from torch import Tensor
 
-from perdure.data.task import TaskRows
 from perdure.errors import InputError, NotFinite
 from perdure.evaluation.posterior import TaskPosterior, describe, scaled
+from perdure.evaluation.random_inputs import random_inputs
 from perdure.evaluation.score import features
 from perdure.evaluation.system import System
-from perdure.models.backbone import Backbone
-from perdure.models.examples import Examples
 from perdure.vectors.drift import Drift
 
-TEXTS = 1024
-"""The number of random texts on which the drift is estimated."""
-LONGEST = 24
-"""The maximum number of tokens that are drawn for a random text."""
 RIDGE = 0.1
 """The ridge of the regression of y on x, relative to the mean variance of x.
 
@@ -45,20 +37,14 @@ def check_closed_form(system: System) -> None:
     Raises
     ------
     InputError
-        All tasks share one output; the model reads images, so that random texts cannot be
-        used; or a class has no training examples, and therefore no mean.
+        All tasks share one output; or a class has no training examples, and therefore no
+        mean.
     """
     backbone = system.backbone
     if not backbone.has_heads or system.shares_head:
         raise InputError(
             "A head in closed form replaces the heads of several tasks, but here all tasks share "
             "one output. Leave `--heads` out."
-        )
-    if backbone.kind != "text":
-        raise InputError(
-            "A head in closed form needs a model that reads texts, because the drift of the "
-            f"features is estimated on random texts, but `{backbone.source}` reads "
-            f"{backbone.kind}s. Use `--heads joined`."
         )
     for task in system.learned:
         for name, count in zip(task.classes, task.statistics.counts.tolist(), strict=True):
@@ -101,7 +87,7 @@ def closed_form_heads(system: System) -> dict[str, Mapping[str, Tensor]]:
 
 def _drift(system: System) -> Drift:
     """Estimate how the features that heads read differ from those of the frozen backbone."""
-    examples = _random_texts(system.backbone)
+    examples = random_inputs(system.backbone)
     x = scaled(describe(system.backbone, examples), system.settings.features)
     y = features(system.backbone, system.combined, examples)
     if not y.isfinite().all():
@@ -110,20 +96,3 @@ def _drift(system: System) -> Drift:
             "Choose a smaller `scale`, or another rule."
         )
     return Drift.fitted(x, y, ridge=RIDGE)
-
-
-def _random_texts(backbone: Backbone) -> Examples:
-    """Return texts of random tokens from the tokenizer's vocabulary; always the same ones."""
-    tokenizer = backbone.processor
-    special = set(tokenizer.all_special_ids)
-    ordinary = [token for token in range(len(tokenizer)) if token not in special]
-    generator = torch.Generator().manual_seed(0)
-    lengths = torch.randint(1, LONGEST + 1, (TEXTS,), generator=generator)
-    texts = []
-    for length in lengths.tolist():
-        places = torch.randint(len(ordinary), (length,), generator=generator)
-        tokens = [ordinary[place] for place in places.tolist()]
-        texts.append(tokenizer.decode(tokens))
-    rows = Dataset.from_dict({"text": texts})
-    # A text of tokens that decode to nothing, such as a lone byte, may have no tokens.
-    return backbone.prepare([TaskRows("", rows)], allow_empty=True)

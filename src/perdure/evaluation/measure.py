@@ -2,17 +2,18 @@
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 
 from perdure.data.task import Scenario, Task, TaskStream
 from perdure.errors import InputError
-from perdure.evaluation import general
+from perdure.evaluation import general, open_set
 from perdure.evaluation.answers import Answers, Texts
 from perdure.evaluation.general import General, GeneralSetting
-from perdure.evaluation.metrics import CALIBRATION_ERROR, GENERAL
+from perdure.evaluation.metrics import CALIBRATION_ERROR, GENERAL, UNKNOWN
+from perdure.evaluation.open_set import Recognition, UnknownSetting
 from perdure.evaluation.progress_bar import Progress
 from perdure.evaluation.scales import Candidate, with_best_scale
 from perdure.evaluation.score import TASK_IDS, TaskId
@@ -46,9 +47,12 @@ class Evaluation:
     steps: Literal["all", "last", "none"] = "all"
     future: bool = False
     general: GeneralSetting = None
+    unknown: UnknownSetting = None
 
     def __post_init__(self):
-        general.source(self.general)  # reject a bad value before anything is loaded
+        # Reject bad values before anything is loaded.
+        general.source(self.general)
+        open_set.source(self.unknown)
 
     @property
     def begins_before(self) -> bool:
@@ -93,6 +97,8 @@ class Measurement:
         The score of each task for each `task_id`, and all other measured values.
     seconds
         The duration of the measurement.
+    recognised
+        How well inputs that belong to no task are recognised, by the name of the score.
     """
 
     step: int
@@ -102,6 +108,7 @@ class Measurement:
     answers: Mapping[str, Answers | Texts]
     scores: list[Score]
     seconds: float
+    recognised: Mapping[str, Recognition] = field(default_factory=dict)
 
 
 def measure(
@@ -162,6 +169,10 @@ def measure(
             new = stream.tasks[step - 1] if step else None
             values = general.measured(acting, elsewhere, new, never)
             besides = _besides(system, values, stream.scenario)
+        recognised: Mapping[str, Recognition] = {}
+        if stream.unknown is not None and open_set.source(evaluation.unknown):
+            recognised = open_set.measured(acting, stream, answers)
+            besides += _unknown(system, recognised, stream.scenario)
         # A milestone: outside a terminal, this prints a line with the averages.
         progress.to(len(tasks), _averages(answers), reached=True)
     seconds = time.perf_counter() - started
@@ -173,6 +184,7 @@ def measure(
         answers=answers,
         scores=[*_scores(system, stream, evaluation, answers), *besides],
         seconds=round(seconds, 3),
+        recognised=recognised,
     )
 
 
@@ -187,10 +199,10 @@ def _scores(
     # Computed once per task, not once per row: the score, followed by the calibration error.
     values: dict[str, dict[str, dict[TaskId, float]]] = {}
     for task, of_task in answers.items():
-        values[task] = {
-            of_task.metric: of_task.scores(),
-            CALIBRATION_ERROR: of_task.calibration_errors(),
-        }
+        values[task] = {of_task.metric: of_task.scores()}
+        # `perdure diagnose` measures the calibration of heads, which the posterior weights.
+        if not system.backbone.has_heads:
+            values[task][CALIBRATION_ERROR] = of_task.calibration_errors()
     for task_id in evaluation.task_ids:
         for task, of_task in values.items():
             for metric, by_way in of_task.items():
@@ -226,6 +238,27 @@ def _besides(system: System, values: General, scenario: Scenario) -> list[Score]
                 value=value,
             )
         )
+    return rows
+
+
+def _unknown(
+    system: System, recognised: Mapping[str, Recognition], scenario: Scenario
+) -> list[Score]:
+    """Return rows for the results of `evaluation.unknown`, under names that no task can have."""
+    rows: list[Score] = []
+    for name, values in recognised.items():
+        for metric, value in (("auroc", values.auroc), ("fpr95", values.fpr95)):
+            rows.append(
+                Score(
+                    step=len(system.learned),
+                    task=f"{UNKNOWN}{name}",
+                    scenario=scenario,
+                    task_id="posterior",
+                    rule=system.rule.label,
+                    metric=metric,
+                    value=value,
+                )
+            )
     return rows
 
 

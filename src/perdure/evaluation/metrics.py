@@ -18,6 +18,11 @@ GENERAL = "general:"
 
 The name of a task cannot begin with it.
 """
+UNKNOWN = "unknown:"
+"""The prefix in the column `task` of `scores.csv` for the scores of inputs that belong to no task.
+
+The name of a task cannot begin with it, either.
+"""
 
 
 def is_score(row: Mapping[str, object]) -> bool:
@@ -31,7 +36,7 @@ def is_score(row: Mapping[str, object]) -> bool:
     False
     """
     beside = row["metric"] == CALIBRATION_ERROR
-    return not beside and not str(row["task"]).startswith(GENERAL)
+    return not beside and not str(row["task"]).startswith((GENERAL, UNKNOWN))
 
 
 def average_accuracy(R: Float[ndarray, "steps tasks"]) -> float:

@@ -297,9 +297,7 @@ class System:
                 weights = log_weights if task_id == "posterior" else None
                 chances = probabilities(competing, columns, weights)
                 answered[task_id] = chances.argmax(1)
-            # `perdure diagnose` has the confidence of heads, which the posterior weights.
-            if not self.backbone.has_heads:
-                confidence[task_id] = chances.amax(1)
+            confidence[task_id] = chances.amax(1)
         # Labels are indices within the task; answers are indices over all classes.
         true_labels = torch.tensor(examples.labels)
         return Answers(
@@ -337,6 +335,19 @@ class System:
             picked = [self.tasks[number] for number in likeliest]
             answered["posterior"] = generated(self.backbone, combined, examples, picked=picked)
         return Texts(task.references(split), answered, task.score, task.sources(split))
+
+    def confidence(self, examples: Examples) -> Float[Tensor, " examples"]:
+        """Return the probability of the most likely class of each example, by all heads.
+
+        The task is inferred by the task posterior, as in `Model.predict`.
+        """
+        log_weights = self._log_weights(examples, tasks=len(self.learned))
+        if self.combined.picks:
+            log_weights = settled(log_weights)
+        logits = task_logits(self.backbone, self.combined, examples, self.classes, log_weights)
+        index = _index(list(self.classes.values()))
+        columns = [_columns(classes, index) for classes in self.classes.values()]
+        return probabilities(logits, columns, log_weights).amax(1)
 
     def likeliest(self, examples: Examples) -> list[str]:
         """Return the most likely task of each example, according to the task posterior."""

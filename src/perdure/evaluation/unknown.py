@@ -118,3 +118,19 @@ def false_positives(
     """
     threshold = known.double().quantile(kept)
     return (unknown <= threshold).double().mean().item()
+
+
+def caught(known: Float[Tensor, " known"], unknown: Float[Tensor, " unknown"]) -> list[float]:
+    """Return the share of unknown inputs that do not pass where 0, 1, …, 100 % of known ones do.
+
+    Examples
+    --------
+    >>> shares = caught(torch.tensor([1.0, 2.0]), torch.tensor([2.0, 3.0]))
+    >>> shares[0], shares[100]
+    (1.0, 0.5)
+    """
+    shares: list[float] = []
+    for percent in range(101):
+        passed = false_positives(known, unknown, kept=percent / 100)
+        shares.append(1 - passed)
+    return shares

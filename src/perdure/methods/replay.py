@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 from annotated_types import Ge, Gt, Le
-from jaxtyping import Float
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -19,7 +18,7 @@ from perdure.learning.wrapper import Wrapper
 from perdure.methods.parts.choice import Choice
 from perdure.methods.parts.generated import Generated, Generation
 from perdure.methods.parts.sampled import check_source
-from perdure.models.backbone import Backbone, pooled
+from perdure.models.backbone import Backbone
 
 GENERATED = ("own", "on_policy")
 """The sources that need a language model."""
@@ -48,7 +47,10 @@ class Replay(Wrapper):
         The way in which the stored examples are chosen. `balanced`: at random from each
         class, or with `share` from the task. `herding`: such that their mean feature is
         closest to the mean feature of the class (for a language model, features are means
-        of the last hidden states over the prompt). `reservoir`: a uniform sample, as large
+        of the last hidden states over the prompt). `surprise`: those that the model finds
+        most improbable once it has learned the task, of each class, or with `share` of the
+        task: the examples with the highest loss, where a causal language model predicts
+        the prompt as well as the answer. `reservoir`: a uniform sample, as large
         as the stores of all tasks together, from all examples seen. It is not quite
         uniform if the number of classes grows faster than the number of examples, because
         examples that were dropped earlier cannot be brought back.
@@ -72,8 +74,9 @@ class Replay(Wrapper):
     ----------
     Ratcliff, Connectionist models of recognition memory, 1990; Chaudhry et al., On Tiny
     Episodic Memories in Continual Learning, arXiv 1902.10486; herding: Rebuffi et al., iCaRL,
-    arXiv 1611.07725. `on_policy`: OPR, arXiv 2605.29495, whose code needs all prompts of all past
-    tasks, and counts only what it replays; here the budget `per_class` limits the stored prompts.
+    arXiv 1611.07725; `surprise`: SuRe, arXiv 2511.22367. `on_policy`: OPR, arXiv 2605.29495,
+    whose code needs all prompts of all past tasks, and counts only what it replays; here
+    the budget `per_class` limits the stored prompts.
     """
 
     per_class: Annotated[int, Ge(1)] = 20
@@ -149,14 +152,14 @@ class Replay(Wrapper):
     def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
         """Choose which examples of the task to store, and generate what is replayed."""
         super().end(backbone, task, optimizer)
-        rows = backbone.encode(task.rows("train"))
-        features = None
-        if self.strategy == "herding" and self.source != "own":
-            features = pooled(backbone, rows)
-        self._store(task, rows.labels, features, backbone)
+        examples = backbone.encode(task.rows("train"))
+        values = None
+        if self.source != "own":
+            values = self._choice.measured(backbone, examples)
+        self._store(task, examples.labels, values, backbone)
 
     def foresee(self, task: Task) -> None:
-        """Store as many examples as `end` would, without computing any features or answers."""
+        """Store as many examples as `end` would, without choosing or generating any."""
         super().foresee(task)
         self._store(task, task.groups("train"), None, None)
 
@@ -164,10 +167,10 @@ class Replay(Wrapper):
         self,
         task: Task,
         labels: Sequence[int],
-        features: Float[Tensor, "examples features"] | None,
+        values: Tensor | None,
         backbone: Backbone | None,
     ) -> None:
-        """Store examples of a task; a dry run has no features and no backbone."""
+        """Store examples of a task; a dry run has no values to choose by, and no backbone."""
         # Drop the examples of forgotten tasks, and those of this task if it is learned again.
         old = [earlier.name for earlier in self._seen if earlier.name != task.name]
         generated = Generated.of(self.remembered).of_tasks(old)
@@ -180,7 +183,7 @@ class Replay(Wrapper):
         # The loop has set torch's seed for this task's end: a resumed run draws the same examples.
         random = np.random.default_rng(torch.initial_seed())
         groups = {seen.name: seen.group_count for seen in self._seen}
-        self._choice.store(kept, task, labels, features=features, groups=groups, random=random)
+        self._choice.store(kept, task, labels, values=values, groups=groups, random=random)
         self.remembered = kept.state()
         if self.source == "on_policy":
             rows = kept.rows({seen.name: seen.classes for seen in self._seen})

@@ -44,8 +44,8 @@ class SlowAdapter(Wrapper):
 
     References
     ----------
-    The slow learner of SuRe, arXiv 2511.22367, which also replays surprising examples:
-    `{name: slow_adapter, method: {name: replay, method: sequential}}` comes close to it.
+    The slow learner of SuRe, arXiv 2511.22367, which also replays surprising examples: wrap
+    `{name: replay, method: sequential, strategy: surprise}`.
     """
 
     decay: Annotated[float, Ge(0), Lt(1)] = 0.95

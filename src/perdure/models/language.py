@@ -33,6 +33,8 @@ from perdure.models.text_examples import (
 
 PACKED_TO_TRY = 8
 """The number of examples on which packing is compared with padding."""
+WHOLE_AT_ONCE = 4
+"""The batch size if all tokens of an example are predicted."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,29 @@ class LanguageModel(Headless):
         collate = functools.partial(padded, layout=self._layout())
         names, labels = [""] * len(tokens), [-1] * len(tokens)
         return TextExamples(tokens, names, labels, lengths, collate, batch_size=batch_size)
+
+    def whole(self, examples: Examples) -> Examples:
+        """Return the examples with all tokens but the first as the answer to predict.
+
+        Those of an encoder–decoder model are returned unchanged, since its decoder
+        predicts only the answer. Batches are small, because every token has logits.
+        """
+        tokens: list[Tokens] = []
+        for example in examples.inputs:
+            assert isinstance(example, Tokens)
+            if not self.decodes:
+                after = (*example.prompt[1:], *example.answer)
+                example = Tokens(example.prompt[:1], after)
+            tokens.append(example)
+        collate = functools.partial(padded, layout=self._layout())
+        return TextExamples(
+            tokens,
+            examples.tasks,
+            examples.labels,
+            examples.lengths,
+            collate,
+            batch_size=WHOLE_AT_ONCE,
+        )
 
     def _layout(self) -> Layout:
         config = self.model.config

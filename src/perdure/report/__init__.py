@@ -11,6 +11,7 @@ figures.py, costs.py       dict → figures with their numbers (picture.py)
 classes.py, heat_map.py    dict → figures of single classes, and of matrices
 calibration.py             dict → figures of the calibration of answers
 general.py                 dict → figures of the loss on plain text and of tasks never trained
+unknown.py                 dict → figures of inputs that belong to no task
 gate.py                    dict → yes or no, for a pipeline
 series.py, axes.py, svg.py the style of all figures: a colour has one meaning across the page
 diagnostics/               how diagnostics are shown, one per file

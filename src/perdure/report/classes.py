@@ -8,7 +8,7 @@ import numpy as np
 from perdure.report.heat_map import heat
 from perdure.report.picture import Cell, Picture
 from perdure.report.plain import Record
-from perdure.runs.layout import Answers
+from perdure.runs.derived import Answers
 
 ALL = 50
 """Up to this number of classes, all of them are shown."""

@@ -13,7 +13,7 @@ def sections(diagnostics: Record) -> list[Section]:
     Parameters
     ----------
     diagnostics
-        The results as `perdure.runs.layout.diagnostics` returns them; empty if there are none.
+        The results as `perdure.runs.derived.diagnostics` returns them; empty if there are none.
     """
     parts = diagnostics.get("parts", {})
     left_out = diagnostics.get("left_out", {})

@@ -13,7 +13,7 @@ from typing import TypeVar
 from perdure.errors import RunError
 from perdure.evaluation.metrics import is_score
 from perdure.report.plain import Record
-from perdure.runs import layout
+from perdure.runs import derived, layout
 from perdure.runs.sources import Sources
 from perdure.storage import lock
 
@@ -35,6 +35,9 @@ class Files:
         The name, the number of classes, the bytes on disk and the SHA-256 of the manifest
         of each task, in the order in which the tasks were learned. Unknown values are
         None.
+    caught
+        The share of unknown inputs that were caught, by the name of the score (see
+        `perdure.runs.derived.caught`).
     problems
         A sentence for each file that is missing or cannot be read.
     running
@@ -48,7 +51,8 @@ class Files:
     events: list[Record]
     combined: Record
     tasks: list[Record]
-    answers: layout.Answers
+    answers: derived.Answers
+    caught: dict[str, list[float]]
     diagnostics: Record
     problems: list[str]
     running: bool
@@ -118,12 +122,18 @@ def read(folder: str | Path) -> Files:
         events=events,
         combined=combined,
         tasks=[task | {"manifest": sources.tasks.get(task["name"])} for task in tasks.values()],
-        answers=tried(layout.answers, {}, folder),
-        diagnostics=tried(layout.diagnostics, {}, folder),
+        answers=tried(derived.answers, {}, folder),
+        caught=tried(_caught, {}, folder, combined, len(tasks)),
+        diagnostics=tried(derived.diagnostics, {}, folder),
         # A damaged file may be read more than once.
         problems=list(dict.fromkeys(problems)),
         running=lock.holder(folder) is not None,
     )
+
+
+def _caught(folder: Path, combined: Record, step: int) -> dict[str, list[float]]:
+    # The rule or the number of tasks may have changed since they were last measured.
+    return derived.caught(folder, rule=combined.get("label"), step=step)
 
 
 def _missing(folder: Path, there: dict[str, bool], *, combined: bool) -> list[str]:

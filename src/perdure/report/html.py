@@ -19,6 +19,7 @@ from perdure.report import (
     general,
     heat_map,
     sweeps,
+    unknown,
 )
 from perdure.report.markdown import note, percent, table
 from perdure.report.picture import Picture, Section
@@ -168,7 +169,10 @@ def _sections(summary: Summary) -> list[Section]:
     ]
     shown = [section for section in sections if section.pictures]
     # A diagnostic that was left out has no pictures, but its section says why.
-    return shown + _diagnostics(summary)
+    diagnostics = _diagnostics(summary)
+    # Behind the diagnostics, which end with the reliability of the task posterior.
+    outside = unknown.section(summary)
+    return [*shown, *diagnostics, *([outside] if outside.pictures else [])]
 
 
 def _several_groups(summary: Summary) -> bool:

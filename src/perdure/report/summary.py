@@ -12,7 +12,7 @@ from numpy import ndarray
 from perdure.errors import RunError
 from perdure.evaluation import metrics
 from perdure.evaluation.metrics import is_score
-from perdure.report import classes, general, sweeps
+from perdure.report import classes, general, sweeps, unknown
 from perdure.report.folder import Files, read
 from perdure.report.markdown import few, kind_of_score
 from perdure.report.plain import Record, plain
@@ -123,6 +123,7 @@ def _run(files: Files, title: str, points: int) -> Record:
         "results": results,
         "classes": classes.summarise(files.answers),
         "general": general.summarise(files),
+        "unknown": unknown.summarise(files),
         "search": _search(files.combined),
         "losses": _losses(files, points),
         "cost": _cost(tasks),

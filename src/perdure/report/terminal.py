@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from perdure.errors import clean
-from perdure.report import calibration, general
+from perdure.report import calibration, general, unknown
 from perdure.report.markdown import percent, scores, spread, table
 from perdure.report.plain import Record, Summary
 from perdure.report.series import of_task
@@ -35,8 +35,9 @@ def show(summary: Summary, console: Console | None = None) -> None:
     say(console, f"\nIn percent; – was not measured. {names}.", style="dim")
     if said := scores(summary):
         say(console, said, style="dim")
-    for sentence in (*calibration.sentences(summary), *general.sentences(summary)):
-        say(console, sentence)
+    for part in (calibration, general, unknown):
+        for sentence in part.sentences(summary):
+            say(console, sentence)
 
 
 def _print_results(summary: Summary, symbols: dict[str, str], console: Console) -> None:

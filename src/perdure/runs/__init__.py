@@ -6,6 +6,7 @@ backbones.py       Create the backbone of a recipe
 begin.py           Start or continue a run from Python objects
 changes.py         Differences between two recipes
 counting.py        Count the sizes and steps of a run
+derived.py         Read the derived files of a run folder
 dry_run.py         The result of a dry run, and its text
 environment.py     Versions, source revision and hardware
 expected.py        Placeholders for tasks whose data would have to be downloaded

@@ -13,7 +13,7 @@ from perdure.models.backbone import Backbone
 from perdure.runs import story
 from perdure.runs.folder import Run
 from perdure.runs.job import Plan, check, settings_of
-from perdure.runs.streams import never_trained
+from perdure.runs.streams import never_trained, with_unknown
 from perdure.storage import files
 
 
@@ -76,7 +76,11 @@ def run(
         posterior=posterior or PosteriorSettings(),
     )
     check(plan)
-    plan = replace(plan, never=never_trained(plan.evaluation, seed))
+    plan = replace(
+        plan,
+        never=never_trained(plan.evaluation, seed),
+        stream=with_unknown(plan.stream, plan.evaluation),
+    )
     check(plan)
     # The recipe cannot recreate these tasks; their names show what the run was meant to learn.
     made_of = {

@@ -8,7 +8,7 @@ import torch
 
 from perdure.data.task import Rows, Split, Task
 from perdure.errors import InputError
-from perdure.evaluation import general
+from perdure.evaluation import general, open_set
 from perdure.evaluation.measure import measurable
 from perdure.learning.loop import give_head, set_dropout
 from perdure.learning.method import method_name
@@ -249,6 +249,8 @@ def _notes(plan: Plan) -> list[str]:
         notes.append("Before each measurement, the rule's scale is searched on validation data.")
     if general.source(plan.evaluation.general):
         notes.append("Each measurement also covers what `evaluation.general` asks for.")
+    if open_set.source(plan.evaluation.unknown):
+        notes.append("Each measurement also covers inputs that belong to no task.")
     if training.patience is not None:
         notes.append(f"With `patience: {training.patience}` training may stop after fewer steps.")
     if training.packing:

@@ -19,7 +19,7 @@ CLOSED_FORM = (
     "A stock model has no task posterior, by which `perdure predict` weights the heads of the "
     "tasks. This model has a single head for all classes instead, computed in closed form from the "
     "statistics behind the posterior (linear discriminant analysis). They were carried over to the "
-    "features of this model by an affine map that was fitted to random texts, which is an "
+    "features of this model by an affine map that was fitted to random {kind}s, which is an "
     "approximation."
 )
 
@@ -82,7 +82,9 @@ class Exported:
             return self._sentences_on_text(self.asking)
         if len(self.tasks) == 1:  # there is no choice between tasks, so both answer alike
             return []
-        about_heads = CLOSED_FORM if self.heads == "closed_form" else LOST
+        about_heads = LOST
+        if self.heads == "closed_form":
+            about_heads = CLOSED_FORM.format(kind=self.kind)
         return [*self._accuracies(), about_heads]
 
     def _accuracies(self) -> list[str]:
@@ -183,12 +185,13 @@ def _use(exported: Exported) -> list[str]:
         base = exported.called if exported.form == "adapter" else None
         return exported.asking.use(exported.name, base)
     if exported.stock:
-        example = "a text" if exported.kind == "text" else "photo.jpg"
+        # The pipeline cuts long texts, as perdure does, only if it is told to.
+        call = '"a text", truncation=True' if exported.kind == "text" else '"photo.jpg"'
         return [
             "from transformers import pipeline",
             "",
             f'classify = pipeline("{exported.kind}-classification", {name})',
-            f'print(classify("{example}"))',
+            f"print(classify({call}))",
         ]
     return [
         "from sentence_transformers import SentenceTransformer",

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from perdure.data.task import TaskStream
-from perdure.errors import InputError
+from perdure.errors import InputError, RunError
 from perdure.evaluation.system import System
+from perdure.models import placement
 from perdure.runs import backbones
 from perdure.runs.export import (
     Export,
@@ -62,6 +63,11 @@ def exported(
     """
     request.check()
     backbone = system.backbone
+    if placement.is_sharded(backbone.model):
+        raise RunError(
+            "The model is sharded between several processes, and only a whole one can be exported. "
+            "Export it in a single process: `perdure export` without a launcher."
+        )
     # Checked here, before anything is computed; `new_folder` checks again.
     staging.check_free(request.output)
     backbones.check_export(state.recipe["backbone"])

@@ -33,7 +33,7 @@ from perdure.runs.past import not_measured
 from perdure.runs.recipe import Recipe
 from perdure.runs.resume import check_same, has_more, restored
 from perdure.runs.state import RunState, read
-from perdure.runs.streams import never_trained
+from perdure.runs.streams import never_trained, with_unknown
 from perdure.runs.writer import writing
 from perdure.settings import named, put
 from perdure.storage.staging import check_free
@@ -99,11 +99,11 @@ def _measured_again(
         quiet = quiet or not writer.writes
         state = writer.state
         recipe = Recipe.parse(state.recipe)
-        stream = stream or recipe.make_stream(state)
+        evaluation = recipe.make_evaluation()
+        stream = with_unknown(stream or recipe.make_stream(state), evaluation, recipe.stream)
         backbone = recipe.make_backbone()
         other_rule = rule_of(state, rule, settings)
         system = restored(state, backbone, other_rule or recipe.make_rule(), stream)
-        evaluation = recipe.make_evaluation()
         never = never_trained(evaluation, recipe.seed)
         last = len(system.learned)
         if not last:

@@ -186,6 +186,46 @@ def read_before(stream: object, kind: str) -> list[tuple[str, ...]]:
     return columns
 
 
+def input_columns(
+    columns: Sequence[str],
+    asked: Sequence[str],
+    source: str,
+    *,
+    stream: object,
+    kind: str,
+    option: str,
+) -> tuple[str, ...]:
+    """Return the columns of a table that contain the inputs of a model.
+
+    Parameters
+    ----------
+    columns, source
+        The columns of the table, and the name of the table in messages.
+    asked
+        The columns that the user has named: one, or two for pairs of texts. If empty, use
+        the columns from which a task of the run was read, or otherwise `text` or `image`.
+    stream
+        The stream in the recipe, whose entries name the columns of the tasks' own tables.
+    option
+        The option that names the column, for messages.
+
+    Raises
+    ------
+    InputError
+        The table does not have these columns.
+    """
+    candidates = [tuple(asked)] if asked else [*read_before(stream, kind), (kind,)]
+    # The run's own tables may differ: take the first one whose columns this table has.
+    for candidate in candidates:
+        if set(candidate) <= set(columns):
+            return candidate
+    missing = next(name for name in candidates[-1] if name not in columns)
+    raise InputError(
+        f"{source} has no column `{missing}`. Its columns: {list(columns)}. "
+        f"Name the one that contains the input with `{option}`."
+    )
+
+
 def texts_or_pairs(inputs: Sequence[object]) -> Dataset:
     """Return texts or pairs of texts as a dataset for the backbone.
 

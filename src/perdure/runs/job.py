@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from perdure import registry
 from perdure.data.task import Task, TaskStream
 from perdure.errors import InputError
-from perdure.evaluation import general, task_score
+from perdure.evaluation import general, open_set, task_score
 from perdure.evaluation.measure import Evaluation, check_search
 from perdure.evaluation.posterior import PosteriorSettings
 from perdure.learning import engine
@@ -84,6 +84,7 @@ def check(plan: Plan) -> None:
     check_boundaries(plan)
     check_sharding(plan)
     check_posterior(plan)
+    check_unknown(plan)
     if plan.training.packing:
         plan.backbone.check_packing()
     check_length(plan.stream, plan.rule)
@@ -127,8 +128,8 @@ def check_network(plan: Plan) -> None:
     Raises
     ------
     InputError
-        The method does not train all weights, tasks should share a head, or the network
-        cannot read a task or has no output for one of its classes.
+        The method does not train all weights, or the network cannot read a task or has no
+        output for one of its classes.
     """
     backbone = plan.backbone
     if not isinstance(backbone, Network):
@@ -145,11 +146,6 @@ def check_network(plan: Plan) -> None:
             f"`{backbone.source}` is trained from scratch, but the method "
             f"`{method_name(method)}` {trains} would leave its weights at their random initial "
             f"values. {remedy}"
-        )
-    if plan.training.shares_head:
-        raise InputError(
-            f"`training.heads: shared` is for models that have heads: the output layer of "
-            f"`{backbone.source}` serves all tasks anyway. Leave it out."
         )
     for task in plan.stream:
         backbone.check_task(task)
@@ -200,6 +196,11 @@ def check_heads(plan: Plan) -> None:
     """Raise `InputError` if the tasks should share a head but cannot."""
     if not plan.training.shares_head:
         return
+    if not plan.backbone.has_heads:
+        raise InputError(
+            f"`training.heads: shared` is for models that have heads: the output layer of "
+            f"`{plan.backbone.source}` serves all tasks anyway. Leave it out."
+        )
     if plan.stream.scenario != "domain":
         raise InputError(
             "`training.heads: shared` is for `scenario: domain`, where all tasks have the same "
@@ -280,6 +281,43 @@ def check_posterior(plan: Plan) -> None:
                 )
 
 
+def check_unknown(plan: Plan) -> None:
+    """Check that inputs that belong to no task can be recognised, if that is to be measured.
+
+    Raises
+    ------
+    InputError
+        The backbone has no heads, the task posterior has no distances of validation
+        examples or is not measured, or the stream has no such inputs.
+    """
+    source = open_set.source(plan.evaluation.unknown)
+    if source is None:
+        return
+    if not plan.backbone.has_heads:
+        raise InputError(
+            "`evaluation.unknown` is for classifiers with a head for each task, as `perdure "
+            f"predict --unknown` is; `{plan.backbone.source}` has none. Leave it out."
+        )
+    if plan.posterior.temperature != "fitted":
+        raise InputError(
+            "`evaluation.unknown` needs the distances of validation examples, which a run stores "
+            "with `posterior: {temperature: fitted}`. Begin a run with this setting, or leave "
+            "`evaluation.unknown` out."
+        )
+    if "posterior" not in plan.evaluation.task_ids:
+        raise InputError(
+            "`evaluation.unknown` compares inputs with their most likely task: add `posterior` to "
+            f"`evaluation.task_ids`, which are {list(plan.evaluation.task_ids)}."
+        )
+    # A benchmark that is not here now has no examples, and nothing is measured.
+    is_here = not any(task.missing or isinstance(task, ExpectedTask) for task in plan.stream)
+    if not source.data and plan.stream.unknown is None and is_here:
+        raise InputError(
+            f"`evaluation.unknown` is true, but the stream `{plan.stream.name}` comes with no "
+            "inputs that belong to none of its tasks. Name a table, or a folder of images."
+        )
+
+
 def check_length(stream: TaskStream, rule: Rule) -> None:
     """Check that a rule can combine all tasks of a stream.
 
@@ -358,8 +396,9 @@ def settings_of(plan: Plan) -> Settings:
             del training[name]
     evaluation = _plain(plan.evaluation)
     evaluation["general"] = general.with_current_digest(plan.evaluation.general)
-    if plan.evaluation.general is None:
-        del evaluation["general"]
+    for name in ("general", "unknown"):
+        if evaluation[name] is None:
+            del evaluation[name]
     # A folder from before the section existed has the default settings.
     usual = plan.posterior == PosteriorSettings()
     posterior = {} if usual else {"posterior": _of_posterior(plan.posterior)}

@@ -400,62 +400,6 @@ def _logged_searches(folder: Path) -> list[Content]:
     return list(searches.values())
 
 
-# -- answers.json · diagnostics.json
-
-Answers = dict[str, dict[str, dict[str, dict[str, int]]]]
-"""Counts of answers, by `task_id`, task, true class and predicted class."""
-
-
-def answers(folder: Path, *, rule: str | None = None, step: int | None = None) -> Answers:
-    """Return counts of the answers to the test examples, as last measured with the run's own rule.
-
-    Parameters
-    ----------
-    rule, step
-        If given, the result is empty if the counts were made with another rule or after
-        another step.
-
-    Raises
-    ------
-    RunError
-        The file is damaged.
-    """
-    path = folder / "answers.json"
-    with reading(path):
-        if not path.exists():
-            return {}
-        values = read_json(path)
-        if rule is not None and (values.get("rule"), values.get("step")) != (rule, step):
-            return {}
-        by_way = check(path, schema.Answers, values).answers
-        return {old_names.task_id(way): of_way for way, of_way in by_way.items()}
-
-
-def diagnostics(folder: Path) -> Content:
-    """Return the results of `perdure diagnose`; empty if there are none.
-
-    The keys are described in docs/run-folder.md.
-
-    Raises
-    ------
-    RunError
-        The file is damaged, or has an unknown format.
-    """
-    path = folder / "diagnostics.json"
-    with reading(path):
-        if not path.exists():
-            return {}
-        values = read_json(path)
-        if values.get("format") != 1:
-            number = str(values.get("format"))[:100]
-            raise RunError(
-                f"`{path}` has format {number}, but only format 1 can be read. "
-                "Recreate it with `perdure diagnose`."
-            )
-        check(path, schema.Diagnostics, values)
-        return values
-
-
 # -- the folder of a task
 
 

@@ -26,9 +26,10 @@ from perdure.runs.export import Form
 from perdure.runs.export_heads import Heads
 from perdure.runs.export_run import Request, exported
 from perdure.runs.folder import Run
-from perdure.runs.inputs import Asked, prompt_reader, prompts, read_before, texts_or_pairs
+from perdure.runs.inputs import Asked, input_columns, prompt_reader, prompts, texts_or_pairs
 from perdure.runs.layout import reading
 from perdure.runs.prediction import Prediction, Withheld
+from perdure.runs.recipe import Recipe
 from perdure.runs.resume import restored
 from perdure.runs.sources import Sources
 from perdure.runs.state import RunState, read
@@ -56,7 +57,8 @@ class Model:
         Allow running Python files that the run's recipe names.
     device
         The device on which the model computes, such as `cpu` or `cuda:1`; `auto` is this
-        machine's accelerator if there is one, otherwise the CPU.
+        machine's accelerator if there is one, otherwise the CPU. With `auto`, several
+        processes shard the weights if they did so in training.
 
     Raises
     ------
@@ -94,10 +96,18 @@ class Model:
         section = self.state.recipe["backbone"]
         with reading(path):
             backbones.check(section, f"`{path}`: backbone")
-        self.backbone = backbones.make(section).to(engine.device(device))
+        self.backbone = backbones.make(section)
+        self._place(device)
         self.system = restored(self.state, self.backbone, self.rule)
         self.classes = self.system.classes
         self.combined = self.system.combined
+
+    def _place(self, device: str) -> None:
+        """Move the backbone to its device; several processes share it as they did in training."""
+        if device == "auto" and engine.count() > 1:
+            engine.place(self.backbone, Recipe.parse(self.state.recipe).make_training())
+        else:
+            self.backbone.to(engine.device(device))
 
     # -- predict
 
@@ -116,6 +126,8 @@ class Model:
         min_probability: float | None = None,
     ) -> list[Prediction] | list[Answer]:
         """Classify texts, pairs of texts, or images; with a language model, answer prompts.
+
+        Several processes, all of which must ask the same, compute a share of the answers each.
 
         A text without any tokens gets the class with the largest share of the training
         examples, with all tasks weighted equally.
@@ -298,18 +310,13 @@ class Model:
             The table does not have these columns.
         """
         kind = self.backbone.kind
-        if asked:
-            candidates = [tuple(asked)]
-        else:
-            candidates = [*read_before(self.state.recipe["stream"], kind), (kind,)]
-        # The run's own tables may differ: take the first one whose columns this table has.
-        for candidate in candidates:
-            if set(candidate) <= set(columns):
-                return candidate
-        missing = next(name for name in candidates[-1] if name not in columns)
-        raise InputError(
-            f"{source} has no column `{missing}`. Its columns: {list(columns)}. "
-            f"Name the one that contains the input with `--{kind}`."
+        return input_columns(
+            columns,
+            asked,
+            source,
+            stream=self.state.recipe["stream"],
+            kind=kind,
+            option=f"--{kind}",
         )
 
     def add_predictions(
@@ -391,7 +398,7 @@ class Model:
             `closed_form`: compute the head from the statistics of the task posterior,
             carried over to the combined model, because a stock model has no posterior.
             `joined`: join the heads of the tasks. By default, `closed_form` for models
-            that read texts and whose tasks were trained with separate heads.
+            whose tasks were trained with separate heads.
         rank
             The rank to which the adapter is truncated; by default, nothing is truncated.
         pad_rank

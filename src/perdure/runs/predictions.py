@@ -3,17 +3,19 @@
 A language model adds its answer, the answer's log-probability per token, and the task.
 """
 
+import contextlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
 
 from perdure.data.rows import Row, Table
-from perdure.data.table_output import Types, check_output, table_output
+from perdure.data.table_output import Cells, Types, check_output, table_output
 from perdure.errors import DataError, InputError, PerdureWarning
 from perdure.evaluation.progress_bar import Progress
+from perdure.learning import engine
 from perdure.models.examples import BATCH_SIZE
 from perdure.runs.inputs import Asked
 from perdure.runs.model import Model, names_of_answers
@@ -49,7 +51,8 @@ def predict_table(
     already has a column of that name, the new one is called `predicted_…`. All other
     cells are copied unchanged. The whole table is checked before anything is predicted;
     after that, only a few rows are in memory at a time. The output file is written
-    completely or not at all.
+    completely or not at all. Several processes compute a share of the predictions each,
+    and the first one writes all of them.
 
     Parameters
     ----------
@@ -85,10 +88,9 @@ def predict_table(
     rows = table.rows()  # read again, because the table may not fit into memory
     done = 0
     stopped = 0
-    # `check`: the file is moved into place only if no task was forgotten in the meantime
+    quiet = quiet or not engine.first()
     with (
-        files.writing(output, replace=False, check=model.sources.check) as file,
-        table_output(file, output, table, types, made) as written,
+        _written(model, table, output, types, made) as write,
         Progress("Predicting", count, quiet=quiet) as progress,
     ):
         while chunk := list(islice(rows, BATCHES * batch_size)):
@@ -105,10 +107,10 @@ def predict_table(
                 stopped += not getattr(answer, "ended", True)
                 cells = row.cells | answer.named(names)
                 answered.append(cells)
-            written.write(answered)
+            write(answered)
             done += len(chunk)
             progress.to(done, reached=done == count)
-    if stopped:
+    if stopped and engine.first():
         limit = model.backbone.settings["max_new_tokens"]
         warnings.warn(
             f"{stopped} of {count} answers were cut off after `max_new_tokens: {limit}` tokens.",
@@ -116,6 +118,26 @@ def predict_table(
             stacklevel=2,
         )
     return count
+
+
+@contextlib.contextmanager
+def _written(
+    model: Model,
+    table: Table,
+    output: Path,
+    types: Types,
+    made: Mapping[str, pa.DataType],
+) -> Iterator[Callable[[Sequence[Cells]], None]]:
+    """Open the output, and yield a function that writes rows; only the first process writes."""
+    if not engine.first():
+        yield lambda rows: None
+        return
+    # `check`: the file is moved into place only if no task was forgotten in the meantime
+    with (
+        files.writing(output, replace=False, check=model.sources.check) as file,
+        table_output(file, output, table, types, made) as written,
+    ):
+        yield written.write
 
 
 def predict_one(
@@ -163,7 +185,7 @@ def _seen(model: Model, table: Table, read: Callable[[Row], object]) -> tuple[Ty
         count += 1
     if not count:
         raise DataError(f"`{table.path}` has no rows, only the names of columns.")
-    if cut:
+    if cut and engine.first():
         settings = model.backbone.settings
         verb = "is" if cut == 1 else "are"
         warnings.warn(

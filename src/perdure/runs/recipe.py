@@ -30,7 +30,7 @@ from perdure.runs.job import Plan, check, check_alignment, make_method, settings
 from perdure.runs.layout import is_run
 from perdure.runs.past import Past, past_of
 from perdure.runs.state import RunState, read
-from perdure.runs.streams import never_trained, own_stream, past_benchmark
+from perdure.runs.streams import never_trained, own_stream, past_benchmark, with_unknown
 from perdure.settings import Section, check_numbers, checked, kinds_of, named, put, sentence
 from perdure.storage import files
 
@@ -267,6 +267,7 @@ class Recipe(BaseModel):
         _check_together(method, rule, training)
         check_alignment(training, rule)
         stream = stream or self.make_stream(run, outline=outline)
+        stream = with_unknown(stream, evaluation, self.stream)
         backbone = backbone or self.make_backbone(outline=outline, stream=stream)
         plan = Plan(
             stream,
@@ -280,7 +281,8 @@ class Recipe(BaseModel):
             posterior=posterior,
         )
         check(plan)
-        if self.scenario is None and isinstance(self.stream, list) and not self.graduated:
+        own_tables = isinstance(self.stream, list) and not self.graduated
+        if self.scenario is None and own_tables and backbone.has_heads:
             _hint_at_domains(stream, len(run.tasks) if run else 0)
         return plan
 

@@ -6,11 +6,12 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
+from perdure.data import images
 from perdure.data.task import Split, TaskStream, check_images
-from perdure.errors import InputError, PerdureWarning, RunError
-from perdure.evaluation import general
+from perdure.errors import DataError, InputError, PerdureWarning, RunError
+from perdure.evaluation import general, open_set
 from perdure.evaluation.measure import measurable
-from perdure.evaluation.metrics import GENERAL, is_score
+from perdure.evaluation.metrics import GENERAL, UNKNOWN, is_score
 from perdure.evaluation.system import Learned, System
 from perdure.learning import engine
 from perdure.learning.snapshot import Snapshot
@@ -145,7 +146,7 @@ def check_alignment(plan: Plan, learned: Sequence[Learned]) -> None:
 
 
 def check_data(state: RunState | None, plan: Plan, due: Sequence[int]) -> None:
-    """Check the examples of the tasks to learn, and the text of `evaluation.general`.
+    """Check the examples of the tasks to learn, and what else is measured.
 
     Everything that can fail for lack of examples fails here, before hours of training.
 
@@ -171,6 +172,30 @@ def check_data(state: RunState | None, plan: Plan, due: Sequence[int]) -> None:
         general.check_text(elsewhere, before.digest if before else "")
         if readable:
             general.pieces(plan.backbone, elsewhere)
+    if due and readable:
+        _check_unknown(plan)
+
+
+def _check_unknown(plan: Plan) -> None:
+    """Check that the inputs of `evaluation.unknown` can be read.
+
+    Raises
+    ------
+    DataError
+        A text has no tokens, or an image cannot be read.
+    """
+    inputs = plan.stream.unknown
+    if inputs is None or not open_set.source(plan.evaluation.unknown):
+        return
+    if plan.backbone.kind == "text":
+        open_set.encoded(plan.backbone, plan.stream)
+        return
+    reasons = list(images.unreadable(inputs, "`evaluation.unknown`"))
+    if reasons:
+        raise DataError(
+            f"{len(reasons)} images of `evaluation.unknown` cannot be read and must be replaced or "
+            f"removed. {reasons[0]}"
+        )
 
 
 def _text_before(state: RunState) -> general.Source | None:
@@ -272,6 +297,10 @@ def _needed(plan: Plan, step: int) -> set[tuple[int, str, str]]:
     if plan.evaluation.general:
         for name in ("text", *(task.name for task in plan.never)):
             needed.add((step, f"{GENERAL}{name}", ""))
+    known = set(names) & set(plan.stream.names[:step])
+    if known and plan.stream.unknown is not None and open_set.source(plan.evaluation.unknown):
+        for name in open_set.SCORES:
+            needed.add((step, f"{UNKNOWN}{name}", ""))
     return needed
 
 

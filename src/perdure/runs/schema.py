@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar
 
-from annotated_types import Ge, Gt, Le, MinLen
+from annotated_types import Ge, Gt, Le, MaxLen, MinLen
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -295,6 +295,9 @@ Answered = Annotated[Table[Annotated[int, Gt(0)]], MinLen(1)]
 Ways = Table[Table[Table[Answered]]]
 """Counts of answers, by `task_id`, task, true class and predicted class."""
 
+Share = Annotated[float, Ge(0), Le(1)]
+Shares = Annotated[Items[Share], MinLen(101), MaxLen(101)]
+
 
 class Answers(Schema):
     """The answers to the test examples at the last measurement with the run's own rule."""
@@ -302,6 +305,10 @@ class Answers(Schema):
     rule: str | None = None
     step: int | None = None
     answers: Ways
+    caught: Table[Shares] | None = None
+    """The share of unknown inputs that are caught where 0, 1, …, 100 % of the known ones are
+    kept, by the name of the score; missing unless `evaluation.unknown` is set.
+    """
 
 
 # -- diagnostics.json

@@ -4,12 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from perdure import registry
+from perdure.data.inputs import read_inputs
 from perdure.data.table import read_tasks
 from perdure.data.task import Scenario, Task, TaskStream
-from perdure.errors import InputError, NotHere
-from perdure.evaluation import general
+from perdure.errors import DataError, InputError, NotHere
+from perdure.evaluation import general, open_set
 from perdure.evaluation.measure import Evaluation
 from perdure.runs.expected import expected
+from perdure.runs.inputs import input_columns
 from perdure.runs.past import UNREADABLE, Past, Unreadable, as_entry
 from perdure.settings import Section, checked, named
 
@@ -59,6 +61,59 @@ def never_trained(evaluation: Evaluation, seed: int) -> tuple[Task, ...]:
     if asked is None or not asked.tasks:
         return ()
     return own_stream(asked.tasks, seed=seed).tasks
+
+
+def with_unknown(stream: TaskStream, evaluation: Evaluation, section: object = None) -> TaskStream:
+    """Return a stream with the inputs that belong to no task, if `evaluation.unknown` names any.
+
+    Parameters
+    ----------
+    section
+        The stream in the recipe, whose entries name the columns of the tasks' own tables.
+
+    Raises
+    ------
+    DataError
+        The file is missing, or cannot be read.
+    InputError
+        The table does not have the columns, or they are of another kind than the tasks.
+    """
+    source = open_set.source(evaluation.unknown)
+    known = [task for task in stream if not task.missing]
+    # Without known examples, nothing is measured.
+    if source is None or not source.data or not known:
+        return stream
+    kind = known[0].kind
+    if (source.image and kind == "text") or (source.text and kind == "image"):
+        raise InputError(
+            f"`evaluation.unknown`: the tasks are learned from {kind}s, so name the column with "
+            f"`{kind}`."
+        )
+
+    def columns(names: Sequence[str], table: str) -> tuple[str, ...]:
+        return input_columns(
+            names,
+            source.columns,
+            table,
+            stream=section,
+            kind=kind,
+            option=f"evaluation.unknown.{kind}",
+        )
+
+    try:
+        inputs = read_inputs(
+            source.data,
+            kind,
+            columns,
+            encoding=source.encoding,
+            delimiter=source.delimiter,
+        )
+    except DataError as error:
+        raise DataError(
+            f"`evaluation.unknown`: {error} Put it right, or leave the setting out: "
+            "`--set evaluation.unknown=null`."
+        ) from error
+    return replace(stream, unknown=inputs)
 
 
 def _tasks_of(entry: Mapping[str, object], seed: int) -> list[Task]:

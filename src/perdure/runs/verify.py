@@ -13,7 +13,7 @@ from perdure.evaluation.system import Learned
 from perdure.models import model_files
 from perdure.models.backbone import Backbone
 from perdure.models.load import load_with
-from perdure.runs import backbones, layout, sources, task_folder
+from perdure.runs import backbones, derived, layout, sources, task_folder
 from perdure.runs.layout import UNFINISHED, is_there
 from perdure.runs.recipe import Recipe
 from perdure.runs.resume import check_fits, check_model
@@ -125,7 +125,7 @@ def _check_derived(run: RunState, result: Verification) -> None:
     if is_there(run.folder / "diagnostics.json"):
         result.attempt("diagnostics.json", lambda: _diagnostics(run))
     if is_there(run.folder / "answers.json"):
-        result.attempt("answers.json", lambda: ", ".join(layout.answers(run.folder)))
+        result.attempt("answers.json", lambda: ", ".join(derived.answers(run.folder)))
     for name, gone in sources.stale(run.folder).items():
         result.sound.pop(name, None)
         result.faults.append(
@@ -308,7 +308,7 @@ def _unfinished(run: RunState) -> str:
 
 
 def _diagnostics(run: RunState) -> str:
-    return ", ".join(layout.diagnostics(run.folder).get("parts", []))
+    return ", ".join(derived.diagnostics(run.folder).get("parts", []))
 
 
 # -- the pre-trained model

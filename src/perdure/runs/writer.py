@@ -15,7 +15,7 @@ from perdure.evaluation.system import System
 from perdure.learning import engine
 from perdure.learning.snapshot import Snapshot
 from perdure.models.backbone import Backbone
-from perdure.runs import forget, layout, put, sources, task_folder
+from perdure.runs import derived, forget, layout, put, sources, task_folder
 from perdure.runs.environment import environment
 from perdure.runs.job import Plan
 from perdure.runs.layout import UNFINISHED, reading
@@ -330,7 +330,7 @@ def _with_search(state: RunState, measurement: Measurement) -> list[dict[str, ob
 
 
 def _answers(folder: Path, measurement: Measurement) -> dict[str, object]:
-    """Return counts of the answers to the examples of each class, by `task_id` and task.
+    """Return the content of answers.json: counts of the answers, and of unknown inputs caught.
 
     A task that cannot be measured now, because its examples are gone, keeps its earlier
     counts if they are from the same model.
@@ -338,9 +338,13 @@ def _answers(folder: Path, measurement: Measurement) -> dict[str, object]:
     label = measurement.rule.label
     step = measurement.step
     try:
-        before = layout.answers(folder, rule=label, step=step)
+        before = derived.answers(folder, rule=label, step=step)
+        caught = derived.caught(folder, rule=label, step=step)
     except RunError:  # the file is damaged; it is derived, and will be replaced
         before = {}
+        caught = {}
+    for name, recognition in measurement.recognised.items():
+        caught[name] = list(recognition.caught)
     counts = {}
     task_ids: dict[TaskId, None] = {}
     for answers in measurement.answers.values():
@@ -352,4 +356,6 @@ def _answers(folder: Path, measurement: Measurement) -> dict[str, object]:
             if task_id in answers.answered:
                 by_task[task] = answers.counts(task_id)
         counts[task_id] = by_task
-    return {"rule": label, "step": step, "answers": counts}
+    # A folder from before the setting existed has no such key, and neither has a run without it.
+    shares = {"caught": caught} if caught else {}
+    return {"rule": label, "step": step, "answers": counts, **shares}

@@ -10,7 +10,7 @@ from perdure.runs.folder import Run
 from perdure.runs.recipe import Recipe
 from perdure.runs.resume import restored
 from perdure.runs.state import RunState, read
-from perdure.runs.streams import never_trained
+from perdure.runs.streams import never_trained, with_unknown
 from perdure.runs.writer import writing
 from perdure.settings import Section
 from perdure.storage import lock
@@ -61,8 +61,8 @@ def measure_with(rules: Sequence[Section], folder: Path) -> None:
 
 def _measure(missing: Sequence[tuple[Rule, int]], state: RunState, run: Run) -> None:
     recipe = Recipe.parse(state.recipe)
-    stream = recipe.make_stream(state)
     evaluation = recipe.make_evaluation()
+    stream = with_unknown(recipe.make_stream(state), evaluation, recipe.stream)
     never = never_trained(evaluation, recipe.seed)
     system = restored(state, recipe.make_backbone(), recipe.make_rule(), stream)
     for rule, step in missing:

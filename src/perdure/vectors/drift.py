@@ -55,8 +55,9 @@ class Drift:
         Parameters
         ----------
         ridge
-            The penalty on the entries of A (of A - I, if both features have the same
-            length), relative to the mean variance of x.
+            The penalty on the entries of A - B, relative to the mean variance of x. B x is
+            the part of x that is nearest to y: all of it, if both have the same length, or
+            one of several parts of that length; it is 0 if x has no such parts.
         """
         x = x.double().cpu()
         y = y.double().cpu()
@@ -68,10 +69,8 @@ class Drift:
         covariance = x.T @ x / n
         spread = covariance.trace().clamp_min(1e-12) / d
         penalised = covariance + ridge * spread * torch.eye(d, dtype=torch.double)
-        # Without a penalty on I, a direction that hardly varies in x stays as it is.
-        before = torch.zeros(y.shape[1], d, dtype=torch.double)
-        if y.shape[1] == d:
-            before = torch.eye(d, dtype=torch.double)
+        # Without a penalty on B, a direction that hardly varies in x stays as it is.
+        before = _nearest_part(x, y)
         change = torch.linalg.solve(penalised, x.T @ (y - x @ before.T) / n)
         matrix = before + change.T
         rest = y - x @ matrix.T
@@ -96,3 +95,18 @@ class Drift:
             sums=statistics.sums @ A.T + statistics.counts[:, None] * a,
             products=linear + cross + cross.T + constant,
         )
+
+
+def _nearest_part(
+    x: Float[Tensor, "examples features"], y: Float[Tensor, "examples targets"]
+) -> Float[Tensor, "targets features"]:
+    """Return the matrix B for which B x is the part of x, as long as y, that is nearest to y."""
+    d = x.shape[1]
+    width = y.shape[1]
+    best = torch.zeros(width, d, dtype=x.dtype)
+    if d % width:
+        return best
+    distances = [(y - part).square().sum() for part in x.split(width, dim=1)]
+    nearest = int(torch.stack(distances).argmin())
+    best[:, nearest * width : (nearest + 1) * width] = torch.eye(width, dtype=x.dtype)
+    return best

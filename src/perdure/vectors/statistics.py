@@ -5,6 +5,7 @@ Examples and tasks can be added in any order, and can also be removed. No exampl
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -76,6 +77,24 @@ class Statistics:
             counts=self.counts - other.counts,
             sums=self.sums - other.sums,
             products=self.products - other.products,
+        )
+
+    @classmethod
+    def side_by_side(cls, statistics: Iterable[Statistics]) -> Statistics:
+        """Return the statistics of several tasks whose groups all differ, as those of one task.
+
+        Examples
+        --------
+        >>> one = Statistics.of(torch.tensor([[1.0]]), torch.tensor([0]), count=1)
+        >>> Statistics.side_by_side([one, one]).counts.tolist()
+        [1.0, 1.0]
+        """
+        tasks = list(statistics)
+        products = torch.stack([of_task.products for of_task in tasks])
+        return cls(
+            counts=torch.cat([of_task.counts for of_task in tasks]),
+            sums=torch.cat([of_task.sums for of_task in tasks]),
+            products=products.sum(0),
         )
 
     def tensors(self) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ posteriors.py     The posteriors of the last tasks
 reservoir.py      A uniform sample of the examples of all tasks
 sampled.py        Answers and prompts that are sampled from a language model
 subspace.py       The subspace spanned by a layer's inputs from earlier tasks
+surprise.py       How improbable a model finds examples
 teacher.py        The model with the parameters that it had when a task began
 variational.py    Variational learning of the parameters of a module and heads
 weight_fisher.py  The diagonal of the Fisher information of the weights that LoRA changes

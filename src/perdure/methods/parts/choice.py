@@ -4,13 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
 from torch import Tensor
 
 from perdure.data import exemplars
 from perdure.data.exemplars import Exemplars, Strategy
 from perdure.data.task import Task
 from perdure.methods.parts.reservoir import add_sample
+from perdure.methods.parts.surprise import surprises
+from perdure.models.backbone import Backbone, pooled
+from perdure.models.examples import Examples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,13 +29,24 @@ class Choice:
             return self.per_class * groups
         return max(1, round(self.share * size))
 
+    def measured(self, backbone: Backbone, examples: Examples) -> Tensor | None:
+        """Return the values of the examples that the choice depends on, or None if it is random.
+
+        These are features for `herding`, and surprises for `surprise`.
+        """
+        if self.strategy == "herding":
+            return pooled(backbone, examples)
+        if self.strategy == "surprise":
+            return surprises(backbone, examples)
+        return None
+
     def store(
         self,
         kept: Exemplars,
         task: Task,
         labels: Sequence[int],
         *,
-        features: Float[Tensor, "examples features"] | None,
+        values: Tensor | None,
         groups: Mapping[str, int],
         random: np.random.Generator,
     ) -> None:
@@ -45,8 +58,8 @@ class Choice:
             The stored examples of the earlier tasks, which `reservoir` thins out.
         labels
             The classes of the task's training examples.
-        features
-            The features of these examples for `herding`; a dry run has none.
+        values
+            What `measured` returned for these examples; a dry run has none, and draws them.
         groups
             The number of classes of each task.
         """
@@ -56,10 +69,19 @@ class Choice:
             for name, seen in (kept.seen | {task.name: size}).items():
                 capacity += self.count(groups[name], seen)
             add_sample(kept, task, size, capacity, random)
-        elif self.share is not None:
-            chosen = exemplars.drawn(size, self.count(groups[task.name], size), random)
-            kept.add(task, chosen)
-        elif features is not None:
-            kept.add(task, exemplars.herded(features, labels, self.per_class))
         else:
-            kept.add(task, exemplars.balanced(labels, self.per_class, random))
+            kept.add(task, self._chosen(labels, values, random))
+
+    def _chosen(
+        self, labels: Sequence[int], values: Tensor | None, random: np.random.Generator
+    ) -> list[int]:
+        """Return the indices of the examples to store of one task, of each class or of all."""
+        count = self.per_class
+        if self.share is not None:
+            labels = [0] * len(labels)
+            count = self.count(1, len(labels))
+        if values is None:
+            return exemplars.balanced(labels, count, random)
+        if self.strategy == "herding":
+            return exemplars.herded(values, labels, count)
+        return exemplars.surprising(values, labels, count)

@@ -39,6 +39,11 @@ SmolLM2-135M took 13 GB.
 """
 
 
+def pass_size(backbone: Backbone) -> int:
+    """Return the number of examples whose gradients are computed in one pass."""
+    return BATCH_SIZE if backbone.has_heads else PROMPTS
+
+
 def mean_over_examples(
     backbone: Backbone, examples: Examples, terms: Terms, function: Function
 ) -> dict[str, Tensor]:
@@ -90,11 +95,7 @@ def _add_by_batch(
 ) -> None:
     layers = adapters.linears(backbone.model)
     weights = [layer.weight for layer in layers.values()]
-    batches = examples.batches(
-        size=BATCH_SIZE if backbone.has_heads else PROMPTS,
-        device=backbone.device,
-    )
-    for _, batch in batches:
+    for _, batch in examples.batches(size=pass_size(backbone), device=backbone.device):
         with caught(layers, total, function, batch):
             hidden = backbone(batch)
             answers = backbone.read(hidden, batch)

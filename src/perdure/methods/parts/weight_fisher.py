@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from perdure.methods.parts.fisher import Labels, log_likelihoods
-from perdure.methods.parts.per_example import BATCH_SIZE, apart
+from perdure.methods.parts.per_example import apart, pass_size
 from perdure.models import adapters
 from perdure.models.backbone import Backbone
 from perdure.models.examples import Batch, Examples
@@ -57,7 +57,7 @@ def weight_fisher(
         totals[name] = A.new_zeros(B.shape[0], A.shape[1], requires_grad=False)
     layers = {name: backbone.model.get_submodule(name) for name in factors}
     ends = [B for _, B in factors.values()]
-    for _, batch in examples.batches(size=BATCH_SIZE, device=backbone.device):
+    for _, batch in examples.batches(size=pass_size(backbone), device=backbone.device):
         with watched(layers) as uses:
             hidden = backbone(batch)
             answers = backbone.read(hidden, batch)
