@@ -202,7 +202,9 @@ def test_a_line_that_was_cut_off_and_a_folder_that_was_changed(write, tmp_path):
 
 
 def job(trial="a"):
-    return WholeRun(trial=trial, folder="/nowhere", recipe={}, settings=[], directory=os.getcwd())
+    return WholeRun(
+        trial=trial, folder="/nowhere", features="/nowhere", recipe={}, settings=[], directory="."
+    )
 
 
 def test_a_trial_whose_process_is_always_killed(tmp_path, monkeypatch):
