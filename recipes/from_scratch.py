@@ -26,7 +26,8 @@ from perdure.data.task import TaskStream
 from perdure.evaluation import metrics
 from perdure.evaluation.system import System
 from perdure.runs import story
-from perdure.runs.tune import Protocol, tune
+from perdure.sweeps.tune import tune
+from perdure.sweeps.tuning import Protocol
 
 BAYES = "peft: full, samples: 4"
 VARIATIONAL = "peft: full, prior_sigma: 0.3, initial_sigma: 0.05, beta: 0.05"

@@ -37,9 +37,10 @@ from perdure.evaluation.score import TASK_IDS
 from perdure.runs import layout, story
 from perdure.runs.resume import restored
 from perdure.runs.state import read
-from perdure.runs.tune import Protocol, tune
 from perdure.runs.writer import writing
 from perdure.settings import named
+from perdure.sweeps.tune import tune
+from perdure.sweeps.tuning import Protocol
 
 FULL = {"training.learning_rate": "1.0e-4"}
 DESCENT = {"training.learning_rate": "3.0e-2", "training.head_learning_rate": "3.0e-2"}

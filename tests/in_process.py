@@ -5,7 +5,7 @@ from perdure.sweeps.trial import perform
 
 
 class InProcess:
-    """Perform trials here, and remember which."""
+    """Perform trials here as other processes do, from JSON, and remember which."""
 
     def __init__(self):
         self.performed = []

@@ -21,10 +21,11 @@ from perdure import InputError, Model, OutputError, Recipe, Run, RunError, forge
 from perdure.models.encoder import Encoder
 from perdure.report import html, report
 from perdure.runs.layout import DERIVED
-from perdure.runs.tune import Protocol, tune
 from perdure.runs.verify import verify
 from perdure.runs.writer import writing
 from perdure.storage import files, lock, partial, staging
+from perdure.sweeps.tune import tune
+from perdure.sweeps.tuning import Protocol
 
 diagnosing = importlib.import_module("perdure.analysis.diagnose")  # a function has its name, too
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")

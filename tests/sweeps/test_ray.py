@@ -1,6 +1,7 @@
-"""Sweeps on Ray: a real cluster of two node processes, and addresses that do not answer."""
+"""Sweeps and tuning on Ray: a cluster of two node processes, and addresses that do not answer."""
 
 import importlib.util
+import json
 import os
 import shutil
 import signal
@@ -17,10 +18,12 @@ import yaml
 from in_process import InProcess
 from small_runs import differing, recipe
 
-from perdure import InputError, sweep
+from perdure import InputError, Recipe, sweep
 from perdure.report import markdown, summary
 from perdure.sweeps import on_ray
 from perdure.sweeps.on_ray import OnRay
+from perdure.sweeps.tune import tune
+from perdure.sweeps.tuning import Protocol
 
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None,
@@ -109,6 +112,23 @@ def test_a_sweep_on_this_machine(tmp_path, pico, of_this_test):
     done = finished(tmp_path, command(sweep_file, tmp_path / "out", *options))
     assert "Average accuracy after the last task" in done.stdout
     require_equal(tmp_path / "out", sweep_file, rows=3)
+
+
+@needs_ray
+def test_tuning_on_this_machine(tmp_path, pico, of_this_test):
+    """Two trials at a time, which are what this process finds when it performs one at a time."""
+    values = recipe(tmp_path, ("fruit",), pico("bert"), training={"epochs": 1})
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(values))
+    options = ("--trials", "3", "--tasks", "1", "--workers", "2", "--executor", "ray", "--json")
+    start = [sys.executable, "-m", "perdure", "tune", str(path), "-o", str(tmp_path / "out")]
+    done = finished(tmp_path, [*start, *options])
+    protocol = Protocol(trials=3, tasks=1, parallel=2)
+    here = tune(Recipe.parse(values), tmp_path / "here", protocol=protocol)
+    found = json.loads(done.stdout)["trials"]
+    for name in ("settings", "score"):
+        assert [trial[name] for trial in found] == [trial[name] for trial in here.trials]
+    assert sorted(os.listdir(tmp_path / "out")) == ["trials.jsonl", "tuned.yaml"]
 
 
 @needs_ray

@@ -17,7 +17,7 @@ from perdure.errors import TrainingError
 from perdure.report import markdown, summary, terminal
 from perdure.sweeps import folder as sweep_folder
 from perdure.sweeps import local
-from perdure.sweeps.executor import Job, Outcome
+from perdure.sweeps.executor import Outcome, WholeRun
 from perdure.sweeps.local import Local
 
 NAMES = ("fruit", "colour")
@@ -202,7 +202,9 @@ def test_a_line_that_was_cut_off_and_a_folder_that_was_changed(write, tmp_path):
 
 
 def job(trial="a"):
-    return Job(trial, "/nowhere", {}, [], [], os.getcwd())
+    return WholeRun(
+        trial=trial, folder="/nowhere", features="/nowhere", recipe={}, settings=[], directory="."
+    )
 
 
 def test_a_trial_whose_process_is_always_killed(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ COMMANDS = (
     train.demo,
     train.run,
     sweep.sweep,
-    train.tune,
+    sweep.tune,
     train.learn,
     train.forget,
     read.verify,

@@ -1,6 +1,5 @@
 """The commands that train a run, or make it forget a task."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +8,6 @@ import typer
 from perdure.cli import outcome
 from perdure.cli.options import (
     Answer,
-    AsJson,
     Delimiter,
     Encoding,
     Image,
@@ -102,39 +100,6 @@ def run(
     outcome.report(output)
     if outcome.done(output) == before:
         say("Nothing was left to do.")
-
-
-def tune(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml")],
-    output: Output = None,
-    trials: Annotated[int, typer.Option(min=1, help="The number of settings to try.")] = 10,
-    tasks: Annotated[
-        int, typer.Option(min=1, help="The number of tasks to learn, starting with the first.")
-    ] = 2,
-    settings: Settings = [],
-    trust: Trust = False,
-    quiet: Quiet = False,
-    as_json: AsJson = False,
-) -> None:
-    """Tune the learning rate and the method's main coefficient on validation data.
-
-    Only the first tasks of the stream are used.
-    """
-    from perdure.cli.listing import listing
-    from perdure.runs.recipe import Recipe
-    from perdure.runs.tune import Protocol, tune
-
-    output = output or Path("runs") / f"{recipe.stem}-tune"
-    protocol = Protocol(tasks=tasks, trials=trials)
-    source = Recipe.read(recipe, settings, trust=trust)
-    # with `--json`, the output must be nothing but JSON
-    tuning = tune(source, output, protocol=protocol, quiet=quiet or as_json)
-    if as_json:
-        return typer.echo(json.dumps(vars(tuning), indent=2))
-    if not quiet:
-        title = f"\n{len(tuning.trials)} trials on {tasks} tasks (validation score, %)"
-        listing(title, tuning.lines())
-    say(output / "tuned.yaml")
 
 
 def learn(

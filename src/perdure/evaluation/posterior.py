@@ -24,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from perdure.errors import RunError
+from perdure.evaluation.feature_folder import shared
 from perdure.models import adapters, shares
 from perdure.models.backbone import Backbone
 from perdure.models.examples import Examples, in_order
@@ -261,12 +262,16 @@ def describe(backbone: Backbone, examples: Examples) -> Float[Tensor, "examples 
     """Return the frozen backbone's features of the examples, which are computed once and cached."""
     # Cached with the examples, because training, measurement and the scale search all use them.
     if examples.described is None:
-        backbone.eval()
-        described = []
-        # The features must not change from task to task, so no adapter may be active.
-        with adapters.disabled(backbone.model):
-            for rows, batch in shares.batches(examples, backbone.device):
-                features = backbone.features(batch).cpu()
-                described.append((rows, features))
-        examples.described = in_order(shares.gathered(described))
+        examples.described = shared(backbone, examples, lambda: _described(backbone, examples))
     return examples.described
+
+
+def _described(backbone: Backbone, examples: Examples) -> Float[Tensor, "examples features"]:
+    backbone.eval()
+    described = []
+    # The features must not change from task to task, so no adapter may be active.
+    with adapters.disabled(backbone.model):
+        for rows, batch in shares.batches(examples, backbone.device):
+            features = backbone.features(batch).cpu()
+            described.append((rows, features))
+    return in_order(shares.gathered(described))

@@ -66,6 +66,8 @@ class Backbone(nn.Module, ABC):
         self.kind: Literal["text", "image"] = "text" if is_tokenizer else "image"
         # Examples that were already encoded, by the fingerprints of their rows.
         self._encoded: dict[tuple[tuple[str, str], ...], Examples] = {}
+        # A folder for features that several runs share; see `perdure.evaluation.feature_folder`.
+        self.features_in: Path | None = None
 
     @classmethod
     def load(

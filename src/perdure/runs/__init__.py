@@ -37,7 +37,6 @@ state.py           The contents of a run folder, read once
 story.py           The main loop: learn, combine, measure and save each task of a stream
 streams.py         Streams of tasks from the entries of a recipe
 task_folder.py     The folder of one task
-tune.py            Tune a method on validation data of the first tasks
 verify.py          Check every file of a run
 writer.py          The writer of a run folder; only the first process writes
 """

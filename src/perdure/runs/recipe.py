@@ -286,7 +286,14 @@ class Recipe(BaseModel):
             _hint_at_domains(stream, len(run.tasks) if run else 0)
         return plan
 
-    def run(self, output: str | Path, *, change: bool = False, quiet: bool = True) -> Run:
+    def run(
+        self,
+        output: str | Path,
+        *,
+        change: bool = False,
+        features: Path | None = None,
+        quiet: bool = True,
+    ) -> Run:
         """Run the recipe in the folder `output`, or continue the run that is there.
 
         Everything is checked before anything is trained.
@@ -295,6 +302,8 @@ class Recipe(BaseModel):
         ----------
         change
             Make this the recipe of an existing run, even if its settings differ.
+        features
+            A folder for the features of the frozen backbone, which other runs share.
 
         Raises
         ------
@@ -306,6 +315,7 @@ class Recipe(BaseModel):
         output = Path(output)
         existing = read(output) if is_run(output) else None
         plan = self.plan(run=existing)
+        plan.backbone.features_in = features
         # the folder records the defaults, too, because a later version may have others
         plan = replace(plan, recipe=self.resolved(plan))
         story.run(plan, output, change=change, quiet=quiet)

@@ -3,6 +3,7 @@
 sweep.json    the recipe that all trials have in common, further rules, and all trials
 trials.jsonl  the outcome of each trial, a line each; the last line of a trial counts
 runs/         the run folder of each trial
+features/     features of frozen backbones, which the trials share; may be deleted
 log.txt       what the processes of the executor `local` printed
 report.html   derived, may be deleted
 lock.json     the process that performs the sweep, if any
@@ -20,6 +21,7 @@ from perdure.storage import files
 SWEEP = "sweep.json"
 OUTCOMES = "trials.jsonl"
 LOG = "log.txt"
+FEATURES = "features"
 FORMAT = 1
 
 Record = dict[str, Any]

@@ -7,13 +7,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter, deque
 from collections.abc import Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import IO
 
-from perdure.sweeps.executor import ATTEMPTS, Job, Outcome, Outcomes, killed
+from perdure.sweeps.executor import Job, Jobs, Outcome, Outcomes, Waiting
 from perdure.sweeps.folder import LOG
 
 TICK = 1.0
@@ -39,30 +38,19 @@ class Local:
     def connect(self) -> None:
         """Do nothing: this machine is always there."""
 
-    def perform(self, jobs: Sequence[Job], folder: Path) -> Outcomes:
+    def perform(self, jobs: Jobs, folder: Path) -> Outcomes:
         """Perform jobs; see `Executor`."""
-        waiting = deque(jobs)
-        attempts = Counter[str]()
-        workers = []
-        for number in range(min(self.workers, len(jobs))):
-            workers.append(Worker(environment(number, self.workers), folder / LOG))
+        waiting = Waiting(jobs)
+        workers = [Worker(number, self.workers, folder / LOG) for number in range(self.workers)]
         try:
-            while waiting or any(worker.job for worker in workers):
-                for worker in workers:
-                    if worker.job is None and waiting:
-                        worker.begin(waiting.popleft())
+            while _busy(workers, waiting):
                 for worker in _ready(workers):
                     job, outcome = worker.ended()
+                    if outcome is None:
+                        # killed, or asked to stop by somebody else: a new process goes on
+                        outcome = waiting.lost(job, worker.gone())
                     if outcome:
                         yield outcome
-                        continue
-                    # killed, or asked to stop by somebody else: a new process goes on
-                    how = worker.gone()
-                    attempts[job.trial] += 1
-                    if attempts[job.trial] < ATTEMPTS:
-                        waiting.appendleft(job)
-                    else:
-                        yield killed(job.trial, how)
                 yield None
         finally:
             _stop(workers)
@@ -73,16 +61,16 @@ class Worker:
 
     Parameters
     ----------
-    environment
-        The environment of the process.
+    number, workers
+        The number of the process, and of all processes, which share the machine.
     log
         The file for everything that the process prints; its outcomes have a pipe.
     """
 
-    def __init__(self, environment: dict[str, str], log: Path):
+    def __init__(self, number: int, workers: int, log: Path):
         self.job: Job | None = None
         self.process: subprocess.Popen[str] | None = None
-        self._environment = environment
+        self._share = number, workers
         self._log = log
 
     def _started(self) -> "subprocess.Popen[str]":
@@ -93,7 +81,7 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env=self._environment,
+                env=environment(*self._share),
             )
 
     def begin(self, job: Job) -> None:
@@ -139,6 +127,14 @@ class Worker:
         if self.process and self.process.stdin:
             with contextlib.suppress(BrokenPipeError):
                 self.process.stdin.close()
+
+
+def _busy(workers: Sequence[Worker], waiting: Waiting) -> bool:
+    """Give a job to each worker without one; return False if all of them are still without."""
+    for worker in workers:
+        if worker.job is None and (job := waiting.take()):
+            worker.begin(job)
+    return any(worker.job for worker in workers)
 
 
 def _ready(workers: Sequence[Worker]) -> list[Worker]:

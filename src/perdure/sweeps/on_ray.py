@@ -8,18 +8,18 @@ under the same paths.
 """
 
 import importlib
+import math
 import os
 import socket
 import subprocess
 import sys
 import warnings
-from collections import Counter, deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from perdure.errors import InputError, PerdureWarning
-from perdure.sweeps.executor import ATTEMPTS, Job, Outcome, Outcomes, killed, lost
+from perdure.sweeps.executor import Job, Jobs, Outcome, Outcomes, Waiting, lost
 from perdure.sweeps.trial import perform
 
 TICK = 1.0
@@ -95,30 +95,28 @@ class OnRay:
             stacklevel=3,
         )
 
-    def perform(self, jobs: Sequence[Job], folder: Path) -> Outcomes:
+    def perform(self, jobs: Jobs, folder: Path) -> Outcomes:
         """Perform jobs; see `Executor`."""
         ray = _ray()
         # Attempts are counted here, because Ray repeats tasks that ran out of memory forever.
         task = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=0)(perform)
-        waiting = deque(jobs)
-        attempts = Counter[str]()
+        waiting = Waiting(jobs)
         running: dict[Any, Job] = {}
         try:
-            while waiting or running:
-                while waiting and len(running) < (self.workers or len(jobs)):
-                    job = waiting.popleft()
-                    attempts[job.trial] += 1
+            while True:
+                while len(running) < (self.workers or math.inf) and (job := waiting.take()):
                     running[task.remote(job.plain())] = job
+                if not running:
+                    break
                 ready, _ = ray.wait(list(running), timeout=TICK)
                 for reference in ready:
                     job = running.pop(reference)
                     outcome = self._outcome(ray, reference, job)
-                    if outcome.state != "stopped":
+                    if outcome.state == "stopped":
+                        how = outcome.reason or "Its task was cancelled"
+                        outcome = waiting.lost(job, how)
+                    if outcome:
                         yield outcome
-                    elif attempts[job.trial] < ATTEMPTS:
-                        waiting.appendleft(job)
-                    else:
-                        yield killed(job.trial, outcome.reason or "Its task was cancelled")
                 yield None
         finally:
             _stop(ray, list(running))

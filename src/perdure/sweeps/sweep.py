@@ -1,26 +1,25 @@
 """Perform a sweep: all of its trials that are missing, on any executor."""
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from perdure.errors import InputError, RunError, Stopped
+from perdure.errors import InputError, RunError
 from perdure.learning import engine
-from perdure.learning.stopping import stopping
 from perdure.runs.changes import differences
 from perdure.settings import Section, put
 from perdure.storage import files, lock
 from perdure.sweeps import folder as sweep_folder
 from perdure.sweeps import sweep_file
-from perdure.sweeps.executor import Executor, Job, Outcome
+from perdure.sweeps.executor import Executor, Outcome, WholeRun
 from perdure.sweeps.local import Local
+from perdure.sweeps.performing import perform_all
 from perdure.sweeps.progress import SweepProgress
 from perdure.sweeps.trials import Trial, assignments, check, count, rule_sections, trials
 
 MANY = 10_000
 """The number of trials above which a sweep has to be confirmed."""
-HINT = "Continue with the same command."
+KEPT = "Finished trials are kept, and running ones have saved their progress."
 
 
 @dataclass(frozen=True)
@@ -112,8 +111,13 @@ def sweep(
             if trial.name not in finished:
                 job = _job(output, source.recipe, trial, assigned[trial.name], rules)
                 jobs.append(job)
+        measured = {"rules": rules} if rules else {}
+
+        def record(outcome: Outcome) -> None:
+            sweep_folder.append(output, outcome.plain() | measured)
+
         with SweepProgress(output, varied, finished, quiet=quiet) as progress:
-            _perform(executor, jobs, output, progress, rules)
+            perform_all(executor, jobs, output, record=record, show=progress.to, kept=KEPT)
         outcomes = progress.outcomes
     return _result(output, varied, outcomes, performed=len(jobs))
 
@@ -143,10 +147,11 @@ def _job(
     trial: Trial,
     settings: list[str],
     rules: list[Section],
-) -> Job:
-    return Job(
+) -> WholeRun:
+    return WholeRun(
         trial=trial.name,
         folder=str(sweep_folder.run_folder(output, trial.name).resolve()),
+        features=str((output / sweep_folder.FEATURES).resolve()),
         recipe=recipe,
         settings=settings,
         rules=rules,
@@ -196,33 +201,6 @@ def _check_empty(output: Path) -> None:
             f"`{output}` is not empty, and not a sweep: it contains `{min(others)}`. "
             "Choose another `--output`."
         )
-
-
-def _perform(
-    executor: Executor,
-    jobs: Sequence[Job],
-    output: Path,
-    progress: SweepProgress,
-    rules: list[Section],
-) -> None:
-    """Perform jobs, and record each outcome before the next one is awaited."""
-    measured = {"rules": rules} if rules else {}
-    try:
-        with stopping(HINT) as stop, contextlib.closing(executor.perform(jobs, output)) as outcomes:
-            while True:
-                # a signal waits until the executor yields, about a second at most: Ray fails
-                # if an exception is raised while it waits
-                with stop.later():
-                    try:
-                        outcome = next(outcomes)
-                    except StopIteration:
-                        break
-                    if outcome:
-                        sweep_folder.append(output, outcome.plain() | measured)
-                progress.to(outcome)
-    except Stopped as stopped:
-        said = "Stopped. Finished trials are kept, and running ones have saved their progress."
-        raise Stopped(f"{said} {HINT}", signal=stopped.signal) from None
 
 
 def _result(
