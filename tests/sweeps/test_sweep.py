@@ -81,12 +81,12 @@ def test_a_trial_that_fails_is_a_row_with_its_reason(write, tmp_path, monkeypatc
 
 
 def test_an_unexpected_error_keeps_its_traceback(write, tmp_path, monkeypatch):
-    def broken(self, output):
+    def broken(self, output, features):
         if "seed-0" in str(output):
             raise ValueError("a bug\nin two lines")
         if "seed-1" in str(output):
             raise TrainingError("The loss is nan.")
-        return run(self, output)
+        return run(self, output, features=features)
 
     run = Recipe.run
     monkeypatch.setattr(Recipe, "run", broken)
