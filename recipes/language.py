@@ -29,6 +29,7 @@ from common import measure_all, write_over
 from perdure import Recipe, Run
 from perdure.benchmarks.standard_cl import ORDERS
 from perdure.evaluation import metrics
+from perdure.evaluation.posterior import describe
 from perdure.evaluation.score import TASK_IDS
 from perdure.runs import layout, story
 
@@ -225,8 +226,10 @@ def costs(arguments: argparse.Namespace) -> None:
     """Learn a few examples by each method, and write what that costs beside `sequential`."""
     torch.set_num_threads(1)
     order = arguments.orders[0]
-    small = [f"{name}={value}" for name, value in COUNTED.items()]
     backbone = Recipe.read(arguments.recipe).make_backbone()
+    # The frozen features, which the task posterior needs whatever the method is.
+    for task in small(arguments, "sequential", order).make_stream():
+        describe(backbone, backbone.encode(task.rows("train")))
     rows = []
     for name in dict.fromkeys(["sequential", *arguments.methods]):
         if name in UNTIMED:
@@ -234,9 +237,8 @@ def costs(arguments: argparse.Namespace) -> None:
         folder = arguments.runs / f"costs-{order}-{folder_name(name)}"
         cached = folder.with_suffix(".json")
         if not cached.is_file():
-            recipe = Recipe.read(arguments.recipe, [*settings_of(arguments, name, order), *small])
-            stream = recipe.make_stream()
-            plan = recipe.plan(stream, backbone)
+            recipe = small(arguments, name, order)
+            plan = recipe.plan(recipe.make_stream(), backbone)
             started = time.process_time()
             story.run(replace(plan, recipe=recipe.resolved(plan)), folder)
             cached.write_text(json.dumps(time.process_time() - started))
@@ -248,6 +250,12 @@ def costs(arguments: argparse.Namespace) -> None:
         print(f"{name}  {beside:.2f} × sequential  {stored / 1e6:.1f} MB", flush=True)
     results = Path(__file__).parent / "results" / f"language_{arguments.recipe.stem}_costs.csv"
     write_over(results, rows, key=("method",))
+
+
+def small(arguments: argparse.Namespace, name: str, order: str) -> Recipe:
+    """Return the recipe of a method on few examples."""
+    few = [f"{name}={value}" for name, value in COUNTED.items()]
+    return Recipe.read(arguments.recipe, [*settings_of(arguments, name, order), *few])
 
 
 def before_learning(run: Run) -> Row:
