@@ -10,6 +10,7 @@ terminal.py                dict → terminal; the tables are in terminal_table.p
 figures.py, costs.py       dict → figures with their numbers (picture.py)
 classes.py, heat_map.py    dict → figures of single classes, and of matrices
 calibration.py             dict → figures of the calibration of answers
+curves.py                  curves over the steps of a stream, as a figure
 general.py                 dict → figures of the loss on plain text and of tasks never trained
 unknown.py                 dict → figures of inputs that belong to no task
 gate.py                    dict → yes or no, for a pipeline

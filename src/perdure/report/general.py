@@ -2,18 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-
-from matplotlib.figure import Figure
+from dataclasses import replace
 
 from perdure.evaluation.metrics import GENERAL
-from perdure.report.axes import PERCENT, empty, gaps, left_out, name_tasks, shown, with_legend
+from perdure.report.curves import Curve, over_steps
 from perdure.report.folder import Files
 from perdure.report.markdown import number, percent
-from perdure.report.picture import Cell, Picture, Section
+from perdure.report.picture import Section
 from perdure.report.plain import Record, Summary
-from perdure.report.series import DRAWN, LINES, MARKERS, Look, Looks
-from perdure.report.svg import SOFT, svg
+from perdure.report.series import LINES, MARKERS, Looks
 
 TITLE = "Side effects on plain text and other tasks"
 NOTE = (
@@ -24,8 +21,6 @@ NOTE = (
 )
 MEASURES = ("cross_entropy", "divergence")
 """The metrics that are not the score of a task."""
-BEFORE = "(before)"
-"""The name of the step before the first task."""
 
 
 def summarise(files: Files) -> list[Record]:
@@ -110,43 +105,17 @@ CAPTIONS = {
 """The caption of each figure, and the label of its axis."""
 
 
-@dataclass(frozen=True)
-class Curve:
-    """A curve of values over the steps of a stream, for one run and one rule."""
-
-    title: str
-    look: Look
-    values: Sequence[float | None]
-
-
 def section(summary: Summary) -> Section:
     """Draw the loss on plain text, the KL divergence, and the scores of tasks never trained."""
     pictures = []
     for key, (caption, label) in CAPTIONS.items():
         curves = _curves(summary, key)
         if curves:
-            pictures.append(_picture(summary, curves, key, caption, label))
+            before, percents = key != "divergence", key == "never"
+            pictures.append(
+                over_steps(summary, curves, caption, label, before=before, percents=percents)
+            )
     return Section(TITLE, NOTE, pictures)
-
-
-def _picture(
-    summary: Summary, curves: Sequence[Curve], key: str, caption: str, label: str
-) -> Picture:
-    longest: list[str] = []
-    for run in summary["runs"]:
-        names = [task["name"] for task in run["tasks"]]
-        longest = max(longest, names, key=len)
-    names = longest if key == "divergence" else [BEFORE, *longest]
-    rows: list[list[Cell]] = []
-    for step, name in enumerate(names):
-        cells = [curve.values[step] if step < len(curve.values) else None for curve in curves]
-        rows.append([name, *cells])
-    return Picture(
-        caption=f"{caption}{left_out(curves)}",
-        svg=_drawn(curves[:DRAWN], names, label, percents=key == "never"),
-        header=["after learning", *(curve.title for curve in curves)],
-        rows=rows,
-    )
 
 
 def _curves(summary: Summary, key: str) -> list[Curve]:
@@ -168,24 +137,4 @@ def _curves(summary: Summary, key: str) -> list[Curve]:
                 marker = MARKERS[place_of_task % len(MARKERS)]
                 own = replace(look, line=line, marker=marker)
                 curves.append(Curve(" · ".join([*words, title]), own, scores))
-    return [curve for curve in curves if any(value is not None for value in curve.values)]
-
-
-@svg
-def _drawn(curves: Sequence[Curve], names: Sequence[str], label: str, *, percents: bool) -> Figure:
-    figure, axes = empty(len(curves))
-    for curve in curves:
-        axes.plot(
-            gaps(curve.values),
-            curve.look.line,
-            marker=curve.look.marker,
-            color=curve.look.colour,
-            label=shown(curve.title),
-        )
-    if percents:
-        axes.yaxis.set_major_formatter(PERCENT)
-    else:
-        axes.axhline(0, lw=0.8, color=SOFT)  # above it something was lost
-    name_tasks(axes, names)
-    axes.set(xlabel="after learning", ylabel=label)
-    return with_legend(figure)
+    return [curve for curve in curves if curve.known]

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from matplotlib.figure import Figure
 
 from perdure.evaluation.metrics import UNKNOWN
-from perdure.report.axes import PERCENT, empty, gaps, left_out, name_tasks, shown, with_legend
+from perdure.report.axes import PERCENT, empty, gaps, left_out, shown, with_legend
+from perdure.report.curves import Curve, over_steps
 from perdure.report.folder import Files
 from perdure.report.markdown import percent
 from perdure.report.picture import Cell, Picture, Section
@@ -88,15 +89,6 @@ def _name(score: str) -> str:
     return NAMES.get(score, score)
 
 
-@dataclass(frozen=True)
-class Curve:
-    """The values of one score, for one run and rule."""
-
-    title: str
-    look: Look
-    values: Sequence[float | None]
-
-
 def section(summary: Summary) -> Section:
     """Draw the share of unknown inputs that are caught, and AUROC after each task."""
     pictures = []
@@ -104,9 +96,10 @@ def section(summary: Summary) -> Section:
     if curves:
         pictures.append(_picture_of_caught(curves))
     # With a single step, the numbers are those of the curve.
-    curves = [curve for curve in _curves(summary, "auroc") if len(_known(curve.values)) > 1]
+    curves = [curve for curve in _curves(summary, "auroc") if len(curve.known) > 1]
     if curves:
-        pictures.append(_picture_of_steps(summary, curves))
+        caption = "AUROC of unknown inputs, %"
+        pictures.append(over_steps(summary, curves, caption, "AUROC, %", percents=True))
     return Section(TITLE, NOTE, pictures)
 
 
@@ -124,7 +117,7 @@ def _curves(summary: Summary, key: str) -> list[Curve]:
                 if key == "caught":
                     words.append(_last(score))
                 curves.append(Curve(" · ".join(words), _look(look, number), score[key]))
-    return [curve for curve in curves if _known(curve.values)]
+    return [curve for curve in curves if curve.known]
 
 
 def _look(look: Look, number: int) -> Look:
@@ -139,10 +132,6 @@ def _last(score: Record) -> str:
     return f"AUROC {percent(auroc)}, FPR95 {percent(passed)}"
 
 
-def _known(values: Sequence[float | None]) -> list[float]:
-    return [value for value in values if value is not None]
-
-
 def _picture_of_caught(curves: Sequence[Curve]) -> Picture:
     rows: list[list[Cell]] = []
     for share in range(101):
@@ -151,22 +140,6 @@ def _picture_of_caught(curves: Sequence[Curve]) -> Picture:
         caption=f"Unknown inputs caught, by the share of known ones kept{left_out(curves)}",
         svg=_drawn_caught(curves[:DRAWN]),
         header=["known kept", *(curve.title for curve in curves)],
-        rows=rows,
-    )
-
-
-def _picture_of_steps(summary: Summary, curves: Sequence[Curve]) -> Picture:
-    names: list[str] = []
-    for run in summary["runs"]:
-        names = max(names, [task["name"] for task in run["tasks"]], key=len)
-    rows: list[list[Cell]] = []
-    for step, name in enumerate(names):
-        cells = [curve.values[step] if step < len(curve.values) else None for curve in curves]
-        rows.append([name, *cells])
-    return Picture(
-        caption=f"AUROC of unknown inputs, %{left_out(curves)}",
-        svg=_drawn_steps(curves[:DRAWN], names),
-        header=["after learning", *(curve.title for curve in curves)],
         rows=rows,
     )
 
@@ -191,23 +164,5 @@ def _drawn_caught(curves: Sequence[Curve]) -> Figure:
         ylabel="share of unknown inputs caught, %",
     )
     axes.xaxis.set_major_formatter(PERCENT)
-    axes.yaxis.set_major_formatter(PERCENT)
-    return with_legend(figure)
-
-
-@svg
-def _drawn_steps(curves: Sequence[Curve], names: Sequence[str]) -> Figure:
-    figure, axes = empty(len(curves))
-    for curve in curves:
-        axes.plot(
-            gaps(curve.values),
-            curve.look.line,
-            marker=curve.look.marker,
-            ms=4.5,
-            color=curve.look.colour,
-            label=shown(curve.title),
-        )
-    name_tasks(axes, names)
-    axes.set(xlabel="after learning", ylabel="AUROC, %")
     axes.yaxis.set_major_formatter(PERCENT)
     return with_legend(figure)
