@@ -139,32 +139,33 @@ class TaskPosterior:
         log_priors: list[Tensor] = []
         for of_task in statistics.values():
             # A class without training examples has no mean, so it is left out.
-            present = of_task.counts > 0
-            n = of_task.counts[present]
-            share = n / of_task.counts.sum()
+            n, mean, log_prior = of_task.present()
             self.sizes.append(len(n))
             counts.append(n)
-            sums = of_task.sums[present]
-            means.append(sums / n[:, None])
-            log_priors.append(share.log())
+            means.append(mean)
+            log_priors.append(log_prior)
         self.means = torch.cat(means)
         self.log_prior = torch.cat(log_priors)
         # All classes share one covariance, so the products of all tasks are added.
         products = torch.stack([of_task.products for of_task in statistics.values()])
-        shared = within(
+        self.covariance = within(
             torch.cat(counts),
             self.means,
             products.sum(0),
             shrinkage,
         )
-        self.precision = torch.linalg.inv(shared)
         self.by_task: list[TaskClasses] = []  # empty if all tasks share one covariance
         if covariance == "by_task":
             for number, of_task in enumerate(statistics.values()):
                 own = within(counts[number], means[number], of_task.products, shrinkage)
-                n, m = of_task.counts.sum(), PRIOR * len(shared)
-                mixed = (n * own + m * shared) / (n + m)
+                n, m = of_task.counts.sum(), PRIOR * len(own)
+                mixed = (n * own + m * self.covariance) / (n + m)
                 self.by_task.append(TaskClasses.of(means[number], log_priors[number], mixed))
+
+    @cached_property
+    def precision(self) -> Float[Tensor, "features features"]:
+        """The inverse of the covariance that all classes share; not needed if each task has one."""
+        return torch.linalg.inv(self.covariance)
 
     @cached_property
     def classifier(

@@ -114,11 +114,8 @@ class OwnClasses:
     """
 
     def __init__(self, statistics: Statistics):
-        present = statistics.counts > 0
-        counts = statistics.counts[present]
+        counts, self.means, self.log_prior = statistics.present()
         total = counts.sum(0, keepdim=True)
-        self.log_prior = (counts / total).log()
-        self.means = statistics.sums[present] / counts[:, None]
         covariance = within(counts, self.means, statistics.products, SHRINKAGE)
         self.precision = torch.linalg.inv(covariance)
         # As if all examples of the task were of one class.

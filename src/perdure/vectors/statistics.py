@@ -97,6 +97,21 @@ class Statistics:
             products=products.sum(0),
         )
 
+    def present(
+        self,
+    ) -> tuple[
+        Float[Tensor, " present"], Float[Tensor, "present features"], Float[Tensor, " present"]
+    ]:
+        """Return the counts, the means, and the logarithms of the shares of groups with examples.
+
+        A group without examples has no mean.
+        """
+        present = self.counts > 0
+        counts = self.counts[present]
+        means = self.sums[present] / counts[:, None]
+        shares = counts / counts.sum()
+        return counts, means, shares.log()
+
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors by the names under which they are saved."""
         return {"counts": self.counts, "sums": self.sums, "products": self.products}
