@@ -1,15 +1,30 @@
-"""What the scripts beside it share: measuring a run by many rules, and writing a table."""
+"""What the scripts beside it share: making a run, measuring it by many rules, writing a table."""
 
 import csv
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from perdure import Recipe, Run
 from perdure.evaluation.measure import measure
+from perdure.runs import layout, story
 from perdure.runs.extend import rule_of
+from perdure.runs.job import Plan
 from perdure.runs.resume import restored
 from perdure.runs.state import read
 from perdure.runs.writer import writing
+
+
+def run_plan(plan: Plan, recipe: Recipe, folder: Path) -> Run:
+    """Learn the tasks of a plan, whose stream and backbone other runs may share."""
+    story.run(replace(plan, recipe=recipe.resolved(plan)), folder)
+    return Run(folder)
+
+
+def stored_bytes(run: Run) -> int:
+    """Return the bytes of all task folders of a run."""
+    manifests = [layout.manifest(place) for place in run.task_folders().values()]
+    return sum(file["size"] for files in manifests for file in files.values())
 
 
 def measure_all(results: Run, rules: Sequence[tuple[str, list[str]]]) -> None:

@@ -17,23 +17,21 @@ import argparse
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from common import write_over
+from common import run_plan, write_over
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from perdure import Backbone, Recipe, Run
+from perdure import Backbone, Recipe
 from perdure.data.task import SPLITS, TaskStream
 from perdure.evaluation import metrics
 from perdure.models import heads
 from perdure.models.backbone import pooled
 from perdure.models.examples import Batch
-from perdure.runs import story
 
 RECIPE = Path(__file__).parent / "frozen_clinc150.yaml"
 METHODS = {
@@ -134,9 +132,8 @@ def learned(recipe: Recipe, backbone: Backbone, folder: Path) -> float:
     """Learn the ten tasks, and return the average accuracy after the last one."""
     for name in list(backbone.heads):
         backbone.close(name)
-    plan = recipe.plan(recipe.make_stream(), backbone)
-    story.run(replace(plan, recipe=recipe.resolved(plan)), folder)
-    return metrics.average_accuracy(Run(folder).matrix(task_id="none"))
+    run = run_plan(recipe.plan(recipe.make_stream(), backbone), recipe, folder)
+    return metrics.average_accuracy(run.matrix(task_id="none"))
 
 
 def logistic_regression(backbone: Backbone, stream: TaskStream) -> float:

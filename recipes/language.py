@@ -19,19 +19,17 @@ import json
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from common import measure_all, write_over
+from common import measure_all, run_plan, stored_bytes, write_over
 
 from perdure import Recipe, Run
 from perdure.benchmarks.standard_cl import ORDERS
 from perdure.evaluation import metrics
 from perdure.evaluation.posterior import describe
 from perdure.evaluation.score import TASK_IDS
-from perdure.runs import layout, story
 
 Row = dict[str, str]
 
@@ -240,11 +238,10 @@ def costs(arguments: argparse.Namespace) -> None:
             recipe = small(arguments, name, order)
             plan = recipe.plan(recipe.make_stream(), backbone)
             started = time.process_time()
-            story.run(replace(plan, recipe=recipe.resolved(plan)), folder)
+            run_plan(plan, recipe, folder)
             cached.write_text(json.dumps(time.process_time() - started))
         seconds = json.loads(cached.read_text())
-        files = [layout.manifest(place) for place in Run(folder).task_folders().values()]
-        stored = sum(file["size"] for manifest in files for file in manifest.values())
+        stored = stored_bytes(Run(folder))
         rows.append({"method": name, "seconds": f"{seconds:.1f}", "stored_bytes": str(stored)})
         beside = seconds / float(rows[0]["seconds"])
         print(f"{name}  {beside:.2f} × sequential  {stored / 1e6:.1f} MB", flush=True)

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import write_over
+from common import run_plan, stored_bytes, write_over
 
 from perdure import Backbone, Evaluation, Recipe, Rule, Run
 from perdure.data.task import SPLITS, TaskStream
@@ -34,7 +34,6 @@ from perdure.evaluation import metrics
 from perdure.evaluation.measure import measure
 from perdure.evaluation.posterior import describe
 from perdure.evaluation.score import TASK_IDS
-from perdure.runs import layout, story
 from perdure.runs.resume import restored
 from perdure.runs.state import read
 from perdure.runs.writer import writing
@@ -170,8 +169,7 @@ class Comparison:
         """Learn all tasks anew, and measure nothing."""
         plan = replace(recipe.plan(stream, self.backbone), evaluation=Evaluation(steps="none"))
         shutil.rmtree(place, ignore_errors=True)
-        story.run(replace(plan, recipe=recipe.resolved(plan)), place)
-        return Run(place)
+        return run_plan(plan, recipe, place)
 
     def tuned(self, variant: str) -> list[str]:
         """The settings that were best on the first tasks; none where there is nothing to tune."""
@@ -233,7 +231,6 @@ class Comparison:
                 measurement = measure(system.until(step), self.stream, Evaluation(), recipe.seed)
                 writer.measurement(measurement, own=name != ORACLE)
         tasks = [event for event in results.events() if event["event"] == "task"]
-        manifests = [layout.manifest(place) for place in results.task_folders().values()]
         found: dict[str, Any] = {"variant": name, "rule": rule.label, "seed": recipe.seed}
         found |= {
             "learning_rate": recipe.make_training().learning_rate
@@ -247,9 +244,7 @@ class Comparison:
                     f"{100 * metric(results.matrix(rule.label, way)):.2f}"
                 )
         found |= {"trained": max(task["trained"] for task in tasks)}
-        found |= {
-            "stored_bytes": sum(file["size"] for files in manifests for file in files.values())
-        }
+        found |= {"stored_bytes": stored_bytes(results)}
         return found | {"state_bytes": tasks[-1]["state_bytes"]}
 
 
