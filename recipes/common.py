@@ -49,23 +49,23 @@ def measure_all(results: Run, rules: Sequence[tuple[str, list[str]]]) -> None:
 
 def write_over(
     path: Path, rows: Sequence[Mapping[str, str]], key: Sequence[str]
-) -> list[Mapping[str, str]]:
+) -> list[dict[str, str]]:
     """Write a table in which earlier rows with other values in the columns `key` are kept.
 
     Returns all rows, the earlier ones first.
     """
-    earlier = []
+    earlier: list[dict[str, str]] = []
     if path.is_file():
         with path.open(newline="", encoding="utf-8") as file:
-            earlier = list(csv.DictReader(file))
+            earlier += csv.DictReader(file)
     new = {tuple(str(row[name]) for name in key) for row in rows}
     kept = [row for row in earlier if tuple(row[name] for name in key) not in new]
     both = [*kept, *rows]
     # Some rows may lack a column, such as the time where it was not measured.
     columns = list(dict.fromkeys(name for row in both for name in row))
-    both = [{name: row.get(name, "") for name in columns} for row in both]
-    write(path, both)
-    return both
+    table = [{name: row.get(name, "") for name in columns} for row in both]
+    write(path, table)
+    return table
 
 
 def write(path: Path, rows: Sequence[Mapping[str, object]]) -> None:

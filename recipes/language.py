@@ -2,13 +2,16 @@
 
     python recipes/language.py recipes/language/standard_order1.yaml --folder FOLDER
 
-The recipe's learning rate holds for all methods but those that have one of their own below; they
-were chosen alike, on the validation examples of the first two tasks of order 1. Adapters of
+Each order has a seed of its own, which chooses the examples and the first weights. Adapters of
 `isolated` are then combined by several rules, which need no training. Runs that exist already
 under `runs` are continued, and rules that were measured are not measured again.
 The table goes to recipes/results/language_<recipe>.csv: a row for each method, rule and order,
 after the last task. Rows of methods and orders that were not asked for stay in it. Means over the
 orders and the reduction of the gap go to the terminal.
+
+With `--rates`, each method learns the first two tasks of the first of the orders at several
+learning rates instead. The scores on validation examples, by which the rates in `METHODS` were
+chosen, go to language_<recipe>_rates.csv.
 
 With `--costs`, each method learns the first of the orders on fewer examples instead. The CPU time
 of its steps, beside `sequential`, and what it stores go to language_<recipe>_costs.csv.
@@ -25,11 +28,14 @@ import numpy as np
 import torch
 from common import measure_all, run_plan, stored_bytes, write_over
 
-from perdure import Recipe, Run
+from perdure import Backbone, Recipe, Run
 from perdure.benchmarks.standard_cl import ORDERS
 from perdure.evaluation import metrics
 from perdure.evaluation.posterior import describe
 from perdure.evaluation.score import TASK_IDS
+from perdure.runs.resume import restored
+from perdure.runs.state import read
+from perdure.sweeps.first_tasks import plan_of, validation_score
 
 Row = dict[str, str]
 
@@ -126,6 +132,7 @@ RULES: dict[str, list[tuple[str, list[str]]]] = {
     ],
     "isolated, previous": [("oracle", []), SEARCHED, ("slao", [])],
 }
+RATES = ("1.5e-3", "3.0e-3", "6.0e-3")
 COUNTED = {
     "stream.train": 40,
     "stream.validation": 8,
@@ -152,16 +159,22 @@ def main() -> None:
     parser.add_argument("--set", nargs="+", default=[], help="Further settings, for all runs.")
     parser.add_argument("--table-only", action="store_true", help="Run nothing.")
     parser.add_argument("--costs", action="store_true", help="Only measure time and storage.")
+    parser.add_argument("--rates", action="store_true", help="Only compare learning rates.")
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    backbone = Recipe.read(arguments.recipe).make_backbone()
     if arguments.costs:
-        costs(arguments)
+        costs(arguments, backbone)
+        return
+    if arguments.rates:
+        compare_rates(arguments, backbone)
         return
     rows = []
     for order in arguments.orders:
         for name in arguments.methods:
             folder = arguments.runs / f"{order}-{folder_name(name)}"
             if not arguments.table_only:
-                learn(arguments, folder, name, order)
+                learn(arguments, backbone, folder, name, order)
             if (folder / "scores.csv").is_file():
                 rows += table(folder, name, order)
     results = Path(__file__).parent / "results" / f"language_{arguments.recipe.stem}.csv"
@@ -170,10 +183,16 @@ def main() -> None:
     show_gaps(rows)
 
 
-def learn(arguments: argparse.Namespace, folder: Path, name: str, order: str) -> None:
-    """Learn a stream by a method; for `isolated` measure the other rules as well."""
+def learn(
+    arguments: argparse.Namespace, backbone: Backbone, folder: Path, name: str, order: str
+) -> None:
+    """Learn a stream by a method; for `isolated` measure the other rules as well.
+
+    All runs of an order share the features of the frozen backbone.
+    """
     started = time.process_time()
-    Recipe.read(arguments.recipe, settings_of(arguments, name, order)).run(folder)
+    recipe = Recipe.read(arguments.recipe, settings_of(arguments, name, order))
+    run_plan(recipe.plan(recipe.make_stream(), backbone), recipe, folder)
     print(f"{order} {name}: {time.process_time() - started:.0f} s of CPU time", flush=True)
     if name in RULES:
         rules = arguments.rules or [rule for rule, _ in RULES[name]]
@@ -183,7 +202,9 @@ def learn(arguments: argparse.Namespace, folder: Path, name: str, order: str) ->
 def settings_of(arguments: argparse.Namespace, name: str, order: str) -> list[str]:
     """Return the settings of a method and an order, beside those of the recipe."""
     tasks = len(ORDERS[order].split())
+    seed = list(ORDERS).index(order) - list(ORDERS).index("order1")
     settings = [f"stream.order={order}", f"name={name}, {order}"]
+    settings += [f"seed={seed}", f"stream.seed={seed}"]
     settings += [setting.replace("TASKS", str(tasks)) for setting in METHODS[name]]
     if arguments.folder:
         settings.append(f"stream.folder={arguments.folder}")
@@ -220,11 +241,31 @@ def table(folder: Path, name: str, order: str) -> list[Row]:
     return rows
 
 
-def costs(arguments: argparse.Namespace) -> None:
-    """Learn a few examples by each method, and write what that costs beside `sequential`."""
-    torch.set_num_threads(1)
+def compare_rates(arguments: argparse.Namespace, backbone: Backbone) -> None:
+    """Learn the first two tasks at each rate, and write the scores on validation examples."""
     order = arguments.orders[0]
-    backbone = Recipe.read(arguments.recipe).make_backbone()
+    rows = []
+    for name in arguments.methods:
+        for rate in RATES:
+            folder = arguments.runs / f"rates-{order}-{folder_name(name)}-{rate}"
+            settings = [*settings_of(arguments, name, order), f"training.learning_rate={rate}"]
+            settings.append("stream.validation=40")
+            recipe = Recipe.read(arguments.recipe, settings)
+            plan = plan_of(recipe, 2, backbone=backbone)
+            run_plan(plan, recipe, folder)
+            system = restored(read(folder), backbone, plan.rule)
+            row = {"method": name, "learning_rate": rate}
+            for task_id in ("given", "none"):
+                row[task_id] = percent(validation_score(system, plan.stream, task_id))
+            print(row, flush=True)
+            rows.append(row)
+    results = Path(__file__).parent / "results" / f"language_{arguments.recipe.stem}_rates.csv"
+    write_over(results, rows, key=("method", "learning_rate"))
+
+
+def costs(arguments: argparse.Namespace, backbone: Backbone) -> None:
+    """Learn a few examples by each method, and write what that costs beside `sequential`."""
+    order = arguments.orders[0]
     # The frozen features, which the task posterior needs whatever the method is.
     for task in small(arguments, "sequential", order).make_stream():
         describe(backbone, backbone.encode(task.rows("train")))

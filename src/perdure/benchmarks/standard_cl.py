@@ -10,11 +10,18 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from perdure.benchmarks.parts.orders import ordered, task_names
-from perdure.benchmarks.parts.text_prompts import PAIRS, QUESTIONS, Style, pair, prompt
+from perdure.benchmarks.parts.text_prompts import (
+    PAIRS,
+    QUESTIONS,
+    Style,
+    pair,
+    prompt,
+    without_middle,
+)
 from perdure.data.splits import bounded, by_split
 from perdure.data.table import from_hub
 from perdure.data.task import Scenario, Split, Task, TaskStream
-from perdure.errors import DataError, UnknownName
+from perdure.errors import DataError, InputError, UnknownName
 
 # The orders of the papers (see `order` of `standard_cl`).
 ORDERS = {
@@ -122,6 +129,7 @@ def standard_cl(
     seed: int = 0,
     scenario: Scenario = "class",
     prompts: Style = "plain",
+    words: int | None = None,
 ) -> TaskStream:
     """Four, five or fifteen text classification tasks: topics, sentiment, inference, questions.
 
@@ -162,11 +170,16 @@ def standard_cl(
         classes to choose from, as in SAPT and GainLoRA; `o_lora`, also with the names of
         the kind of task and of the data set, as in O-LoRA, so that the prompt reveals the
         task.
+    words
+        The maximum number of words in a text, not counting what a prompt adds to it.
+        Longer texts lose their middle. By default all words are kept.
 
     Raises
     ------
     UnknownName
         There is no such order, task or form of prompts.
+    InputError
+        `words` is less than 2, or is used with `prompts: pairs`.
     DataError
         The folder lacks a file or column, the hub cannot be reached, or a class has only
         one training example.
@@ -181,6 +194,8 @@ def standard_cl(
     names = task_names(order, ORDERS)
     if prompts not in get_args(Style):
         raise UnknownName("way to ask", prompts, get_args(Style))
+    if words is not None:
+        _check_words(words, prompts)
     sizes: dict[Split, int | None] = {
         "train": train,
         "validation": validation,
@@ -192,10 +207,21 @@ def standard_cl(
         splits = bounded(source.splits, sizes, seed)
         # The texts are put together last: from the hub come far more rows than are chosen.
         for split, rows in splits.items():
-            splits[split] = _asked(_with_text(rows, source.text), prompts, name, source.classes)
+            texts = _shortened(_with_text(rows, source.text), words)
+            splits[split] = _asked(texts, prompts, name, source.classes)
         task = Task(name, source.classes, **splits)
         tasks.append(task)
     return TaskStream("standard_cl", tuple(tasks), scenario)
+
+
+def _check_words(words: int, prompts: Style) -> None:
+    if words < 2:
+        raise InputError(f"`words` is {words}, but a text keeps its first and its last word.")
+    if prompts == "pairs":
+        raise InputError(
+            "`words` cannot be used with `prompts: pairs`, because a text without its middle "
+            "is no pair any more: set `max_length` of the backbone instead."
+        )
 
 
 @dataclass(frozen=True)
@@ -262,6 +288,14 @@ def _with_text(data: Dataset, form: str | None) -> Dataset:
         texts.append(form.format(**values))
     labels = data["label"][:]
     return Dataset.from_dict({"text": texts, "label": labels})
+
+
+def _shortened(data: Dataset, words: int | None) -> Dataset:
+    """Return the examples with texts of at most so many words."""
+    if words is None:
+        return data
+    texts = [without_middle(text, words) for text in data["text"][:]]
+    return Dataset.from_dict({"text": texts, "label": data["label"][:]})
 
 
 def _asked(data: Dataset, style: Style, name: str, classes: tuple[str, ...]) -> Dataset:

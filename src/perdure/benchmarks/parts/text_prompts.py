@@ -117,6 +117,22 @@ def pair(task: str, text: str) -> tuple[str, str]:
     return first.strip(), second.strip()
 
 
+def without_middle(text: str, words: int) -> str:
+    """Return a text of at most so many words: the first and the last ones, if it has more.
+
+    Examples
+    --------
+    >>> without_middle("question: is it so?\\npassage: It was said to be so.", 5)
+    'question: is it … be so.'
+    """
+    parts = text.split(" ")
+    if len(parts) <= words:
+        return text
+    last = words // 2
+    first = words - last
+    return " ".join([*parts[:first], "…", *parts[-last:]])
+
+
 def prompt(style: Style, task: str, classes: Sequence[str], text: str) -> str:
     """Return the prompt for a text, in the style `plain`, `options` or `o_lora`.
 
