@@ -14,14 +14,13 @@ with and without the task id. Rows of variants and seeds that were not asked for
 import argparse
 import json
 import statistics
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from common import write_over
 
 from perdure import Alignment, Gaussians, Recipe, Run, align
-from perdure.data.task import Task
+from perdure.data.task import TaskStream
 from perdure.evaluation.score import TASK_IDS, features
 from perdure.evaluation.system import System
 from perdure.runs.resume import restored
@@ -143,7 +142,7 @@ def measured(recipe: Recipe, run: Run, alignment: Alignment) -> dict[str, Accura
     return found
 
 
-def gaussians_of(system: System, stream: Sequence[Task]) -> dict[str, Gaussians]:
+def gaussians_of(system: System, stream: TaskStream) -> dict[str, Gaussians]:
     """Fit a Gaussian to each class, with the model as it was just after it learned the task."""
     gaussians = {}
     for step, task in enumerate(system.learned, start=1):

@@ -1,17 +1,23 @@
 """Benchmarks for language models: prompts of the text benchmark, and Super-NaturalInstructions."""
 
 import json
+from pathlib import Path
 
 import datasets
 import pytest
 from conftest import SHARED
 from datasets import Dataset
+from transformers import AutoTokenizer
 
+from perdure import Recipe
 from perdure.benchmarks.parts.text_prompts import PAIRS, QUESTIONS, pair, prompt
 from perdure.benchmarks.standard_cl import CARDS, ORDERS, standard_cl
 from perdure.benchmarks.super_ni import ORDERS as NI_ORDERS
 from perdure.benchmarks.super_ni import TASKS, super_ni
+from perdure.bundled.smollm2 import smollm2
 from perdure.errors import DataError, InputError, UnknownName
+
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 def test_every_task_has_a_question():
@@ -52,6 +58,25 @@ def test_prompts_of_a_folder(tmp_path):
         assert after.test["label"][:] == before.test["label"][:]
         for text, question in zip(before.test["text"], after.test["text"], strict=True):
             assert question == prompt("options", after.name, after.classes, text)
+
+
+def test_texts_are_shortened_before_a_prompt_is_made_of_them(tmp_path):
+    folder = text_folder(tmp_path / "texts", ["sst2"])
+    long = "one two three four five six"
+    rows = {"text": [long] * 12, "label": [0, 1] * 6, "split": ["train"] * 8 + ["test"] * 4}
+    Dataset.from_dict(rows).to_parquet(tmp_path / "texts" / "sst2.parquet")
+    for words, text in ((3, "one two … six"), (6, long)):
+        stream = standard_cl(folder=folder, order=["sst2"], prompts="options", words=words)
+        expected = prompt("options", "sst2", ["no", "yes"], text)
+        assert set(stream[0].test["text"]) == {expected}
+
+
+def test_words_that_cannot_be_used(tmp_path):
+    folder = text_folder(tmp_path / "texts", ["sst2"])
+    with pytest.raises(InputError, match="`words` is 1, but a text keeps its first and its last"):
+        standard_cl(folder=folder, order=["sst2"], words=1)
+    with pytest.raises(InputError, match="`words` cannot be used with `prompts: pairs`"):
+        standard_cl(folder=folder, order=["sst2"], words=20, prompts="pairs")
 
 
 def test_an_unknown_way_to_ask(tmp_path):
@@ -202,3 +227,17 @@ def test_the_real_instructions():
     stream = super_ni(folder=str(folder))
     assert [len(task.test) for task in stream.tasks[:4]] == [20, 100, 100, 43]
     assert all(task.score == "rouge_l" for task in stream)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", ["standard_order1", "long_order4"])
+def test_a_prompt_that_is_cut_keeps_its_options(name, shared, language_cache):
+    """What is cut is the middle of a prompt, and the options are in its first half."""
+    settings = [f"stream.folder={shared / 'text15'}", "stream.train=20", "stream.words=null"]
+    recipe = Recipe.read(RECIPES / "language" / f"{name}.yaml", settings)
+    tokenizer = AutoTokenizer.from_pretrained(smollm2().fetched())
+    for task in recipe.make_stream():
+        asked, _, rest = prompt("options", task.name, task.classes, "TEXT").partition("TEXT")
+        assert task.test["text"][0].startswith(asked)
+        most = recipe.backbone["max_length"] // 2
+        assert max(len(tokenizer(part).input_ids) for part in (asked, rest)) <= most

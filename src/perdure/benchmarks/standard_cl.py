@@ -291,7 +291,7 @@ def _with_text(data: Dataset, form: str | None) -> Dataset:
 
 
 def _shortened(data: Dataset, words: int | None) -> Dataset:
-    """Return the examples with texts of at most so many words."""
+    """Return the examples with the middle of longer texts left out."""
     if words is None:
         return data
     texts = [without_middle(text, words) for text in data["text"][:]]

@@ -118,7 +118,7 @@ def pair(task: str, text: str) -> tuple[str, str]:
 
 
 def without_middle(text: str, words: int) -> str:
-    """Return a text of at most so many words: the first and the last ones, if it has more.
+    """Return the first and the last words of a text, at most `words` of them.
 
     Examples
     --------
