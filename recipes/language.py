@@ -340,24 +340,37 @@ def show_gaps(rows: Sequence[Row]) -> None:
     each task's own adapter with the task given.
     """
     for bound, column in ((("joint", "last"), "none"), (("isolated, fresh", "oracle"), "given")):
-        reductions: dict[tuple[str, str], list[float]] = {}
-        for order in dict.fromkeys(row["order"] for row in rows):
-            of_order = [row for row in rows if row["order"] == order]
-            by_key = {(row["method"], row["rule"]): row for row in of_order}
-            others = [row for row in of_order if row["method"] in OTHERS]
-            if bound not in by_key or not others:
-                continue
-            best = max(others, key=lambda row: float(row["none"]))
-            upper = float(by_key[bound][column])
-            for key, row in by_key.items():
-                if key[0].startswith("isolated") and row["none"] and key[1] != "oracle":
-                    reduction = metrics.gap_reduction(
-                        float(row["none"]), float(best["none"]), upper
-                    )
-                    reductions.setdefault(key, []).append(100 * reduction)
-            print(f"{order}: best other {best['method']} {best['none']}, bound {upper}")
-        for key, values in reductions.items():
-            print("reduction of the gap to", *bound, "by", *key, spread(values), values)
+        for other in ("the best of an order", *OTHERS):
+            reductions = gaps(rows, bound, column, other)
+            for key, values in reductions.items():
+                print("gap from", other, "to", *bound, "closed by", *key, spread(values), values)
+
+
+def gaps(
+    rows: Sequence[Row], bound: tuple[str, str], column: str, other: str
+) -> dict[tuple[str, str], list[float]]:
+    """Return the share of the gap that each combination closes, in percent, for each order.
+
+    Parameters
+    ----------
+    bound, column
+        The method and the rule of the upper bound, and the column of its accuracy.
+    other
+        The method at the lower end of the gap, or the best of an order.
+    """
+    reductions: dict[tuple[str, str], list[float]] = {}
+    for order in dict.fromkeys(row["order"] for row in rows):
+        by_key = {(row["method"], row["rule"]): row for row in rows if row["order"] == order}
+        lower = {key[0]: float(row["none"]) for key, row in by_key.items() if key[0] in OTHERS}
+        lowest = lower.get(other) if other in OTHERS else max(lower.values(), default=None)
+        if bound not in by_key or lowest is None:
+            continue
+        upper = float(by_key[bound][column])
+        for key, row in by_key.items():
+            if key[0].startswith("isolated") and row["none"] and key[1] != "oracle":
+                reduction = metrics.gap_reduction(float(row["none"]), lowest, upper)
+                reductions.setdefault(key, []).append(round(100 * reduction, 1))
+    return reductions
 
 
 if __name__ == "__main__":
