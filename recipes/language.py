@@ -87,15 +87,18 @@ NEW: dict[str, list[str]] = {
 METHODS: dict[str, list[str]] = {
     "isolated, fresh": ["method=isolated"],
     "sequential": [SEQUENTIAL],
-    "inflora": ["method={name: inflora, tasks: TASKS}", "training.learning_rate=3.0e-3"],
-    "o_lora": ["method=o_lora"],
+    "inflora": ["method={name: inflora, tasks: TASKS}", "training.learning_rate=1.5e-3"],
+    "o_lora": ["method=o_lora", "training.learning_rate=1.5e-3"],
     "isolated, previous": ["method={name: isolated, start: previous}"],
     "inc_lora": ["method=inc_lora"],
     "joint": ["method=joint", "evaluation.steps=last"],
     "sequential, low rate": [SEQUENTIAL, "training.learning_rate=3.0e-3"],
     "ewc": ["method={name: ewc, strength: 581000}", "training.learning_rate=4.49e-3"],
     "lwf": ["method={name: lwf, strength: 3.54}", "training.learning_rate=9.26e-4"],
-    "replay": ["method={name: replay, method: sequential, per_class: 1}"],
+    "replay": [
+        "method={name: replay, method: sequential, per_class: 1}",
+        "training.learning_rate=3.0e-3",
+    ],
     "n_lora": ["method={name: n_lora, sparsity: 3.82e-4}", "training.learning_rate=9.26e-4"],
     "sd_lora": ["method=sd_lora"],
     # With the coefficients that were tuned on the demo (methods_priors.yaml), and the learning
