@@ -159,10 +159,13 @@ def standard_cl(
     prompts
         The form of the texts. `plain`: the text alone. `pairs`, for an encoder: the same,
         but premise and hypothesis, two questions, or question and passage are read as a
-        pair of texts. For a language model: `options`, with an instruction and the
-        classes to choose from, as in SAPT and GainLoRA; `o_lora`, also with the names of
-        the kind of task and of the data set, as in O-LoRA, so that the prompt reveals the
-        task.
+        pair of texts. For a language model: `o_lora`, the prompt of O-LoRA, with an
+        instruction, the classes to choose from, and the names of the kind of task and of
+        the data set, so that the prompt reveals the task; `options`, the same without
+        these names. O-LoRA has a space before the line break after the classes, and keeps
+        white space around a text. From the hub, the classes are listed in the order of
+        the data sets' labels, in which imdb, sst2, boolq, wic, mnli and rte differ from
+        O-LoRA's files. SAPT and GainLoRA list no classes.
 
     Raises
     ------
