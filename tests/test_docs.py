@@ -45,7 +45,7 @@ RUN = {
     "in-python.md": (6, 0),
     "language-models.md": (1, 1),
     "lesson.md": (6, 0),
-    "metrics.md": (6, 0),
+    "metrics.md": (7, 0),
     "scale.md": (1, 1),
     "write-a-method.md": (3, 2),
     "write-a-rule.md": (2, 2),

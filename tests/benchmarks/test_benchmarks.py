@@ -189,9 +189,7 @@ def test_standard_cl_refuses(texts, tmp_path):
         standard_cl(folder=str(texts), order=["a", "c"], scenario="domain")
     with pytest.raises(DataError, match="`train` must be at least 1"):
         standard_cl(folder=str(texts), order=["a"], train=0)
-    with pytest.raises(
-        DataError, match=r"`.*nowhere` must hold `agnews.parquet`, and `manifest.json`"
-    ):
+    with pytest.raises(DataError, match=r"`.*nowhere` must hold `manifest.json` with the `labels`"):
         standard_cl(folder=str(tmp_path / "nowhere"))
     (texts / "b.parquet").unlink()
     with pytest.raises(DataError, match=r"must hold `b.parquet`"):

@@ -81,7 +81,9 @@ def test_words_that_cannot_be_used(tmp_path):
 
 def test_an_unknown_way_to_ask(tmp_path):
     with pytest.raises(UnknownName, match="No way to ask named `option`. Did you mean `options`"):
-        standard_cl(folder=str(tmp_path), prompts="option")
+        standard_cl(
+            folder=text_folder(tmp_path / "texts", ["sst2"]), order=["sst2"], prompts="option"
+        )
 
 
 def test_a_task_without_a_question(tmp_path):
@@ -138,8 +140,26 @@ def test_every_real_pair_can_be_taken_apart(shared):
     "order, message", [(["sst2", "sst2"], "names task `sst2` twice"), (["sst2", 3], "by strings")]
 )
 def test_orders_that_are_refused(benchmark, order, message, tmp_path):
+    folder = text_folder(tmp_path / "texts", ["sst2"])
     with pytest.raises(InputError, match=message):
-        benchmark(folder=str(tmp_path), order=order)
+        benchmark(folder=folder, order=order)
+
+
+@pytest.mark.parametrize("benchmark", [standard_cl, super_ni])
+def test_an_order_is_checked_before_anything_is_downloaded(benchmark, monkeypatch):
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args: asked.append(args))
+    with pytest.raises(UnknownName, match="No task named `sst3`. Did you mean `sst2`"):
+        benchmark(order=["sst2", "sst3"])
+    assert asked == []
+
+
+def test_an_order_is_checked_before_a_folder_is_read(tmp_path):
+    folder = text_folder(tmp_path / "texts", ["dbpedia", "yahoo"])
+    (tmp_path / "texts" / "dbpedia.parquet").unlink()
+    for order in ("order1", ["dbpedia", "amazon"]):
+        with pytest.raises(UnknownName, match="No task named `amazon`. Available: dbpedia, yahoo"):
+            standard_cl(folder=folder, order=order)
 
 
 def test_a_task_without_test_rows(tmp_path):
@@ -148,6 +168,75 @@ def test_a_task_without_test_rows(tmp_path):
     Dataset.from_dict(rows).to_parquet(tmp_path / "texts" / "wic.parquet")
     with pytest.raises(DataError, match="wic.parquet` has no rows in split `test`"):
         standard_cl(folder=folder, order=["sst2", "wic"])
+
+
+# -- the folder that O-LoRA publishes
+
+
+def published(folder, **changes):
+    """Two tasks of O-LoRA's `CL_Benchmark`; `changes` replace files of the first one."""
+    for path in ("NLI/MNLI", "SC/SST-2"):
+        (folder / path).mkdir(parents=True)
+        classes = ["neutral", "entailment"] if "NLI" in path else ["Good", "Bad"]
+        files = {"labels": classes}
+        for split in ("train", "test"):
+            files[split] = [
+                {"label": classes[i % 2], "sentence": f"sentence 1: {split} {i}\nsentence 2: no"}
+                for i in range(10)
+            ]
+        files["test"].append({"label": "-", "sentence": "nobody knows"})
+        files["dev"] = files["test"]
+        for name, content in (files | (changes if "NLI" in path else {})).items():
+            (folder / path / f"{name}.json").write_text(json.dumps(content))
+    return str(folder)
+
+
+def test_the_folder_of_o_lora(tmp_path):
+    folder = published(tmp_path / "CL_Benchmark")
+    stream = standard_cl(folder=folder, order=["sst2", "mnli"], validation=2, prompts="o_lora")
+    assert stream.names == ["sst2", "mnli"]
+    task = stream.task("mnli")
+    assert task.classes == ("neutral", "entailment")
+    # The validation split is cut off training, and the example without a label is left out.
+    assert (len(task.train), len(task.validation), len(task.test)) == (8, 2, 10)
+    assert task.test[1]["label"] == 1
+    assert task.test[1]["text"].endswith(
+        "Option: neutral, entailment\nsentence 1: test 1\nsentence 2: no\nAnswer:"
+    )
+    with pytest.raises(UnknownName, match="No task named `cb`. Available: mnli, sst2"):
+        standard_cl(folder=folder, order=["mnli", "cb"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": {"neutral": 0}}, "MNLI/labels.json` must hold a list"),
+        ({"labels": [0, 1]}, r"MNLI/labels.json` must be a list of texts, got \[0, 1\]"),
+        ({"train": [{"label": "neutral"}]}, "MNLI/train.json`, example 1: it needs a text"),
+        ({"test": ["neutral"]}, "MNLI/test.json`, example 1: it needs a text"),
+        (
+            {"test": [{"label": "maybe", "sentence": "x"}]},
+            r"one of \['neutral', 'entailment'\] as `label`, got 'x' and 'maybe'",
+        ),
+        ({"test": [{"label": "-", "sentence": "x"}]}, "MNLI/test.json` has no examples"),
+    ],
+)
+def test_a_published_file_that_is_wrong(changes, message, tmp_path):
+    folder = published(tmp_path / "CL_Benchmark", **changes)
+    with pytest.raises(DataError, match=message):
+        standard_cl(folder=folder, order=["mnli"])
+
+
+def test_a_published_file_that_is_missing(tmp_path):
+    folder = published(tmp_path / "CL_Benchmark")
+    (tmp_path / "CL_Benchmark/NLI/MNLI/train.json").unlink()
+    with pytest.raises(DataError, match="MNLI/train.json` cannot be read"):
+        standard_cl(folder=folder, order=["mnli"])
+    with pytest.raises(DataError, match="must hold `manifest.json`.*such as `TC/agnews`"):
+        standard_cl(folder=str(tmp_path), order=["mnli"])
+    (tmp_path / "manifest.json").write_text("[]")
+    with pytest.raises(DataError, match="manifest.json` must hold an object"):
+        standard_cl(folder=str(tmp_path), order=["mnli"])
 
 
 # -- Super-NaturalInstructions
@@ -185,6 +274,42 @@ def test_instructions_of_a_folder(tmp_path):
         "Definition: Do xsum.\n\nNow complete the following example -\n"
         f"Input: test {number}\nOutput: "
     )
+
+
+def sapt(folder, content):
+    """One task as SAPT publishes it, with the same `content` in each file."""
+    task = folder / TASKS["sciq"]
+    task.mkdir(parents=True)
+    for file in ("train", "dev", "test"):
+        (task / f"{file}.json").write_text(json.dumps(content))
+    return str(folder)
+
+
+def test_the_folder_of_sapt(tmp_path):
+    rows = [{"id": "a", "input": f" in {i} ", "output": [" x ", "y"]} for i in range(6)]
+    rows += [{"input": "in 6", "output": "z"}, {"input": "in 7", "output": []}]
+    folder = sapt(tmp_path / "SuperNI", {"Definition": ["Do it. "], "Instances": rows})
+    (task,) = super_ni(folder=folder, order=["sciq"], validation=3, test=None)
+    assert (len(task.train), len(task.validation), len(task.test)) == (7, 3, 7)
+    assert task.test["answers"][:][5:] == [["x", "y"], ["z"]]
+    assert task.test["text"][0] == (
+        "Definition: Do it.\n\nNow complete the following example -\nInput: in 0\nOutput: "
+    )
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"Instances": []},
+        {"Definition": [], "Instances": []},
+        {"Definition": ["Do it."], "Instances": [{"input": "in"}]},
+        {"Definition": ["Do it."], "Instances": [{"input": "in", "output": [3]}]},
+    ],
+)
+def test_a_file_of_sapt_that_is_wrong(content, tmp_path):
+    folder = sapt(tmp_path / "SuperNI", content)
+    with pytest.raises(DataError, match="sciq.*train.json` must have a list `Definition`"):
+        super_ni(folder=folder, order=["sciq"])
 
 
 def test_instructions_of_the_hub(tmp_path, monkeypatch):

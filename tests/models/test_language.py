@@ -7,6 +7,7 @@ import pytest
 import torch
 from datasets import Dataset
 from pico_language import CONFIGS, language_model
+from tokenizers import normalizers
 
 from perdure.data.task import TaskRows
 from perdure.errors import DataError, InputError
@@ -287,6 +288,20 @@ def test_an_answer_is_never_cut():
 def test_an_answer_without_tokens_is_refused(answer):
     with pytest.raises(DataError, match="Row 2: the answer .* has no token"):
         prompts().tokens("a", answer, "Row 2")
+
+
+def test_answers_that_are_the_same_to_the_model_are_refused():
+    prompts().check_choices(["no", "nothing", "No"], "mood")
+    with pytest.raises(
+        DataError, match="Task `mood` has the answers 'yes' and ' yes', which are the same to `ll"
+    ):
+        prompts().check_choices(["no", "yes", " yes"], "mood")
+    with pytest.raises(DataError, match="Task `mood`: the answer '  ' has no token"):
+        prompts().check_choices(["no", "  "], "mood")
+    made = prompts()
+    made.tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    with pytest.raises(DataError, match="the answers 'no' and 'No', which are the same"):
+        made.check_choices(["no", "nothing", "No"], "mood")
 
 
 @pytest.mark.parametrize(

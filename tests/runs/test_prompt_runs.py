@@ -316,6 +316,13 @@ def test_what_does_not_fit_is_said(rows, entry, message, llama, tmp_path):
         assert isinstance(caught.value, UnknownName)
 
 
+def test_answers_that_are_the_same_are_refused_before_training(tmp_path):
+    task = replace(language_runs.closed("mood"), classes=("good", " good"))
+    with pytest.raises(DataError, match="Task `mood` has the answers 'good' and ' good'"):
+        language_runs.run(tmp_path, "llama", [language_runs.closed("sky"), task])
+    assert not list(tmp_path.glob("run-llama/tasks/*"))
+
+
 def test_a_refused_table_costs_a_run_nothing(copy):
     before = (copy / "run" / "recipe.yaml").read_text()
     bad = [{"messages": [turn("user", "a"), turn("assistant", "far too long")]}] * 5

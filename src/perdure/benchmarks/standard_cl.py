@@ -1,15 +1,14 @@
 """The text classification streams of MBPA++, IDBR, Progressive Prompts and O-LoRA."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
 from typing import NamedTuple, get_args
 
-import pyarrow.parquet as pq
 from datasets import Dataset
 
 from perdure.benchmarks.parts.orders import ordered, task_names
+from perdure.benchmarks.parts.text_folders import read_texts, tasks_in
 from perdure.benchmarks.parts.text_prompts import (
     PAIRS,
     QUESTIONS,
@@ -18,10 +17,10 @@ from perdure.benchmarks.parts.text_prompts import (
     prompt,
     without_middle,
 )
-from perdure.data.splits import bounded, by_split
+from perdure.data.splits import bounded
 from perdure.data.table import from_hub
 from perdure.data.task import Scenario, Split, Task, TaskStream
-from perdure.errors import DataError, InputError, UnknownName
+from perdure.errors import InputError, UnknownName
 
 # The orders of the papers (see `order` of `standard_cl`).
 ORDERS = {
@@ -143,12 +142,14 @@ def standard_cl(
     ----------
     folder
         A folder with `manifest.json` (the `labels` of each task) and a file
-        `<task>.parquet` for each task, with the columns `text`, `label` and `split`. If
-        it is not given, the data sets are loaded from the Hugging Face hub. That code
-        follows their cards and has not been run against the hub. On the hub, amazon is
-        the English part of the Multilingual Amazon Reviews Corpus; the test split of sst2
-        and of the GLUE and SuperGLUE tasks is their validation split; and the data sets
-        are complete, so set `train` (MBPA++ uses 115,000 examples of each).
+        `<task>.parquet` for each task, with the columns `text`, `label` and `split`; or
+        `CL_Benchmark` of O-LoRA's repository (https://github.com/cmnfriend/O-LoRA), without
+        the rows of MNLI that have no label, and without `dev.json`, which is the same as
+        `test.json`. If it is not given, the data sets are loaded from the Hugging Face
+        hub. That code follows their cards and has not been run against the hub. On the
+        hub, amazon is the English part of the Multilingual Amazon Reviews Corpus; the test
+        split of sst2 and of the GLUE and SuperGLUE tasks is their validation split; and
+        the data sets are complete, so set `train` (MBPA++ uses 115,000 examples of each).
     order
         The name of an order, or a list of the tasks' names. `length5-a` to `length5-d`
         are the four orders of MBPA++, with five tasks; `order1` to `order3` (four tasks,
@@ -166,10 +167,13 @@ def standard_cl(
     prompts
         The form of the texts. `plain`: the text alone. `pairs`, for an encoder: the same,
         but premise and hypothesis, two questions, or question and passage are read as a
-        pair of texts. For a language model: `options`, with an instruction and the
-        classes to choose from, as in SAPT and GainLoRA; `o_lora`, also with the names of
-        the kind of task and of the data set, as in O-LoRA, so that the prompt reveals the
-        task.
+        pair of texts. For a language model: `o_lora`, the prompt of O-LoRA, with an
+        instruction, the classes to choose from, and the names of the kind of task and of
+        the data set, so that the prompt reveals the task; `options`, the same without
+        these names. O-LoRA has a space before the line break after the classes, and keeps
+        white space around a text. From the hub, the classes are listed in the order of
+        the data sets' labels, in which imdb, sst2, boolq, wic, mnli and rte differ from
+        O-LoRA's files. SAPT and GainLoRA list no classes.
     words
         The maximum number of words in a text, not counting what a prompt adds to it.
         Longer texts lose their middle. By default all words are kept.
@@ -191,7 +195,7 @@ def standard_cl(
     2310.14152. The data: Zhang et al., arXiv 1509.01626; Keung et al., arXiv 2010.02573; Wang et
     al. (GLUE), arXiv 1804.07461; Wang et al. (SuperGLUE), arXiv 1905.00537.
     """
-    names = task_names(order, ORDERS)
+    names = task_names(order, ORDERS, tasks_in(Path(folder)) if folder else CARDS)
     if prompts not in get_args(Style):
         raise UnknownName("way to ask", prompts, get_args(Style))
     if words is not None:
@@ -234,27 +238,12 @@ class _Source:
 
 
 def _from_folder(folder: Path, name: str) -> _Source:
-    path = folder / f"{name}.parquet"
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        if name not in manifest:
-            raise UnknownName("task", name, manifest)
-        classes = tuple(manifest[name]["labels"])
-        table = pq.read_table(path)
-    except UnknownName:  # it is a `ValueError`, too
-        raise
-    except (OSError, KeyError, ValueError) as error:
-        raise DataError(
-            f"`{folder}` must hold `{path.name}`, and `manifest.json` with its `labels`: {error}."
-        ) from error
+    texts = read_texts(folder, name)
     # The texts of a folder are already in the form in which they are learned.
-    splits = by_split(Dataset(table), ["text", "label"], str(path))
-    return _Source(classes, None, splits)
+    return _Source(texts.classes, None, texts.splits)
 
 
 def _from_hub(name: str) -> _Source:
-    if name not in CARDS:
-        raise UnknownName("task", name, CARDS)
     card = CARDS[name]
     data = from_hub(card.path, card.config)
     # Validation splits are not taken, though some have one: `bounded` cuts them off

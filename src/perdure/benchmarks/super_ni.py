@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from datasets import Dataset
 
+from perdure.benchmarks.parts.json_files import read_object
 from perdure.benchmarks.parts.orders import ordered, task_names
 from perdure.data.splits import bounded
 from perdure.data.table import from_hub
@@ -35,6 +36,12 @@ ORDERS = {
     "order2": "glucose commonsenseqa diplomacy multi_woz samsum sentiment140 sciq sst2 evalution "
     "personachat outcome reddit_tifu quoref xsum emotion",
 }
+FILES: dict[Split, str] = {
+    "train": "train.json",
+    "validation": "dev.json",
+    "test": "test.json",
+}
+"""The files of a task in SAPT's repository."""
 HUB = "Muennighoff/natural-instructions"
 PROMPT = "Definition: {}\n\nNow complete the following example -\nInput: {}\nOutput: "
 
@@ -63,9 +70,11 @@ def super_ni(
     folder
         A folder with `manifest.json` (the `definition` of each task, a list of one text)
         and a file `<task>.parquet` for each, with the columns `input`, `output` (a list
-        of correct answers) and `split`. If it is not given, the tasks are loaded from
-        Muennighoff/natural-instructions on the Hugging Face hub. That code follows its
-        card and has not been run against the hub.
+        of correct answers) and `split`; or `CL_Benchmark/SuperNI` of SAPT's repository
+        (https://github.com/circle-hit/SAPT), where a task is a folder with `train.json`,
+        `dev.json` (the validation split) and `test.json`. If it is not given, the tasks
+        are loaded from Muennighoff/natural-instructions on the Hugging Face hub. That
+        code follows its card and has not been run against the hub.
     order
         `order1` or `order2`, the two orders of SAPT, or a list of task names.
     train, test
@@ -87,7 +96,7 @@ def super_ni(
     ----------
     Wang et al. (Super-NaturalInstructions), arXiv 2204.07705; Zhao et al. (SAPT), arXiv 2401.08295.
     """
-    names = task_names(order, ORDERS, known=TASKS)
+    names = task_names(order, ORDERS, TASKS)
     sizes: dict[Split, int | None] = {"train": train, "validation": validation, "test": test}
     if folder is None:
         sources = _from_hub(names)
@@ -104,6 +113,8 @@ def super_ni(
 
 def _from_folder(folder: Path, name: str) -> dict[Split, Dataset]:
     """Return the rows of a task by split, as prompts and answers."""
+    if (folder / TASKS[name]).is_dir():
+        return _from_published(folder / TASKS[name])
     path = folder / f"{TASKS[name]}.parquet"
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
@@ -120,6 +131,28 @@ def _from_folder(folder: Path, name: str) -> dict[Split, Dataset]:
         if example["answers"]:
             by_split.setdefault(row["split"], []).append(example)
     return {split: Dataset.from_list(examples) for split, examples in by_split.items()}
+
+
+def _from_published(folder: Path) -> dict[Split, Dataset]:
+    """Return the rows of a task in a folder of SAPT's repository."""
+    splits: dict[Split, Dataset] = {}
+    for split, file in FILES.items():
+        path = folder / file
+        content = read_object(path)
+        examples = []
+        try:
+            definition = str(content["Definition"][0])
+            for row in content["Instances"]:
+                output = row["output"]
+                answers = output if isinstance(output, list) else [output]
+                examples.append(_example(definition, row["input"], answers))
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"`{path}` must have a list `Definition` with one text, and a list `Instances` "
+                "of objects with an `input` and a text or a list of texts as `output`."
+            ) from error
+        splits[split] = Dataset.from_list([row for row in examples if row["answers"]])
+    return splits
 
 
 def _from_hub(names: list[str]) -> dict[str, dict[Split, Dataset]]:
@@ -152,4 +185,8 @@ def _example(definition: str, text: str, answers: list[str]) -> dict[str, object
     """Return a prompt with its correct answers, without empty ones."""
     right = [answer.strip() for answer in answers if answer.strip()]
     target = right[0] if right else ""
-    return {"text": PROMPT.format(definition, text.strip()), "target": target, "answers": right}
+    return {
+        "text": PROMPT.format(definition.strip(), text.strip()),
+        "target": target,
+        "answers": right,
+    }

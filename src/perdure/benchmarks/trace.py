@@ -87,7 +87,7 @@ def trace(
     ----------
     Wang et al. (TRACE), arXiv 2310.06762; He et al. (SEEKR), arXiv 2411.06171.
     """
-    names = task_names(order, ORDERS, known=SCORES)
+    names = task_names(order, ORDERS, SCORES)
     sizes: dict[Split, int | None] = {"train": train, "validation": validation, "test": test}
     tasks = []
     for name in names:

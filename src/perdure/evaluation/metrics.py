@@ -117,8 +117,9 @@ def transfer_to_new(R: Float[ndarray, "steps tasks"], alone: Float[ndarray, " ta
 
     a_j is the score on task j of a model that has learned only task j. The value is
     positive if earlier tasks help to learn later ones, and negative if the method leaves
-    them too little to learn with. The score file of SAPT and GainLoRA calls the mean of
-    the diagonal "forward transfer", with nothing subtracted.
+    them too little to learn with. SAPT divides by T instead, which includes the first
+    task's gain of 0. The score file of SAPT and GainLoRA calls the mean of the diagonal
+    "forward transfer", with nothing subtracted.
 
     Examples
     --------

@@ -132,6 +132,29 @@ class Prompts:
             )
         return (*tokens[:length], end)
 
+    def check_choices(self, choices: Sequence[str], task: str) -> None:
+        """Check that no two of the answers that a task chooses from are the same to the model.
+
+        Raises
+        ------
+        DataError
+            Two answers differ only in white space around them or have the same tokens, or
+            one has no tokens or more than `max_new_tokens`.
+        """
+        stripped: dict[str, str] = {}
+        tokens: dict[tuple[int, ...], str] = {}
+        for word in choices:
+            answer = self.answer(word, "", where=f"Task `{task}`")
+            other = stripped.setdefault(word.strip(), word)
+            if other == word:
+                other = tokens.setdefault(answer, word)
+            if other != word:
+                raise DataError(
+                    f"Task `{task}` has the answers {other!r} and {word!r}, which are the same to "
+                    f"`{self.source}`, so the first would always be chosen: make them one answer, "
+                    "or choose another word for one of them."
+                )
+
     def opening(self, beginning: str) -> tuple[int, ...]:
         """Return the tokens of the beginning of a prompt, which a causal model can continue.
 

@@ -93,6 +93,7 @@ def count(plan: Plan, state: RunState | None, name: str | None = None) -> DryRun
         scores=sum(len(measurable(plan.stream, step, plan.evaluation)) for step in due),
         answers=answers,
         task_ids=tuple(plan.evaluation.task_ids),
+        at_most=any(isinstance(task, ExpectedTask) for task in plan.stream),
         notes=tuple(_notes(plan)),
     )
 
@@ -282,7 +283,11 @@ def _about_data(plan: Plan) -> list[str]:
         return []
     first, *others = reasons
     more = f" ({len(others)} more are missing.)" if others else ""
-    notes = [f"{first}{more} The sizes are taken from the recipe; the data may be smaller."]
+    # Rounding, because benchmarks draw about as many examples, in proportion to the classes.
+    notes = [
+        f"{first}{more} The sizes are taken from the recipe, and the data may be smaller: all "
+        "numbers of examples and steps are at most these, apart from rounding."
+    ]
     if unnumbered:
         notes.append(f"{', '.join(unnumbered)} may be several tasks; their number is unknown.")
     if guessed:

@@ -112,6 +112,10 @@ class DryRun:
         None if unknown.
     task_ids
         The assumptions about the task of a test example (`evaluation.task_ids`).
+    at_most
+        True if the sizes of some tasks are taken from the recipe, because their data is not
+        on this machine. The data may be smaller, so all numbers of examples and steps are
+        upper bounds.
     notes
         Sentences about unusual settings, and about what is unknown.
     """
@@ -130,6 +134,7 @@ class DryRun:
     scores: int
     answers: int | None
     task_ids: tuple[str, ...]
+    at_most: bool = False
     notes: tuple[str, ...] = ()
 
     @property
@@ -194,7 +199,7 @@ class DryRun:
         if self.accumulation > 1:
             step = f"{self.accumulation} batches of {self.batch_size} = "
             step += f"{self.accumulation * self.batch_size}"
-        total = UNKNOWN if self.steps is None else f"{self.steps:,}"
+        total = UNKNOWN if self.steps is None else self._bounded(self.steps)
         return (
             f"Training: {_count(self.epochs, 'epoch')} per task, {step} examples per step, "
             f"{total} steps in total."
@@ -216,12 +221,17 @@ class DryRun:
             return "Evaluation: none."
         ways = [WAYS.get(way, way) for way in self.task_ids]
         last = f" and {ways.pop()}" if len(ways) > 1 else ""
-        answers = "an unknown number of" if self.answers is None else f"{self.answers:,}"
+        answers = "an unknown number of"
+        if self.answers is not None:
+            answers = self._bounded(self.answers)
         return (
             f"Evaluation: {_count(self.measured, 'measurement')} with the rule {self.rule}, "
             f"{_count(self.scores, 'task score')} on {answers} test examples, each with the task "
             f"{', '.join(ways)}{last}."
         )
+
+    def _bounded(self, number: int) -> str:
+        return f"at most {number:,}" if self.at_most else f"{number:,}"
 
     def _table(self) -> list[str]:
         """Return the lines of the table of tasks: a header, one line per task, and the total."""

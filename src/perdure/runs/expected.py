@@ -72,7 +72,7 @@ def _of_benchmark(entry: Mapping[str, object], reason: str) -> list[Task]:
         return [_task(name, UNKNOWN, {}, reason, alone=False)]
     order = options.get("order", registry.options(function)["order"].default)
     tasks: list[Task] = []
-    for task in task_names(order, declared.named):
+    for task in task_names(order, declared.named, declared.tasks):
         tasks.append(_task(task, declared.classes.get(task, ()), sizes, reason))
     return tasks
 

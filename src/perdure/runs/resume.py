@@ -19,6 +19,7 @@ from perdure.merging.rule_settings import Rule
 from perdure.models import adapters, fitting
 from perdure.models.backbone import Backbone
 from perdure.models.heads import SEED, THETA
+from perdure.models.language import LanguageModel
 from perdure.runs import layout, task_folder, writer
 from perdure.runs.changes import check_changes, differences, is_harmless
 from perdure.runs.expected import ExpectedTask
@@ -442,7 +443,7 @@ def _check_texts(plan: Plan, learned: int, splits: Sequence[Split]) -> None:
     Raises
     ------
     DataError
-        A text has no tokens.
+        A text has no tokens, or two answers of a task are the same to a language model.
     InputError
         A task has pairs of texts, which the tokenizer cannot read.
     """
@@ -456,6 +457,8 @@ def _check_texts(plan: Plan, learned: int, splits: Sequence[Split]) -> None:
             if split == "train" and examples.cut and engine.first():
                 message = _about_cuts(task.name, examples.cut, len(examples), plan.backbone)
                 warnings.warn(message, PerdureWarning, stacklevel=4)
+        if isinstance(plan.backbone, LanguageModel):
+            plan.backbone.prompts.check_choices(task.classes, task.name)
 
 
 def _about_cuts(task: str, cut: int, count: int, backbone: Backbone) -> str:

@@ -16,13 +16,19 @@ class Orders:
     Attributes
     ----------
     named
-        The names of the tasks in each order, separated by spaces.
+        The names of the tasks in each order, separated by spaces. Together, the orders
+        name every task of the benchmark.
     classes
         The class names of each task; empty if the tasks are answered with free text.
     """
 
     named: Mapping[str, str]
     classes: Mapping[str, tuple[str, ...]]
+
+    @property
+    def tasks(self) -> frozenset[str]:
+        """The names of all tasks of the benchmark."""
+        return frozenset(" ".join(self.named.values()).split())
 
 
 def ordered(
@@ -39,7 +45,7 @@ def ordered(
 
 
 def task_names(
-    order: str | Sequence[str], orders: Mapping[str, str], known: Collection[str] | None = None
+    order: str | Sequence[str], orders: Mapping[str, str], known: Collection[str]
 ) -> list[str]:
     """Return the names of the tasks in an order.
 
@@ -50,25 +56,27 @@ def task_names(
     orders
         The tasks of each order, separated by spaces.
     known
-        All tasks of the benchmark, if they do not depend on its data.
+        All tasks there are, in the benchmark or in the user's folder. Give them, so that a
+        wrong name is found before anything is read or downloaded.
 
     Raises
     ------
     UnknownName
-        There is no such order, or no such task among those that are known.
+        There is no such order, or no such task.
     InputError
         A task is not named by a string, or is named twice.
     """
-    if not isinstance(order, str):
+    if isinstance(order, str):
+        if order not in orders:
+            raise UnknownName("order", order, orders)
+        names = orders[order].split()
+    else:
         names = list(order)
-        for name in names:
-            if not isinstance(name, str):
-                raise InputError(f"`order` names tasks by strings, got `{name!r}` in {names}.")
-            if names.count(name) > 1:
-                raise InputError(f"`order` names task `{name}` twice. Leave one out.")
-            if known is not None and name not in known:
-                raise UnknownName("task", name, known)
-        return names
-    if order not in orders:
-        raise UnknownName("order", order, orders)
-    return orders[order].split()
+    for name in names:
+        if not isinstance(name, str):
+            raise InputError(f"`order` names tasks by strings, got `{name!r}` in {names}.")
+        if names.count(name) > 1:
+            raise InputError(f"`order` names task `{name}` twice. Leave one out.")
+        if name not in known:
+            raise UnknownName("task", name, known)
+    return names

@@ -11,7 +11,7 @@ Style = Literal["plain", "pairs", "options", "o_lora"]
 
 `plain`: the text alone. `pairs`: the same, but premise and hypothesis, two questions, or
 question and passage are two texts, which an encoder reads as a pair. `options`: an
-instruction, the classes to choose from, the text and `Answer:`, as in SAPT and GainLoRA.
+instruction, the classes to choose from, the text and `Answer:`.
 `o_lora`: the same, after the names of the task's kind and of the data set, as in O-LoRA:
 the model is then told the task in words.
 """
