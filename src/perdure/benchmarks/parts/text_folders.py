@@ -1,10 +1,10 @@
-"""Folders with the data of `standard_cl`: in perdure's own form, or as O-LoRA publishes them.
+"""Folders with the data of `standard_cl`: in perdure's own form, or as O-LoRA publishes it.
 
-Own form: `manifest.json` with the `labels` of each task, and a table `<task>.parquet` with
-the columns `text`, `label` and `split`.
+Own form: `manifest.json` with the `labels` of each task, and a table `<task>.parquet`
+with the columns `text`, `label` and `split`.
 
 O-LoRA's form: `CL_Benchmark/<kind>/<data set>/` with `labels.json`, `train.json` and
-`test.json`, such as `TC/agnews/`. Its `dev.json` is the same as `test.json`, so it is not read.
+`test.json`, such as `TC/agnews/`. Its `dev.json` is not read: it is the same as `test.json`.
 """
 
 from collections.abc import Collection, Mapping
