@@ -160,6 +160,7 @@ def main() -> None:
     parser.add_argument("--rules", nargs="+", help="Only these rules, beside the recipe's own.")
     parser.add_argument("--runs", type=Path, default=Path("runs/language"))
     parser.add_argument("--set", nargs="+", default=[], help="Further settings, for all runs.")
+    parser.add_argument("--table", help="The table's name; by default the recipe's.")
     parser.add_argument("--table-only", action="store_true", help="Run nothing.")
     parser.add_argument("--costs", action="store_true", help="Only measure time and storage.")
     parser.add_argument("--rates", action="store_true", help="Only compare learning rates.")
@@ -180,7 +181,8 @@ def main() -> None:
                 learn(arguments, backbone, folder, name, order)
             if (folder / "scores.csv").is_file():
                 rows += table(folder, name, order)
-    results = Path(__file__).parent / "results" / f"language_{arguments.recipe.stem}.csv"
+    name = arguments.table or arguments.recipe.stem
+    results = Path(__file__).parent / "results" / f"language_{name}.csv"
     rows = write_over(results, rows, key=("method", "rule", "order"))
     show(rows)
     show_gaps(rows)
