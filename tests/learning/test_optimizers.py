@@ -140,6 +140,29 @@ def test_roots_of_zero_and_of_low_rank():
     assert polar(torch.zeros(3, 2).double()).abs().max() == 0
 
 
+@pytest.mark.parametrize("rank_of_gradient", [1, 2, 4])
+def test_a_gradient_of_low_rank(rank_of_gradient):
+    """B is singular then, up to rounding, and A must not follow the rounding errors."""
+    generator = torch.Generator().manual_seed(0)
+    A = nn.Parameter(torch.randn(8, 64, generator=generator))
+    B = nn.Parameter(torch.zeros(32, 8))
+    start = A.detach().norm().item()
+    optimizer = optimizer_of(A, B, lr=0.02)
+    for _ in range(5):
+        left = torch.randn(32, rank_of_gradient, generator=generator)
+        of_product = left @ torch.randn(rank_of_gradient, 64, generator=generator)
+        A.grad, B.grad = B.detach().T @ of_product, of_product @ A.detach().T
+        optimizer.step()
+        assert A.detach().norm().item() < 3 * start
+
+
+def test_a_nearly_singular_factor_is_singular():
+    """Its small singular value is 1e-5 of the largest in one case, and 1e-3 in the other."""
+    assert inverse_root(torch.diag(torch.tensor([1.0, 1e-10]).double()))[1, 1] == 0
+    root = inverse_root(torch.diag(torch.tensor([1.0, 1e-6]).double()))[1, 1].item()
+    assert root == pytest.approx((1e-6 + 1e-6) ** -0.5)
+
+
 # -- who trains what
 
 
@@ -247,3 +270,10 @@ def test_lora_muon_needs_both_factors(bert, toy):
     with pytest.raises(InputError, match="trains only one of them: use `optimizer: muon`"):
         learn(bert, [toy[0]], InfLoRA(rank=2), few("lora_muon"))
     check_optimizer(NCM(), few("lora_muon"))  # nothing is trained, so nothing is chosen
+
+
+@pytest.mark.parametrize("decay", [50.0, 60.0])
+def test_lora_muon_needs_something_left_of_the_factors(decay, bert, toy):
+    with pytest.raises(InputError, match=f"less than 1, but is 0.02 · {decay:g}: lower one"):
+        learn(bert, [toy[0]], Sequential(rank=2), few("lora_muon", weight_decay=decay))
+    check_optimizer(Sequential(rank=2), few("lora_muon", weight_decay=49.0))

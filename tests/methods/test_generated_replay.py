@@ -1,30 +1,41 @@
 """Replay of generated examples: which answers are chosen, what is stored, and what is refused."""
 
+import json
+from pathlib import Path
+
+import generated_runs
 import pytest
 import torch
 from datasets import Dataset
-from pico_language import TEMPLATE, language_model, tokenizer
+from generated_runs import LEARNED
+from pico_language import TEMPLATE, language_model, save, tokenizer
+from processes import ended, together
 from text_tasks import closed, free, uneven
 
-from perdure import InputError, Task, TaskStream, Training, learn
+from perdure import InputError, PerdureWarning, Run, Task, Training, forget, learn, run
 from perdure.checks import method as checks
 from perdure.checks.method import MethodUnderTest
 from perdure.data.exemplars import Exemplars
-from perdure.data.task import TaskRows
+from perdure.data.task import TaskRows, TaskWithoutData
 from perdure.errors import RunError
+from perdure.learning.needs import check_needs
 from perdure.methods.isolated import Isolated
+from perdure.methods.masked_target import MaskedTarget
+from perdure.methods.ncm import NCM
 from perdure.methods.parts.generated import Generated
 from perdure.methods.parts.sampled import Form, best_answers, form_of, own_examples
 from perdure.methods.replay import Replay
 from perdure.methods.sequential import Sequential
 from perdure.models.language import Written
-from perdure.runs.job import check_needs
+from perdure.report.summary import summarise
 
 FEW = Training(epochs=1, batch_size=8, learning_rate=0.01)
 
 
 def replay(source, **settings):
-    usual = {"per_class": 2, "candidates": 2}
+    usual = {"per_class": 2}
+    if source == "on_policy":
+        usual["candidates"] = 2
     return Replay(method=Sequential(rank=2), source=source, **{**usual, **settings})
 
 
@@ -197,17 +208,34 @@ def test_own_examples(monkeypatch):
     assert pairs == [("colours 7", "red"), ("colours 9", "blue")] and counts == [2, 1]
 
 
+def test_a_warning_says_how_many_are_missing(monkeypatch):
+    model = language_model("llama")
+    task = closed("colours", ("red", "blue"))
+    monkeypatch.setattr(model, "continued", lambda beginning, *, count, **others: ["7"] * count)
+    wrong = [Written("green", -1.0, True)]
+    scripted(monkeypatch, model, [[*wrong, Written("red", -1.0, True)], wrong, wrong, wrong])
+    with pytest.warns(PerdureWarning, match="1 of 2 examples of `colours`.* `source: on_policy`"):
+        assert own_examples(model, task, 2, 1.0) == [("colours 7", "red")]
+    monkeypatch.setattr(model, "continued", lambda beginning, *, count, **others: [""] * count)
+    with pytest.warns(PerdureWarning, match="generated 0 of 2 examples of `colours`"):
+        assert own_examples(model, task, 2, 1.0) == []
+
+
 def test_nothing_is_kept_of_the_data():
-    model, tasks = language_model("llama", max_new_tokens=8), [uneven("one"), free("two")]
-    method = replay("own", per_class=3)
-    learn(model, tasks[:1], method, FEW)
+    model, tasks = language_model("llama", max_new_tokens=12), generated_runs.stream()
+    method = generated_runs.replay("own")
+    learn(model, tasks.tasks[:1], method, LEARNED)
     assert set(method.state) == {"generated"}
     generated = Generated.of(method.state)
+    assert len(generated.prompts["one"]) == len(generated.answers["one"]) == 3
+    assert not set(generated.prompts["one"]) & set(tasks[0].train["text"][:])
     texts = [*generated.prompts["one"], *generated.answers["one"]]
     assert method.store_bytes == sum(len(text.encode()) for text in texts)
-    rows = method.examples(tasks)
-    assert len(rows) == (2 if generated.answers["one"] else 1)
-    learn(model, tasks, method, FEW)
+    (_, old) = method.examples(tasks.tasks)
+    assert old.data["text"][:] == generated.prompts["one"]
+    assert old.data["target"][:] == generated.answers["one"]
+    learn(model, tasks.tasks, method, LEARNED)
+    assert set(Generated.of(method.state).answers) == {"one", "two"}
 
 
 def test_continuing_a_prompt():
@@ -231,16 +259,24 @@ def test_the_budget_counts_everything():
     assert method.store_bytes == stored + sum(len(text.encode()) for text in answers)
 
 
+def test_the_budget_counts_what_the_inner_method_stores():
+    inner = Replay(method=Sequential(rank=2), per_class=3)
+    method = Replay(method=inner, source="on_policy", per_class=1, candidates=1)
+    learn(language_model("llama", max_new_tokens=8), [uneven("one")], method, FEW)
+    own = Exemplars.of(method.remembered).size + Generated.of(method.remembered).size
+    assert method.store_bytes == own + inner.store_bytes
+    assert inner.store_bytes > 0
+
+
 def test_a_share_of_generated_examples():
-    """With `own`, at most as many: a prompt without a usable answer is left out."""
-    model = language_model("llama", max_new_tokens=8)
-    size = len(uneven("one").train)
-    method = replay("own", share=2 / size)
-    learn(model, [uneven("one")], method, FEW)
+    model, task = language_model("llama", max_new_tokens=12), generated_runs.short("one")
+    method = generated_runs.replay("own")
+    method.share = 2 / len(task.train)
+    learn(model, [task], method, LEARNED)
     generated = Generated.of(method.state)
-    assert len(generated.prompts["one"]) == len(generated.answers["one"]) <= 2
-    method = replay("on_policy", share=2 / size)
-    learn(model, [uneven("one")], method, FEW)
+    assert len(generated.prompts["one"]) == len(generated.answers["one"]) == 2
+    method = replay("on_policy", share=2 / len(task.train))
+    learn(model, [task], method, FEW)
     assert len(Generated.of(method.state).answers["one"]) == 2
 
 
@@ -252,10 +288,84 @@ def test_the_state_of_stored_examples_is_as_before():
         assert set(method.state) == {"examples", "lengths", "labels", "kept"}
 
 
-@pytest.mark.parametrize(("source", "family"), [("on_policy", "seq2seq"), ("own", "causal")])
+class Generating(MethodUnderTest):
+    """Replay under test, on tasks with short answers that a pico model learns to end."""
+
+    stream = generated_runs.stream()
+
+    def backbone(self):
+        return generated_runs.backbone(self.model)
+
+    def run(self, name, *, tasks=2, method=None, backbone=None):
+        folder = self.folder / name
+        run(
+            self.stream.until(tasks),
+            backbone or self.backbone(),
+            method or self.make(),
+            training=LEARNED,
+            output=folder,
+            seed=3,
+        )
+        return folder
+
+
+def generating(source, family, folder):
+    subject = Generating("replay", lambda: generated_runs.replay(source), folder, family)
+    vars(subject)["model"] = save(folder / "model", family)
+    return subject
+
+
+SOURCES = [("on_policy", "t5"), ("own", "llama")]
+
+
+@pytest.mark.parametrize(("source", "family"), SOURCES)
 def test_a_run_goes_on_inside_a_task(source, family, tmp_path):
-    subject = MethodUnderTest("replay", lambda: replay(source), tmp_path, family)
+    subject = generating(source, family, tmp_path)
     checks.a_run_goes_on_inside_a_task(subject)
+    answers, prompts = generated_runs.texts_of(Run(subject.whole), "two")
+    assert [len(texts) for texts in answers.values()] == [3, 3]
+    # Not only right answers, which are taken if none can be used.
+    assert answers["one"] != ["ab"] * 3 and (source == "own") == bool(prompts)
+
+
+@pytest.mark.parametrize(("source", "family"), SOURCES)
+def test_what_is_remembered_counts_in_the_events(source, family, tmp_path):
+    made = Run(generating(source, family, tmp_path).whole)
+    texts = generated_runs.texts_of(made, "two")
+    size = sum(len(text.encode()) for by_task in texts for of in by_task.values() for text in of)
+    event = [one for one in made.events() if one["event"] == "task"][-1]
+    assert event["state_bytes"] >= event["store_bytes"] >= size > 0
+    cost = summarise([made.folder])["runs"][0]["cost"]
+    assert cost["store_bytes"] == event["store_bytes"]
+
+
+@pytest.mark.filterwarnings("ignore:The model generated 2 of 3")
+@pytest.mark.parametrize(("source", "family"), SOURCES)
+def test_a_forgotten_task_is_not_generated_again(source, family, tmp_path):
+    subject = generating(source, family, tmp_path)
+    stream = subject.stream
+    left = forget(subject.whole, "one")
+    assert left.traces == ("two",) and "(and examples" in left.why
+    again = forget(subject.whole, "one", retrain_later=True, stream=stream)
+    assert again.relearned == ("two",) and not again.traces
+    for texts in generated_runs.texts_of(Run(subject.whole), "two"):
+        assert texts.keys() <= {"two"}
+
+
+@pytest.mark.parametrize(("source", "family"), SOURCES)
+def test_two_processes_generate_the_same(source, family, tmp_path):
+    code = Path(generated_runs.__file__).read_text()
+    tests = str(Path(generated_runs.__file__).parent)
+    model = save(tmp_path / "model", family)
+    arguments = (source, model, tmp_path / "run")
+    printed = [
+        json.loads(out.splitlines()[-1])
+        for out in ended(together(code, *arguments, PYTHONPATH=tests))
+    ]
+    # Not those of one process, because sampling turns differences of rounding into other tokens.
+    assert printed[0] == printed[1]
+    answers, _ = printed[0][1]
+    assert [len(texts) for texts in answers.values()] == [3, 3]
 
 
 def test_a_damaged_state_is_refused():
@@ -268,19 +378,46 @@ def test_a_damaged_state_is_refused():
 def test_what_is_refused(bert, toy):
     with pytest.raises(InputError, match="`per_class` is 0, so `replay` has nothing to replay"):
         Replay(method=Isolated(), per_class=0)
+    with pytest.raises(InputError, match="`ncm` has no use for old examples"):
+        Replay(method=NCM())
     for source in ("own", "on_policy"):
-        with pytest.raises(InputError, match="needs a language model.* Use `source: data`"):
-            check_needs(replay(source), bert, toy)
-        with pytest.raises(InputError, match=f"`source: {source}` needs a language model"):
-            learn(bert, [toy[0]], replay(source), FEW)
-    stream = TaskStream("free", (free("one"),))
-    check_needs(replay("own"), language_model("llama"), stream)
-    with pytest.raises(InputError, match="only a causal language model can do"):
-        learn(language_model("t5"), [free("one")], replay("own"), FEW)
+        method = MaskedTarget(method=replay(source))
+        sentence = f"The method `replay` needs a language model.*nstead of `source: {source}`"
+        with pytest.raises(InputError, match=sentence):
+            check_needs(method, bert, toy)
+        with pytest.raises(InputError, match=sentence):
+            learn(bert, [toy[0]], method, FEW)
+    check_needs(replay("own"), language_model("llama"), [free("one")])
+
+
+def test_own_prompts_need_a_causal_model_and_no_conversations():
+    check_needs(replay("on_policy"), language_model("t5"), [free("one")])
+    with pytest.raises(InputError, match="a causal language model.* use `source: on_policy`"):
+        check_needs(replay("own"), language_model("t5"), [free("one")])
     rows = Dataset.from_dict(
         {"messages": [[{"role": "user", "content": "a"}]] * 4, "target": ["b"] * 4}
     )
     talk = Task("talk", (), rows, rows, rows, score="exact_match")
     model = language_model("llama", chat=True, tokenizer=chatting())
-    with pytest.raises(InputError, match="`talk` are conversations"):
-        learn(model, [talk], replay("own"), FEW)
+    check_needs(replay("on_policy"), model, [talk])
+    with pytest.raises(InputError, match="`talk` are conversations.* use `source: on_policy`"):
+        check_needs(replay("own"), model, [free("one"), talk])
+    check_needs(replay("own"), model, [TaskWithoutData("old", (), digests={}, missing="Lost.")])
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"share": 0.0}, "`share` is 0, but must be greater than 0"),
+        ({"share": 1.5}, "`share` is 1.5, but must be"),
+        ({"candidates": 0}, "`candidates` is 0, so `replay` has no answers"),
+        ({"temperature": 0.0}, "`temperature` is 0, but must be greater than 0"),
+        ({"source": "own", "candidates": 2}, "`candidates` of `replay` is used only with"),
+        ({"source": "own", "select": "score"}, "but the source is `own`"),
+        ({"source": None, "temperature": 1.0}, "`on_policy` or `own`, but the source is `data`"),
+        ({"source": "data", "candidates": 4}, "leave it out, or choose another source"),
+    ],
+)
+def test_settings_out_of_range_or_without_use(settings, sentence):
+    with pytest.raises(InputError, match=sentence):
+        Replay(method=Isolated(), **{"source": "on_policy", **settings})

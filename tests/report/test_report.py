@@ -221,9 +221,16 @@ def test_events(tmp_path):
         "score": "accuracy",
         "trained": 7,
         "state_bytes": None,
+        "store_bytes": None,
     }
     assert found["tasks"][1]["seconds"] is None
-    assert found["cost"] == {"seconds": 1.5, "trained": 7, "bytes": 84, "state_bytes": None}
+    assert found["cost"] == {
+        "seconds": 1.5,
+        "trained": 7,
+        "bytes": 84,
+        "state_bytes": None,
+        "store_bytes": None,
+    }
     assert found["status"] == ""
 
 

@@ -5,6 +5,7 @@ engine.py           Distributed training on accelerate: processes, devices and s
 loop.py             The training loop
 memory.py           A full memory, reported with the settings that help
 method.py           The interface of a method
+needs.py            The check that a model and its tasks have what a method needs
 optimizer_state.py  Saving and restoring the state of any optimizer
 optimizers.py       The optimizers that `training.optimizer` chooses
 progress.py         The training of one task: its progress, and how it is resumed

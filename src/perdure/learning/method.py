@@ -34,7 +34,7 @@ from perdure.models.adapters import Adapter
 from perdure.models.backbone import Backbone
 from perdure.models.examples import Batch
 
-Need = Literal["heads", "words", "lora", "classes"]
+Need = Literal["heads", "words", "causal", "lora", "classes", "texts"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ class Method:
     """The requirements of the method, which are checked before anything is trained.
 
     `heads`: the backbone has a head for each task; `words`: it has none, but answers in
-    words; `lora`: the setting `peft: lora`; `classes`: the tasks have classes.
+    words; `causal`: it is a causal language model; `lora`: the setting `peft: lora`;
+    `classes`: the tasks have classes; `texts`: their prompts are no conversations.
     """
     task_free: ClassVar[bool] = False
     """True if the method can learn a graduated stream, whose tasks have no boundaries."""

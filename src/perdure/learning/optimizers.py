@@ -20,6 +20,10 @@ MUON_MOMENTUM = 0.95
 """The momentum of both forms of Muon, which is torch's default."""
 DAMPING = 1e-6
 """The share of the largest eigenvalue of S that is added to all of them before 1 / √S."""
+ROUNDING = 1e-6
+"""Singular values of a gradient in single precision below this share of the largest are noise."""
+SINGULAR = 1e-8
+"""Eigenvalues of S up to this share of the largest count as zero: see `inverse_root`."""
 
 
 def divided(groups: list[Group], model: nn.Module, training: Training) -> list[Group]:
@@ -146,7 +150,8 @@ class LoRAMuon(Optimizer):
     msign(M) = U Vᵀ for the singular value decomposition M = U Σ Vᵀ. All singular values of
     ΔB A and of B ΔA are η/2, so η is the largest singular value by which the product can
     change, up to terms of second order. B is zero at first: then A does not move, as no
-    change of it would change the product. Singular values of m that are zero stay zero.
+    change of it would change the product. Nor does A move in directions that B maps to zero.
+    Singular values of m that are zero stay zero.
 
     Parameters
     ----------
@@ -211,14 +216,23 @@ class LoRAMuon(Optimizer):
 
 
 def inverse_root(S: Float[Tensor, "*layers r r"]) -> Float[Tensor, "*layers r r"]:
-    """Return S^(−½) of symmetric matrices without negative eigenvalues; 0 for S = 0.
+    """Return S^(−½) of symmetric matrices without negative eigenvalues; 0 where S is singular.
 
-    All eigenvalues are first raised by `DAMPING` times the largest one.
+    Eigenvalues up to `SINGULAR` times the largest one become 0; the others are first raised
+    by `DAMPING` times the largest one.
+
+    S is a Gram matrix of a factor, such as Bᵀ B. Where a singular value of B is a share ε of
+    the largest, so is the gradient of A, which is Bᵀ G, while its rounding error stays at
+    about `ROUNDING`. With ε = √`SINGULAR` = 1e-4 the error is 1 %, and with a smaller ε soon
+    all of it. `polar` would make a unit vector of this noise, and S^(−½) multiply it by up
+    to 1 / √`DAMPING`. B is singular after the first step if the gradient G has a lower rank
+    than LoRA, because a batch has fewer answers than `rank`.
     """
     eigenvalues, vectors = torch.linalg.eigh(S)
     largest = eigenvalues[..., -1:].clamp_min(0)
-    roots = (eigenvalues.clamp_min(0) + DAMPING * largest).rsqrt()
-    roots = torch.where(largest > 0, roots, 0.0)
+    counts = eigenvalues > SINGULAR * largest
+    roots = torch.where(counts, eigenvalues + DAMPING * largest, 1.0).rsqrt()
+    roots = torch.where(counts, roots, 0.0)
     return vectors * roots[..., None, :] @ vectors.mT
 
 
@@ -226,8 +240,7 @@ def polar(M: Float[Tensor, "*layers n r"]) -> Float[Tensor, "*layers n r"]:
     """Return U Vᵀ for M = U Σ Vᵀ; singular values that are zero up to rounding stay zero."""
     eigenvalues, vectors = torch.linalg.eigh(M.mT @ M)
     largest = eigenvalues[..., -1:]
-    # The square of 1e-6, below which a gradient in single precision is rounding error.
-    counts = eigenvalues > 1e-12 * largest
+    counts = eigenvalues > ROUNDING**2 * largest
     roots = torch.where(counts, eigenvalues, 1.0).rsqrt()
     roots = torch.where(counts, roots, 0.0)
     return M @ (vectors * roots[..., None, :] @ vectors.mT)

@@ -290,7 +290,8 @@ def check_optimizer(method: Method, training: Training) -> None:
     Raises
     ------
     InputError
-        The method brings its own optimizer, or has no LoRA although the optimizer needs it.
+        The method brings its own optimizer, or has no LoRA although the optimizer needs it;
+        or weight decay would leave nothing of LoRA's factors.
     """
     chosen = training.optimizer
     if chosen is None or not method.trains:
@@ -305,6 +306,13 @@ def check_optimizer(method: Method, training: Training) -> None:
         raise InputError(
             f"`optimizer: lora_muon` moves the product of LoRA's factors, but the method `{name}` "
             f"has the module {method.module}: use `peft: lora` or `optimizer: muon`."
+        )
+    # Each step multiplies the factors by √(1 − η · weight decay).
+    if chosen == "lora_muon" and training.learning_rate * training.weight_decay >= 1:
+        raise InputError(
+            f"`optimizer: lora_muon` shrinks LoRA's product by `learning_rate` times "
+            f"`weight_decay`, which must be less than 1, but is {training.learning_rate:g} · "
+            f"{training.weight_decay:g}: lower one of them."
         )
 
 

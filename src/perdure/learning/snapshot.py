@@ -23,6 +23,22 @@ State = dict[str, Any]
 """Tensors and JSON values, by name."""
 
 
+def size_of(value: object) -> int:
+    """Return the size in bytes of all tensors and texts in a state, or in one of its values.
+
+    The names by which they are stored, and single numbers, do not count.
+    """
+    if isinstance(value, Tensor):
+        return value.nbytes
+    if isinstance(value, str):
+        return len(value.encode())
+    if isinstance(value, Mapping):
+        return sum(size_of(one) for one in value.values())
+    if isinstance(value, list):
+        return sum(size_of(one) for one in value)
+    return 0
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """A snapshot of a task's training: `tensors` by name, and JSON values in `about`."""

@@ -46,7 +46,8 @@ class MaskedTarget(Wrapper):
     method
         The inner method, such as `sequential`.
     strength
-        λ. With 0, only `token_weights` has an effect.
+        λ. With 0, only `token_weights` has an effect; without them, the method is the inner
+        one.
     token_weights
         `entropy` (EAFT): multiply the cross-entropy of each token by (H / 3)^power, where
         H is the entropy, in nats, of the model's 20 most likely tokens. Tokens that
@@ -54,7 +55,7 @@ class MaskedTarget(Wrapper):
         overwritten. With a head of n < 20 classes, H is divided by ln n. None, the
         default: all tokens have the weight 1.
     power
-        The exponent α of the weights.
+        The exponent α of the weights, used with `token_weights`.
 
     References
     ----------

@@ -13,15 +13,16 @@ from torch.optim import Optimizer
 from perdure.data.exemplars import Exemplars, Strategy
 from perdure.data.task import Rows, Task
 from perdure.errors import InputError
-from perdure.learning.method import Need
-from perdure.learning.wrapper import Wrapper
+from perdure.learning.method import Need, method_name
+from perdure.learning.needs import check_needs
+from perdure.learning.wrapper import Wrapper, innermost
 from perdure.methods.parts.choice import Choice
 from perdure.methods.parts.generated import Generated, Generation
-from perdure.methods.parts.sampled import check_source
+from perdure.methods.parts.sampled import Pair
 from perdure.models.backbone import Backbone
 
-GENERATED = ("own", "on_policy")
-"""The sources that need a language model."""
+UNKNOWN = "?"
+"""The text that stands for a generated one in a dry run, which generates nothing."""
 
 
 @dataclass(kw_only=True)
@@ -44,29 +45,32 @@ class Replay(Wrapper):
         The share of each task's training examples to store, at least one example, instead of
         `per_class` for each class: 0.01 is the usual 1 %.
     strategy
-        The way in which the stored examples are chosen. `balanced`: at random from each
-        class, or with `share` from the task. `herding`: such that their mean feature is
-        closest to the mean feature of the class (for a language model, features are means
-        of the last hidden states over the prompt). `surprise`: those that the model finds
-        most improbable once it has learned the task, of each class, or with `share` of the
-        task: the examples with the highest loss, where a causal language model predicts
-        the prompt as well as the answer. `reservoir`: a uniform sample, as large
-        as the stores of all tasks together, from all examples seen. It is not quite
-        uniform if the number of classes grows faster than the number of examples, because
-        examples that were dropped earlier cannot be brought back.
+        The way in which the stored examples are chosen; `own` stores none. `balanced`: at
+        random from each class, or with `share` from the task. `herding`: such that their
+        mean feature is closest to the mean feature of the class (for a language model,
+        features are means of the last hidden states over the prompt). `surprise`: those
+        that the model finds most improbable once it has learned the task, of each class,
+        or with `share` of the task: the examples with the highest loss, where a causal
+        language model predicts the prompt as well as the answer. `reservoir`: a
+        uniform sample, as large as the stores of all tasks together, from all examples
+        seen. It is not quite uniform if the number of classes grows faster than the
+        number of examples, because examples that were dropped earlier cannot be brought
+        back.
     source
         The origin of what is replayed; the last two are for language models. `data`, the
         default: the stored examples. `on_policy`: the stored prompts, with new answers by
         the newest model, which are sampled after each task. `own`: no examples are
-        stored; after each task the model generates as many prompts and answers of it. Of
-        the data it keeps only what all prompts of the task begin and end with.
+        stored; after each task the model generates as many prompts and answers of it, or
+        fewer with a warning. Of the data, generated prompts contain only what all prompts
+        of the task begin and end with.
     candidates
         The number k of answers that `on_policy` samples for each prompt, by default 4, of
-        which the best one is replayed. It is the right answer if none can be used.
+        which the best one is replayed. It is the right answer if none can be used, because
+        all are empty or cut off.
     select
-        The meaning of *best*: `score`, the default, compares with the right answer by the
-        task's score, and uses no answer that scores 0; `likelihood` takes the highest
-        log-probability per token, and does not look at the right answer.
+        The meaning of *best*, with `on_policy`: `score`, the default, compares with the
+        right answer by the task's score, and uses no answer that scores 0; `likelihood`
+        takes the highest log-probability per token, whatever the right answer is.
     temperature
         The temperature at which answers and prompts are sampled, by default 0.7.
 
@@ -93,29 +97,51 @@ class Replay(Wrapper):
         # A method that keeps all data replays it anyway, and one that computes heads cannot.
         if self.method.computes_heads or self.method.keeps_all:
             raise InputError(
-                f"`{type(self.method).__name__}` has no use for old examples: "
+                f"`{method_name(innermost(self.method))}` has no use for old examples: "
                 "there is nothing to replay."
             )
-        if self.per_class < 1:
-            raise InputError(
-                f"`per_class` is {self.per_class}, so `replay` has nothing to replay: give at "
-                "least 1."
-            )
-        if self.share is not None and self.strategy == "herding":
-            raise InputError(
-                "`share` cannot be used with `strategy: herding`, which chooses examples of each "
-                "class: use `per_class` instead, or `strategy: balanced`."
-            )
+        self._choice.check()
+        self._generation.check()
+        self._check_use()
+
+    def _check_use(self) -> None:
+        """Raise `InputError` if a setting for generated examples is given, but not used."""
+        unused = [] if self.source == "on_policy" else ["candidates", "select"]
+        if not self._generates:
+            unused.append("temperature")
+        for name in unused:
+            if getattr(self, name) is not None:
+                users = "`on_policy` or `own`" if name == "temperature" else "`on_policy`"
+                raise InputError(
+                    f"`{name}` of `replay` is used only with the source {users}, but the "
+                    f"source is `{self.source or 'data'}`: leave it out, or choose another source."
+                )
+
+    @property
+    def _generates(self) -> bool:
+        """True if anything that is replayed is generated."""
+        return self.source in ("own", "on_policy")
 
     @property
     def needs(self) -> frozenset[Need]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The requirements of the inner method and, to generate answers, a language model."""
-        words: frozenset[Need] = frozenset({"words"})
-        return self.method.needs | words if self.source in GENERATED else self.method.needs
+        """The requirements of the inner method and, to generate, those of the model."""
+        own: frozenset[Need] = frozenset()
+        if self._generates:
+            own = frozenset({"words"})
+        if self.source == "own":
+            own = frozenset({"words", "causal", "texts"})
+        return self.method.needs | own
 
     @property
     def instead(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return "Use `source: data`." if self.source in GENERATED else self.method.instead
+        if self.source == "own":
+            return (
+                "Instead of `source: own`, use `source: on_policy` with any language model, or "
+                "`source: data` with any model."
+            )
+        if self.source == "on_policy":
+            return "Use `source: data` instead of `source: on_policy`."
+        return self.method.instead
 
     @property
     def isolates(self) -> bool:
@@ -127,64 +153,90 @@ class Replay(Wrapper):
         return Choice(per_class=self.per_class, share=self.share, strategy=self.strategy)
 
     @property
+    def _generation(self) -> Generation:
+        return Generation(self.candidates, self.select, self.temperature)
+
+    @property
     def store_bytes(self) -> int:
         """The size of the stored examples in bytes: texts with their answers, or encoded images.
 
-        Generated prompts and answers are included.
+        Generated prompts and answers are included, and what the inner method stores.
         """
-        return Exemplars.of(self.remembered).size + Generated.of(self.remembered).size
+        own = Exemplars.of(self.remembered).size + Generated.of(self.remembered).size
+        return own + self.method.store_bytes
 
     def examples(self, seen: Sequence[Task]) -> Rows:
         """Return the rows of the inner method, followed by the stored rows of old tasks."""
         self._seen = list(seen)
         old = {task.name: task.classes for task in seen[:-1]}
         kept = Exemplars.of(self.remembered).rows(old)
-        if self.source in GENERATED:
+        if self._generates:
             kept = Generated.of(self.remembered).rows(old, kept)
         return [*super().examples(seen), *kept]
 
     def begin(self, backbone: Backbone, task: Task) -> None:
         """Prepare the inner method, and check that the model can generate what is replayed."""
+        check_needs(self, backbone, [task])
         super().begin(backbone, task)
-        if self.source in GENERATED:
-            check_source(self.source, backbone, task)
 
     def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
         """Choose which examples of the task to store, and generate what is replayed."""
         super().end(backbone, task, optimizer)
         examples = backbone.encode(task.rows("train"))
-        values = None
-        if self.source != "own":
-            values = self._choice.measured(backbone, examples)
-        self._store(task, examples.labels, values, backbone)
+        if self.source == "own":
+            count = self._choice.count(task.group_count, len(examples))
+            self._remember_own(task, self._generation.examples(task, count, backbone))
+            return
+        kept = self._stored(task, examples.labels, self._choice.measured(backbone, examples))
+        answers: dict[str, list[str]] = {}
+        if self.source == "on_policy":
+            scores = self._scores(task)
+            answers = self._generation.answers(self._rows(kept), scores, backbone)
+        self._remember(task, kept, answers)
 
     def foresee(self, task: Task) -> None:
         """Store as many examples as `end` would, without choosing or generating any."""
         super().foresee(task)
-        self._store(task, task.groups("train"), None, None)
-
-    def _store(
-        self,
-        task: Task,
-        labels: Sequence[int],
-        values: Tensor | None,
-        backbone: Backbone | None,
-    ) -> None:
-        """Store examples of a task; a dry run has no values to choose by, and no backbone."""
-        # Drop the examples of forgotten tasks, and those of this task if it is learned again.
-        old = [earlier.name for earlier in self._seen if earlier.name != task.name]
-        generated = Generated.of(self.remembered).of_tasks(old)
-        generation = Generation(self.candidates, self.select, self.temperature)
+        labels = task.groups("train")
         if self.source == "own":
             count = self._choice.count(task.group_count, len(labels))
-            self.remembered = generation.imagined(generated, task, count, backbone).state()
+            self._remember_own(task, [(UNKNOWN, UNKNOWN)] * count)
             return
-        kept = Exemplars.of(self.remembered).of_tasks(old)
+        kept = self._stored(task, labels, None)
+        answers = {rows.task: [UNKNOWN] * len(rows.data) for rows in self._rows(kept)}
+        self._remember(task, kept, answers)
+
+    def _remember_own(self, task: Task, pairs: Sequence[Pair]) -> None:
+        """Add the generated examples of a task to those of the earlier tasks."""
+        generated = Generated.of(self.remembered).of_tasks(self._before(task))
+        generated.prompts[task.name] = [prompt for prompt, _ in pairs]
+        generated.answers[task.name] = [answer for _, answer in pairs]
+        self.remembered = generated.state()
+
+    def _remember(self, task: Task, kept: Exemplars, answers: dict[str, list[str]]) -> None:
+        """Remember the stored examples and, with `on_policy`, the answers to their prompts."""
+        scores = self._scores(task)
+        self.remembered = kept.state()
+        if self.source == "on_policy":
+            self.remembered |= Generated(answers, {}, scores).state()
+
+    def _stored(self, task: Task, labels: Sequence[int], values: Tensor | None) -> Exemplars:
+        """Return the stored examples, with some of a new task: see `Choice.store`."""
+        kept = Exemplars.of(self.remembered).of_tasks(self._before(task))
         # The loop has set torch's seed for this task's end: a resumed run draws the same examples.
         random = np.random.default_rng(torch.initial_seed())
         groups = {seen.name: seen.group_count for seen in self._seen}
         self._choice.store(kept, task, labels, values=values, groups=groups, random=random)
-        self.remembered = kept.state()
-        if self.source == "on_policy":
-            rows = kept.rows({seen.name: seen.classes for seen in self._seen})
-            self.remembered |= generation.answered(generated, rows, task, backbone).state()
+        return kept
+
+    def _rows(self, kept: Exemplars) -> Rows:
+        return kept.rows({seen.name: seen.classes for seen in self._seen})
+
+    def _scores(self, task: Task) -> dict[str, str]:
+        """Return the names of the scores of the earlier tasks and of the new one."""
+        before = Generated.of(self.remembered).of_tasks(self._before(task))
+        return before.scores | {task.name: task.score}
+
+    def _before(self, task: Task) -> list[str]:
+        """Return the earlier tasks, without forgotten ones, and without one learned again."""
+        return [earlier.name for earlier in self._seen if earlier.name != task.name]

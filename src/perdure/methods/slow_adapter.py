@@ -31,7 +31,9 @@ class SlowAdapter(Wrapper):
     beginning of a task θ_slow = θ.
 
     The head of the new task is not averaged, because a mean would contain its random
-    initial values. With LoRA, the mean is one of the factors, not of their product.
+    initial values. Nor are the heads of earlier tasks with `replay` inside, which trains
+    them further, but does not count them among its parameters. With LoRA, the mean is one
+    of the factors, not of their product.
 
     Parameters
     ----------

@@ -72,12 +72,14 @@ COSTS = {
     "trained": ("trained, thousands", 1e3),
     "bytes": ("stored, MB", 1e6),
     "state_bytes": ("remembered, MB", 1e6),
+    "store_bytes": ("old examples, MB", 1e6),
 }
 
 
 def cost(summary: Summary) -> Picture | None:
-    """Draw the costs of each run: seconds, trained parameters, and bytes on disk and in its state.
+    """Draw the costs of each run: seconds, trained parameters, and bytes.
 
+    The bytes are those on disk, those of the method's state, and those of old examples in it.
     Return None for a single run, or if no costs are known.
     """
     runs = summary["runs"]

@@ -152,6 +152,7 @@ def _tasks(files: Files) -> list[Record]:
                 "examples": event.get("examples"),
                 "trained": event.get("trained"),
                 "state_bytes": event.get("state_bytes"),
+                "store_bytes": event.get("store_bytes"),
             }
         )
     return tasks
@@ -426,12 +427,14 @@ def _cost(tasks: Sequence[Record]) -> Record:
     seconds = _known(tasks, "seconds")
     sizes = _known(tasks, "bytes")
     states = _known(tasks, "state_bytes")
+    stores = _known(tasks, "store_bytes")
     return {
         "seconds": sum(seconds) if seconds else None,
         "trained": max(_known(tasks, "trained"), default=None),
         "bytes": sum(sizes) if sizes else None,
-        # The number for a task is the size of the entire state after it, so the last one counts.
+        # These are the sizes of everything that is kept after a task, so the last ones count.
         "state_bytes": states[-1] if states else None,
+        "store_bytes": stores[-1] if stores else None,
     }
 
 

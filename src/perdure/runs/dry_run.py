@@ -81,7 +81,10 @@ class TaskSize:
 
     @property
     def memory(self) -> int:
-        """The total size of adapter, heads, gradients and optimizer state, as far as known."""
+        """The total size of adapter, heads, gradients and optimizer state, as far as known.
+
+        What a method remembers, such as Fisher information, does not count.
+        """
         trained = self.adapter_bytes + self.head_bytes
         return trained + self.gradient_bytes + (self.optimizer_bytes or 0)
 

@@ -12,9 +12,11 @@ from perdure.evaluation import general, open_set, task_score
 from perdure.evaluation.measure import Evaluation, check_search
 from perdure.evaluation.posterior import PosteriorSettings
 from perdure.learning import engine
-from perdure.learning.method import Method, Need, method_name
+from perdure.learning.method import Method, method_name
+from perdure.learning.needs import check_needs
 from perdure.learning.progress import check_optimizer
 from perdure.learning.training import Training
+from perdure.learning.wrapper import innermost
 from perdure.merging.rule_settings import Rule
 from perdure.merging.search import Search
 from perdure.models.backbone import Backbone
@@ -90,38 +92,6 @@ def check(plan: Plan) -> None:
     check_length(plan.stream, plan.rule)
 
 
-def check_needs(method: Method, backbone: Backbone, stream: TaskStream) -> None:
-    """Check that everything a method requires is available.
-
-    Raises
-    ------
-    InputError
-        The method requires heads, a language model, LoRA modules or tasks with classes, which are
-        not available.
-    """
-    missing: dict[Need, str] = {}
-    if not backbone.has_heads:
-        instead = "it answers with text" if backbone.writes else "all tasks share its output layer"
-        missing["heads"] = (
-            f"a head for each task, which `{backbone.source}` does not have: {instead}"
-        )
-    else:
-        missing["words"] = (
-            f"a language model, which writes answers, but `{backbone.source}` classifies with heads"
-        )
-    if method.module != "lora":
-        module = f"`peft: {method.module}`" if method.module else "no module"
-        missing["lora"] = f"`peft: lora`, but has {module}"
-    without_classes = [task.name for task in stream if not task.classes]
-    if without_classes:
-        missing["classes"] = f"tasks with classes, but `{without_classes[0]}` has none"
-    for need in missing:
-        if need in method.needs:
-            raise InputError(
-                f"The method `{method_name(method)}` needs {missing[need]}. {method.instead}"
-            )
-
-
 def check_network(plan: Plan) -> None:
     """Check that a network that is trained from scratch can be trained on a stream.
 
@@ -144,8 +114,8 @@ def check_network(plan: Plan) -> None:
         trains = f"with `peft: {method.module}`" if method.module else "trains no weights, and"
         raise InputError(
             f"`{backbone.source}` is trained from scratch, but the method "
-            f"`{method_name(method)}` {trains} would leave its weights at their random initial "
-            f"values. {remedy}"
+            f"`{method_name(innermost(method))}` {trains} would leave its weights at "
+            f"their random initial values. {remedy}"
         )
     for task in plan.stream:
         backbone.check_task(task)
@@ -216,7 +186,7 @@ def check_heads(plan: Plan) -> None:
             )
     if plan.method.computes_heads:
         raise InputError(
-            f"`training.heads: shared`: the method `{method_name(plan.method)}` "
+            f"`training.heads: shared`: the method `{method_name(innermost(plan.method))}` "
             "computes a separate head for each task."
         )
     if plan.training.alignment:
@@ -232,9 +202,9 @@ def check_boundaries(plan: Plan) -> None:
         return
     if not plan.method.task_free:
         raise InputError(
-            f"The method `{method_name(plan.method)}` needs to know where a task ends, but the "
-            "tasks of a graduated stream fade into each other. Use `bgd`, `badam`, `sequential`, "
-            "or `replay` of one of them."
+            f"The method `{method_name(innermost(plan.method))}` needs to know where a task ends, "
+            "but the tasks of a graduated stream fade into each other. Use `bgd`, `badam`, "
+            "`sequential`, or `replay` of one of them."
         )
     if plan.backbone.has_heads and not plan.training.shares_head:
         raise InputError(
@@ -354,8 +324,8 @@ def check_examples(plan: Plan, learned: int, due: Sequence[int]) -> None:
     if new and missing and plan.method.keeps_all:
         name, reason = next(iter(missing.items()))
         raise InputError(
-            f"The method `{method_name(plan.method)}` trains on the examples of all tasks, "
-            f"but those of `{name}` are missing: {reason} "
+            f"The method `{method_name(innermost(plan.method))}` trains on the examples of all "
+            f"tasks, but those of `{name}` are missing: {reason} "
             "Put them back, or start a run with a method that does not need old examples."
         )
     for step in due:

@@ -15,7 +15,7 @@ from perdure.evaluation.system import Learned, System
 from perdure.evaluation.validation import Validation
 from perdure.learning.alignment import Alignment, align
 from perdure.learning.loop import Session, learn
-from perdure.learning.snapshot import Snapshot
+from perdure.learning.snapshot import Snapshot, size_of
 from perdure.models.adapters import Parameters, same
 from perdure.models.backbone import Backbone
 from perdure.runs.job import Plan
@@ -103,7 +103,6 @@ def _event(
     plan: Plan, seen: TaskStream, learned: Learned, *, seconds: float, examples: int
 ) -> dict[str, object]:
     """Return the event that records the cost of learning a task."""
-    tensors = [value for value in learned.state.values() if isinstance(value, torch.Tensor)]
     return {
         "event": "task",
         "task": learned.name,
@@ -111,7 +110,7 @@ def _event(
         "examples": examples,
         "trained": trained_values(plan, seen),
         "store_bytes": plan.method.store_bytes,
-        "state_bytes": sum(value.nbytes for value in tensors),
+        "state_bytes": size_of(learned.state),
     }
 
 

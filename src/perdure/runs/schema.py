@@ -282,7 +282,7 @@ class Event(Schema):
     trained: Whole | None = None
     """The number of parameters that were trained."""
     state_bytes: Whole | None = None
-    """The size of the tensors in the method's state, in bytes."""
+    """The size of the tensors and texts in the method's state, in bytes."""
     store_bytes: Whole | None = None
     """The size of the old examples that the method stores, in bytes."""
     loss: float | None = None

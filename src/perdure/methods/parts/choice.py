@@ -9,6 +9,7 @@ from torch import Tensor
 from perdure.data import exemplars
 from perdure.data.exemplars import Exemplars, Strategy
 from perdure.data.task import Task
+from perdure.errors import InputError
 from perdure.methods.parts.reservoir import add_sample
 from perdure.methods.parts.surprise import surprises
 from perdure.models.backbone import Backbone, pooled
@@ -22,6 +23,25 @@ class Choice:
     per_class: int
     share: float | None
     strategy: Strategy
+
+    def check(self) -> None:
+        """Raise `InputError` if a setting is out of its range, or does not suit another."""
+        if self.per_class < 1:
+            raise InputError(
+                f"`per_class` is {self.per_class}, so `replay` has nothing to replay: give at "
+                "least 1."
+            )
+        if self.share is None:
+            return
+        if not 0 < self.share <= 1:
+            raise InputError(
+                f"`share` is {self.share:g}, but must be greater than 0 and at most 1: 0.01 is 1 %."
+            )
+        if self.strategy == "herding":
+            raise InputError(
+                "`share` cannot be used with `strategy: herding`, which chooses examples of each "
+                "class: use `per_class` instead, or `strategy: balanced`."
+            )
 
     def count(self, groups: int, size: int) -> int:
         """Return how many examples to store of a task with `size` examples in `groups` classes."""

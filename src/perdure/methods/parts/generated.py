@@ -7,9 +7,9 @@ from typing import Literal, TypeVar
 from datasets import Dataset
 
 from perdure.data.task import Rows, Task, TaskRows
-from perdure.errors import RunError
+from perdure.errors import InputError, RunError
 from perdure.learning.snapshot import State
-from perdure.methods.parts.sampled import best_answers, own_examples
+from perdure.methods.parts.sampled import Pair, best_answers, own_examples
 from perdure.models.backbone import Backbone
 from perdure.models.language import LanguageModel
 
@@ -17,8 +17,6 @@ T = TypeVar("T")
 # `replay` has null as the default of both, so that runs of older versions can go on.
 CANDIDATES = 4
 TEMPERATURE = 0.7
-UNKNOWN = "?"
-"""The text that stands for a generated one in a dry run, which generates nothing."""
 
 
 @dataclass
@@ -118,42 +116,49 @@ class Generation:
     select: Literal["score", "likelihood"] | None
     temperature: float | None
 
-    def answered(
-        self, before: Generated, kept: Rows, task: Task, backbone: Backbone | None
-    ) -> Generated:
-        """Return new answers to all stored prompts; without a backbone, placeholders.
+    def check(self) -> None:
+        """Raise `InputError` if a setting is out of its range."""
+        if self.candidates is not None and self.candidates < 1:
+            raise InputError(
+                f"`candidates` is {self.candidates}, so `replay` has no answers to choose from: "
+                "give at least 1."
+            )
+        if self.temperature is not None and self.temperature <= 0:
+            raise InputError(
+                f"`temperature` is {self.temperature:g}, but must be greater than 0. For the most "
+                "likely answers, choose a small one such as 0.01."
+            )
+
+    @property
+    def heat(self) -> float:
+        """The temperature, which has a default."""
+        return TEMPERATURE if self.temperature is None else self.temperature
+
+    def answers(
+        self, kept: Rows, scores: Mapping[str, str], backbone: Backbone
+    ) -> dict[str, list[str]]:
+        """Sample answers to all stored prompts, and return the best one for each, by task.
 
         Parameters
         ----------
-        before
-            The generated examples of earlier tasks.
         kept
-            The stored examples of all tasks, including the new `task`.
+            The stored examples of all tasks.
+        scores
+            The name of each task's score.
         """
-        scores = before.scores | {task.name: task.score}
+        assert isinstance(backbone, LanguageModel)
         answers: dict[str, list[str]] = {}
         for rows in kept:
-            if backbone is None:
-                answers[rows.task] = [UNKNOWN] * len(rows.data)
-                continue
-            assert isinstance(backbone, LanguageModel)
             answers[rows.task] = best_answers(
                 backbone,
                 rows,
                 score=None if self.select == "likelihood" else scores[rows.task],
-                candidates=self.candidates or CANDIDATES,
-                temperature=self.temperature or TEMPERATURE,
+                candidates=CANDIDATES if self.candidates is None else self.candidates,
+                temperature=self.heat,
             )
-        return Generated(answers, {}, scores)
+        return answers
 
-    def imagined(
-        self, before: Generated, task: Task, count: int, backbone: Backbone | None
-    ) -> Generated:
-        """Return the generated examples with `count` of a new task; see `answered`."""
-        pairs = [(UNKNOWN, UNKNOWN)] * count
-        if backbone is not None:
-            assert isinstance(backbone, LanguageModel)
-            pairs = own_examples(backbone, task, count, self.temperature or TEMPERATURE)
-        prompts = {task.name: [prompt for prompt, _ in pairs]}
-        answers = {task.name: [answer for _, answer in pairs]}
-        return Generated(before.answers | answers, before.prompts | prompts)
+    def examples(self, task: Task, count: int, backbone: Backbone) -> list[Pair]:
+        """Generate at most `count` prompts of a task with their answers."""
+        assert isinstance(backbone, LanguageModel)
+        return own_examples(backbone, task, count, self.heat)

@@ -1,6 +1,7 @@
 """Sample answers to prompts, or prompts with their answers, from a language model."""
 
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,9 +10,9 @@ from datasets import Dataset
 
 from perdure import registry
 from perdure.data.task import Task, TaskRows
-from perdure.errors import DataError, InputError
+from perdure.errors import DataError, PerdureWarning
 from perdure.evaluation.task_score import takes_sources
-from perdure.models.backbone import Backbone, evaluating
+from perdure.models.backbone import evaluating
 from perdure.models.language import LanguageModel, Written
 
 ROUNDS = 4
@@ -42,33 +43,46 @@ def best_answers(
         The name of the score by which answers are compared with the right ones; those that
         score 0 are not taken. None: compare log-probabilities per token.
     """
-    asked: list[dict[str, Any]] = rows.data.to_list()
-    chosen = [_right(row, rows.classes) for row in asked]
     worst = -float("inf") if score is None else 0.0
-    best = [worst] * len(asked)
+    asked = [Asked(row, _right(row, rows.classes), worst) for row in rows.data.to_list()]
     # Without the right answers, which are not to be read.
     columns = [name for name in ("text", "messages") if name in rows.data.column_names]
     examples = model.prepare([TaskRows(rows.task, rows.data.select_columns(columns), ())])
-    rights = list(chosen)
     with evaluating(model):
         for _ in range(candidates):
             for numbers, batch in examples.batches(device=model.device):
                 answers = model.generate_scored(batch, temperature)
                 for number, answer in zip(numbers, answers, strict=True):
-                    value = _value(answer, asked[number], rights[number], score)
-                    if value > best[number] and _learnable(model, asked[number], answer):
-                        best[number] = value
-                        chosen[number] = answer.text
-    return chosen
+                    one = asked[number]
+                    value = one.value_of(answer, score)
+                    if value > one.value and _learnable(model, one.row, answer):
+                        one.value = value
+                        one.best = answer.text
+    return [one.right if one.best is None else one.best for one in asked]
 
 
-def _value(answer: Written, row: dict[str, Any], right: str, score: str | None) -> float:
-    """Return the score of an answer, or its log-probability per token."""
-    if score is None:
-        return answer.score
-    function = registry.find("score", score)
-    more = {"sources": [_source(row)]} if takes_sources(function) else {}
-    return float(function([answer.text], [[right]], **more))
+@dataclass
+class Asked:
+    """A stored prompt with its right answer, and the best answer to it so far.
+
+    Attributes
+    ----------
+    value
+        The value of the best answer; if there is none, the value that it has to exceed.
+    """
+
+    row: dict[str, Any]
+    right: str
+    value: float
+    best: str | None = None
+
+    def value_of(self, answer: Written, score: str | None) -> float:
+        """Return the score of an answer, or its log-probability per token."""
+        if score is None:
+            return answer.score
+        function = registry.find("score", score)
+        more = {"sources": [_source(self.row)]} if takes_sources(function) else {}
+        return float(function([answer.text], [[self.right]], **more))
 
 
 def _right(row: dict[str, Any], classes: Sequence[str]) -> str:
@@ -122,36 +136,8 @@ class Form:
         return f"{self.beginning}{inside.strip()}{self.ending}"
 
 
-def check_source(source: str, model: Backbone, task: Task) -> None:
-    """Check that a model can generate what a `source` other than `data` replays.
-
-    Raises
-    ------
-    InputError
-        The model classifies with heads; or prompts have to be sampled, but the model has
-        a separate decoder, or the prompts are conversations.
-    """
-    if not isinstance(model, LanguageModel):
-        raise InputError(
-            f"`source: {source}` needs a language model, which writes answers, but "
-            f"`{model.source}` classifies with heads. Use `source: data`."
-        )
-    if source != "own":
-        return
-    if model.decodes:
-        raise InputError(
-            f"`source: own` samples prompts, which only a causal language model can do: "
-            f"`{model.source}` has an encoder. Use `source: on_policy`."
-        )
-    if "text" not in task.train.column_names:
-        raise InputError(
-            f"`source: own` samples prompts, but those of task `{task.name}` are conversations. "
-            "Use `source: on_policy`."
-        )
-
-
 def form_of(model: LanguageModel, task: Task) -> Form:
-    """Return what the prompts of a task share, for a task that `check_source` accepts."""
+    """Return what the prompts of a task share, which must not be conversations."""
     texts: list[str] = task.train["text"][:]
     beginning = _whole_words(os.path.commonprefix(texts))
     rest = [text[len(beginning) :] for text in texts]
@@ -174,7 +160,8 @@ def own_examples(model: LanguageModel, task: Task, count: int, temperature: floa
 
     Prompts are sampled between the beginning and the ending that all prompts of the task
     share; the answers are the most likely ones. Examples that could not be learned are
-    left out, and for a task with classes those whose answer is none of them.
+    left out, and for a task with classes those whose answer is none of them. A warning says
+    so if there are fewer than `count` after `ROUNDS` rounds.
     """
     form = form_of(model, task)
     pairs: list[Pair] = []
@@ -191,6 +178,14 @@ def own_examples(model: LanguageModel, task: Task, count: int, temperature: floa
             )
             prompts = [form.filled(middle) for middle in middles if middle]
             pairs += _answered(model, task, prompts)
+    if len(pairs) < count:
+        warnings.warn(
+            f"The model generated {len(pairs)} of {count} examples of `{task.name}` to replay: its "
+            "other prompts or answers were empty, cut off, or no class of the task. Train longer, "
+            "raise `max_new_tokens`, change `temperature`, or use `source: on_policy`.",
+            PerdureWarning,
+            stacklevel=2,
+        )
     return pairs
 
 

@@ -41,7 +41,7 @@ def weight_fisher(
 
     log p of an example is the mean over the places of its answer, and p(y | x) comes from
     the head of the example's task. The squares are those of single examples. Only one
-    matrix of the size of ΔW is in memory beside the sum. The result is on the CPU.
+    matrix of the size of ΔW is in memory beside the sums. The result is on the CPU.
 
     Parameters
     ----------
@@ -58,21 +58,21 @@ def weight_fisher(
     layers = {name: backbone.model.get_submodule(name) for name in factors}
     ends = [B for _, B in factors.values()]
     for _, batch in examples.batches(size=pass_size(backbone), device=backbone.device):
-        with watched(layers) as uses:
+        with recorded(layers) as uses:
             hidden = backbone(batch)
             answers = backbone.read(hidden, batch)
         for term in log_likelihoods(answers, labels):
             torch.autograd.grad(term.sum(), ends, retain_graph=True, allow_unused=True)
             for name, total in totals.items():
                 _add_squares(total, uses[name], batch)
-    means = {}
-    for name, total in totals.items():
-        means[name] = (total / len(examples)).cpu()
-    return means
+    # In place, because copies of all sums would double the memory.
+    for total in totals.values():
+        total /= len(examples)
+    return {name: total.cpu() for name, total in totals.items()}
 
 
 @contextlib.contextmanager
-def watched(layers: dict[str, nn.Module]) -> Iterator[Uses]:
+def recorded(layers: dict[str, nn.Module]) -> Iterator[Uses]:
     """Record each use of the layers in the forward passes inside the block.
 
     A later backward pass fills in the gradients.
