@@ -17,18 +17,14 @@ from perdure.learning.method import Need, method_name
 from perdure.learning.needs import check_needs
 from perdure.learning.wrapper import Wrapper, innermost
 from perdure.methods.parts.choice import Choice
-from perdure.methods.parts.generated import Generated, Generation
+from perdure.methods.parts.generated import UNKNOWN, Generated, Generation, Source
 from perdure.methods.parts.sampled import Pair
 from perdure.models.backbone import Backbone
-
-UNKNOWN = "?"
-"""The text that stands for a generated one in a dry run, which generates nothing."""
 
 
 @dataclass(kw_only=True)
 class Replay(Wrapper):
-    """Learn with another method, on the new task's examples mixed with stored examples of old
-    tasks.
+    """Learn with another method, on the new task's examples and stored examples of old tasks.
 
     Old examples have the same weight as new ones. Each uses the head of its task, which
     is trained further. After each task, some of its examples are added to the store,
@@ -45,17 +41,14 @@ class Replay(Wrapper):
         The share of each task's training examples to store, at least one example, instead of
         `per_class` for each class: 0.01 is the usual 1 %.
     strategy
-        The way in which the stored examples are chosen; `own` stores none. `balanced`: at
-        random from each class, or with `share` from the task. `herding`: such that their
-        mean feature is closest to the mean feature of the class (for a language model,
-        features are means of the last hidden states over the prompt). `surprise`: those
-        that the model finds most improbable once it has learned the task, of each class,
-        or with `share` of the task: the examples with the highest loss, where a causal
-        language model predicts the prompt as well as the answer. `reservoir`: a
-        uniform sample, as large as the stores of all tasks together, from all examples
-        seen. It is not quite uniform if the number of classes grows faster than the
-        number of examples, because examples that were dropped earlier cannot be brought
-        back.
+        The way in which the stored examples of each class are chosen, or with `share` of the
+        task; `own` stores none. `balanced`: at random. `herding`: such that their mean
+        feature is closest to that of the class (for a language model, features are means of
+        the last hidden states over the prompt). `surprise`: those with the highest loss once
+        the task is learned, where a causal language model predicts the prompt as well as the
+        answer. `reservoir`: a uniform sample, as large as the stores of all tasks together,
+        from all examples seen; not quite uniform if the number of classes grows faster than
+        that of examples, because dropped examples cannot be brought back.
     source
         The origin of what is replayed; the last two are for language models. `data`, the
         default: the stored examples. `on_policy`: the stored prompts, with new answers by
@@ -86,7 +79,7 @@ class Replay(Wrapper):
     per_class: Annotated[int, Ge(1)] = 20
     share: Annotated[float, Gt(0), Le(1)] | None = None
     strategy: Strategy = "balanced"
-    source: Literal["data", "own", "on_policy"] | None = None
+    source: Source | None = None
     candidates: Annotated[int, Ge(1)] | None = None
     select: Literal["score", "likelihood"] | None = None
     temperature: Annotated[float, Gt(0)] | None = None
@@ -102,46 +95,15 @@ class Replay(Wrapper):
             )
         self._choice.check()
         self._generation.check()
-        self._check_use()
-
-    def _check_use(self) -> None:
-        """Raise `InputError` if a setting for generated examples is given, but not used."""
-        unused = [] if self.source == "on_policy" else ["candidates", "select"]
-        if not self._generates:
-            unused.append("temperature")
-        for name in unused:
-            if getattr(self, name) is not None:
-                users = "`on_policy` or `own`" if name == "temperature" else "`on_policy`"
-                raise InputError(
-                    f"`{name}` of `replay` is used only with the source {users}, but the "
-                    f"source is `{self.source or 'data'}`: leave it out, or choose another source."
-                )
-
-    @property
-    def _generates(self) -> bool:
-        """True if anything that is replayed is generated."""
-        return self.source in ("own", "on_policy")
 
     @property
     def needs(self) -> frozenset[Need]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The requirements of the inner method and, to generate, those of the model."""
-        own: frozenset[Need] = frozenset()
-        if self._generates:
-            own = frozenset({"words"})
-        if self.source == "own":
-            own = frozenset({"words", "causal", "texts"})
-        return self.method.needs | own
+        return self.method.needs | self._generation.needs
 
     @property
     def instead(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        if self.source == "own":
-            return (
-                "Instead of `source: own`, use `source: on_policy` with any language model, or "
-                "`source: data` with any model."
-            )
-        if self.source == "on_policy":
-            return "Use `source: data` instead of `source: on_policy`."
-        return self.method.instead
+        return self._generation.instead or self.method.instead
 
     @property
     def isolates(self) -> bool:
@@ -154,14 +116,11 @@ class Replay(Wrapper):
 
     @property
     def _generation(self) -> Generation:
-        return Generation(self.candidates, self.select, self.temperature)
+        return Generation(self.source, self.candidates, self.select, self.temperature)
 
     @property
     def store_bytes(self) -> int:
-        """The size of the stored examples in bytes: texts with their answers, or encoded images.
-
-        Generated prompts and answers are included, and what the inner method stores.
-        """
+        """The bytes of stored and generated examples, and of those of the inner method."""
         own = Exemplars.of(self.remembered).size + Generated.of(self.remembered).size
         return own + self.method.store_bytes
 
@@ -170,7 +129,7 @@ class Replay(Wrapper):
         self._seen = list(seen)
         old = {task.name: task.classes for task in seen[:-1]}
         kept = Exemplars.of(self.remembered).rows(old)
-        if self._generates:
+        if self._generation.needs:
             kept = Generated.of(self.remembered).rows(old, kept)
         return [*super().examples(seen), *kept]
 
@@ -191,7 +150,7 @@ class Replay(Wrapper):
         answers: dict[str, list[str]] = {}
         if self.source == "on_policy":
             scores = self._scores(task)
-            answers = self._generation.answers(self._rows(kept), scores, backbone)
+            answers = self._generation.answers(kept.rows(self._classes), scores, backbone)
         self._remember(task, kept, answers)
 
     def foresee(self, task: Task) -> None:
@@ -203,15 +162,13 @@ class Replay(Wrapper):
             self._remember_own(task, [(UNKNOWN, UNKNOWN)] * count)
             return
         kept = self._stored(task, labels, None)
-        answers = {rows.task: [UNKNOWN] * len(rows.data) for rows in self._rows(kept)}
+        answers = {rows.task: [UNKNOWN] * len(rows.data) for rows in kept.rows(self._classes)}
         self._remember(task, kept, answers)
 
     def _remember_own(self, task: Task, pairs: Sequence[Pair]) -> None:
         """Add the generated examples of a task to those of the earlier tasks."""
         generated = Generated.of(self.remembered).of_tasks(self._before(task))
-        generated.prompts[task.name] = [prompt for prompt, _ in pairs]
-        generated.answers[task.name] = [answer for _, answer in pairs]
-        self.remembered = generated.state()
+        self.remembered = generated.with_task(task.name, pairs).state()
 
     def _remember(self, task: Task, kept: Exemplars, answers: dict[str, list[str]]) -> None:
         """Remember the stored examples and, with `on_policy`, the answers to their prompts."""
@@ -229,8 +186,9 @@ class Replay(Wrapper):
         self._choice.store(kept, task, labels, values=values, groups=groups, random=random)
         return kept
 
-    def _rows(self, kept: Exemplars) -> Rows:
-        return kept.rows({seen.name: seen.classes for seen in self._seen})
+    @property
+    def _classes(self) -> dict[str, tuple[str, ...]]:
+        return {seen.name: seen.classes for seen in self._seen}
 
     def _scores(self, task: Task) -> dict[str, str]:
         """Return the names of the scores of the earlier tasks and of the new one."""

@@ -8,12 +8,17 @@ from datasets import Dataset
 
 from perdure.data.task import Rows, Task, TaskRows
 from perdure.errors import InputError, RunError
+from perdure.learning.method import Need
 from perdure.learning.snapshot import State
 from perdure.methods.parts.sampled import Pair, best_answers, own_examples
 from perdure.models.backbone import Backbone
 from perdure.models.language import LanguageModel
 
+Source = Literal["data", "own", "on_policy"]
+"""The origin of what is replayed: see `replay`."""
 T = TypeVar("T")
+UNKNOWN = "?"
+"""The text that stands for a generated one in a dry run, which generates nothing."""
 # `replay` has null as the default of both, so that runs of older versions can go on.
 CANDIDATES = 4
 TEMPERATURE = 0.7
@@ -85,6 +90,14 @@ class Generated:
 
         return Generated(some(self.answers), some(self.prompts), some(self.scores))
 
+    def with_task(self, task: str, pairs: Sequence[Pair]) -> "Generated":
+        """Return the examples with the prompts and answers of one more task."""
+        prompts = [prompt for prompt, _ in pairs]
+        answers = [answer for _, answer in pairs]
+        return Generated(
+            self.answers | {task: answers}, self.prompts | {task: prompts}, self.scores
+        )
+
     def state(self) -> State:
         """Return the examples as a value of a method's state."""
         return {"generated": [self.answers, self.prompts, self.scores]}
@@ -112,12 +125,34 @@ class Generated:
 class Generation:
     """The settings of `replay` for generated examples, which it explains."""
 
+    source: Source | None
     candidates: int | None
     select: Literal["score", "likelihood"] | None
     temperature: float | None
 
+    @property
+    def needs(self) -> frozenset[Need]:
+        """The requirements for generating; empty if nothing is generated."""
+        if self.source == "own":
+            return frozenset({"words", "causal", "texts"})
+        if self.source == "on_policy":
+            return frozenset({"words"})
+        return frozenset()
+
+    @property
+    def instead(self) -> str:
+        """A sentence about what to do without them; empty if nothing is generated."""
+        if self.source == "own":
+            return (
+                "Instead of `source: own`, use `source: on_policy` with any language model, or "
+                "`source: data` with any model."
+            )
+        if self.source == "on_policy":
+            return "Use `source: data` instead of `source: on_policy`."
+        return ""
+
     def check(self) -> None:
-        """Raise `InputError` if a setting is out of its range."""
+        """Raise `InputError` if a setting is out of its range, or is not used."""
         if self.candidates is not None and self.candidates < 1:
             raise InputError(
                 f"`candidates` is {self.candidates}, so `replay` has no answers to choose from: "
@@ -128,6 +163,17 @@ class Generation:
                 f"`temperature` is {self.temperature:g}, but must be greater than 0. For the most "
                 "likely answers, choose a small one such as 0.01."
             )
+
+        unused = [] if self.source == "on_policy" else ["candidates", "select"]
+        if not self.needs:
+            unused.append("temperature")
+        for name in unused:
+            if getattr(self, name) is not None:
+                users = "`on_policy` or `own`" if name == "temperature" else "`on_policy`"
+                raise InputError(
+                    f"`{name}` of `replay` is used only with the source {users}, but the "
+                    f"source is `{self.source or 'data'}`: leave it out, or choose another source."
+                )
 
     @property
     def heat(self) -> float:
