@@ -135,6 +135,8 @@ RULES: dict[str, list[tuple[str, list[str]]]] = {
     ],
     "isolated, previous": [("oracle", []), SEARCHED, ("slao", [])],
 }
+SEEDS = {f"order{number}": number - 1 for number in range(1, 7)}
+"""The orders of O-LoRA, and the seed of each, which also chooses its examples."""
 RATES = ("1.5e-3", "3.0e-3", "6.0e-3")
 COUNTED = {
     "stream.train": 40,
@@ -155,7 +157,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--folder", help="The data's folder; by default they come from the hub.")
-    parser.add_argument("--orders", nargs="+", default=["order1", "order2", "order3"])
+    parser.add_argument(
+        "--orders", nargs="+", default=["order1", "order2", "order3"], choices=SEEDS
+    )
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--rules", nargs="+", help="Only these rules, beside the recipe's own.")
     parser.add_argument("--runs", type=Path, default=Path("runs/language"))
@@ -207,7 +211,7 @@ def learn(
 def settings_of(arguments: argparse.Namespace, name: str, order: str) -> list[str]:
     """Return the settings of a method and an order, beside those of the recipe."""
     tasks = len(ORDERS[order].split())
-    seed = list(ORDERS).index(order) - list(ORDERS).index("order1")
+    seed = SEEDS[order]
     settings = [f"stream.order={order}", f"name={name}, {order}"]
     settings += [f"seed={seed}", f"stream.seed={seed}"]
     settings += [setting.replace("TASKS", str(tasks)) for setting in METHODS[name]]
