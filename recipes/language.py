@@ -170,19 +170,22 @@ def main() -> None:
     parser.add_argument("--rates", action="store_true", help="Only compare learning rates.")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    backbone = Recipe.read(arguments.recipe).make_backbone()
     if arguments.costs:
-        costs(arguments, backbone)
-        return
-    if arguments.rates:
-        compare_rates(arguments, backbone)
-        return
+        costs(arguments)
+    elif arguments.rates:
+        compare_rates(arguments)
+    else:
+        if not arguments.table_only:
+            learn_all(arguments)
+        write_table(arguments)
+
+
+def write_table(arguments: argparse.Namespace) -> None:
+    """Write the rows of all runs there are, and print their means."""
     rows = []
     for order in arguments.orders:
         for name in arguments.methods:
-            folder = arguments.runs / f"{order}-{folder_name(name)}"
-            if not arguments.table_only:
-                learn(arguments, backbone, folder, name, order)
+            folder = folder_of(arguments, name, order)
             if (folder / "scores.csv").is_file():
                 rows += table(folder, name, order)
     name = arguments.table or arguments.recipe.stem
@@ -192,13 +195,17 @@ def main() -> None:
     show_gaps(rows)
 
 
-def learn(
-    arguments: argparse.Namespace, backbone: Backbone, folder: Path, name: str, order: str
-) -> None:
-    """Learn a stream by a method; for `isolated` measure the other rules as well.
+def learn_all(arguments: argparse.Namespace) -> None:
+    """Learn each order by each method; all runs of an order share the frozen features."""
+    backbone = Recipe.read(arguments.recipe).make_backbone()
+    for order in arguments.orders:
+        for name in arguments.methods:
+            learn(arguments, backbone, name, order)
 
-    All runs of an order share the features of the frozen backbone.
-    """
+
+def learn(arguments: argparse.Namespace, backbone: Backbone, name: str, order: str) -> None:
+    """Learn a stream by a method; for `isolated` measure the other rules as well."""
+    folder = folder_of(arguments, name, order)
     started = time.process_time()
     recipe = Recipe.read(arguments.recipe, settings_of(arguments, name, order))
     run_plan(recipe.plan(recipe.make_stream(), backbone), recipe, folder)
@@ -218,6 +225,10 @@ def settings_of(arguments: argparse.Namespace, name: str, order: str) -> list[st
     if arguments.folder:
         settings.append(f"stream.folder={arguments.folder}")
     return [*settings, *arguments.set]
+
+
+def folder_of(arguments: argparse.Namespace, name: str, order: str) -> Path:
+    return arguments.runs / f"{order}-{folder_name(name)}"
 
 
 def folder_name(method: str) -> str:
@@ -250,8 +261,9 @@ def table(folder: Path, name: str, order: str) -> list[Row]:
     return rows
 
 
-def compare_rates(arguments: argparse.Namespace, backbone: Backbone) -> None:
+def compare_rates(arguments: argparse.Namespace) -> None:
     """Learn the first two tasks at each rate, and write the scores on validation examples."""
+    backbone = Recipe.read(arguments.recipe).make_backbone()
     order = arguments.orders[0]
     rows = []
     for name in arguments.methods:
@@ -272,8 +284,9 @@ def compare_rates(arguments: argparse.Namespace, backbone: Backbone) -> None:
     write_over(results, rows, key=("method", "learning_rate"))
 
 
-def costs(arguments: argparse.Namespace, backbone: Backbone) -> None:
+def costs(arguments: argparse.Namespace) -> None:
     """Learn a few examples by each method, and write what that costs beside `sequential`."""
+    backbone = Recipe.read(arguments.recipe).make_backbone()
     order = arguments.orders[0]
     # The frozen features, which the task posterior needs whatever the method is.
     for task in small(arguments, "sequential", order).make_stream():

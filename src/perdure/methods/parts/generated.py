@@ -9,7 +9,7 @@ from datasets import Dataset
 from perdure.data.task import Rows, Task, TaskRows
 from perdure.errors import InputError, RunError
 from perdure.learning.method import Need
-from perdure.learning.snapshot import State
+from perdure.learning.snapshot import State, size_of
 from perdure.methods.parts.sampled import Pair, best_answers, own_examples
 from perdure.models.backbone import Backbone
 from perdure.models.language import LanguageModel
@@ -45,10 +45,7 @@ class Generated:
     @property
     def size(self) -> int:
         """The size of all texts in bytes."""
-        size = 0
-        for texts in [*self.answers.values(), *self.prompts.values()]:
-            size += sum(len(text.encode()) for text in texts)
-        return size
+        return size_of(self.answers) + size_of(self.prompts)
 
     def rows(self, tasks: Mapping[str, tuple[str, ...]], kept: Rows) -> Rows:
         """Return the examples of tasks, given by their classes, with the generated answers.
