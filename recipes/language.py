@@ -82,8 +82,8 @@ NEW: dict[str, list[str]] = {
         "method={name: replay, method: sequential, share: 0.1, source: own}",
     ],
 }
-# Each method's settings, as for `--set`. Those of EWC, LwF and N-LoRA are the best of three trials
-# of `perdure tune` on the first two tasks of order 1.
+# Each method's settings, as for `--set`. The strengths of EWC and LwF, and the sparsity of N-LoRA,
+# are the best of three trials of `perdure tune` on the first two tasks of order 1.
 METHODS: dict[str, list[str]] = {
     "isolated, fresh": ["method=isolated"],
     "sequential": [SEQUENTIAL],
@@ -91,15 +91,15 @@ METHODS: dict[str, list[str]] = {
     "o_lora": ["method=o_lora", "training.learning_rate=1.5e-3"],
     "isolated, previous": ["method={name: isolated, start: previous}"],
     "inc_lora": ["method=inc_lora"],
-    "joint": ["method=joint", "evaluation.steps=last"],
+    "joint": ["method=joint", "evaluation.steps=last", "training.learning_rate=1.5e-3"],
     "sequential, low rate": [SEQUENTIAL, "training.learning_rate=3.0e-3"],
-    "ewc": ["method={name: ewc, strength: 581000}", "training.learning_rate=4.49e-3"],
-    "lwf": ["method={name: lwf, strength: 3.54}", "training.learning_rate=9.26e-4"],
+    "ewc": ["method={name: ewc, strength: 581000}", "training.learning_rate=3.0e-3"],
+    "lwf": ["method={name: lwf, strength: 3.54}", "training.learning_rate=3.0e-3"],
     "replay": [
         "method={name: replay, method: sequential, per_class: 1}",
         "training.learning_rate=3.0e-3",
     ],
-    "n_lora": ["method={name: n_lora, sparsity: 3.82e-4}", "training.learning_rate=9.26e-4"],
+    "n_lora": ["method={name: n_lora, sparsity: 3.82e-4}", "training.learning_rate=1.5e-3"],
     "sd_lora": ["method=sd_lora"],
     # With the coefficients that were tuned on the demo (methods_priors.yaml), and the learning
     # rates from there, times the quotient of the rates of `sequential` here and there.
