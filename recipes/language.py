@@ -240,8 +240,8 @@ def table(folder: Path, name: str, order: str) -> list[Row]:
     run = Run(folder)
     if name == "zero-shot":
         return [{"method": name, "rule": "", "order": order} | before_learning(run)]
-    if len(run.tasks) < len(ORDERS[order].split()):  # the run was stopped
-        return []
+    if max(row["step"] for row in run.scores()) < len(ORDERS[order].split()):
+        return []  # the run was stopped before its last measurement
     tasks = [event for event in run.events() if event["event"] == "task"]
     general = [row for row in run.scores() if row["metric"] == "cross_entropy"]
     rows = []
@@ -359,13 +359,16 @@ def show_gaps(rows: Sequence[Row]) -> None:
     """Print how much of the gap to an upper bound each combination of adapters closes.
 
     The accuracies are those without the way to know the task; the bounds are joint training, and
-    each task's own adapter with the task given.
+    each task's own adapter with the task given. In an order in which the lower end reaches the
+    bound, there is no gap: its share is nan and left out of the mean.
     """
     for bound, column in ((("joint", "last"), "none"), (("isolated, fresh", "oracle"), "given")):
         for other in ("the best of an order", *OTHERS):
             reductions = gaps(rows, bound, column, other)
             for key, values in reductions.items():
-                print("gap from", other, "to", *bound, "closed by", *key, spread(values), values)
+                shares = [value for value in values if not np.isnan(value)]
+                share = spread(shares) if shares else "nan"
+                print("gap from", other, "to", *bound, "closed by", *key, share, values)
 
 
 def gaps(
