@@ -90,6 +90,8 @@ METHODS: dict[str, list[str]] = {
     "inflora": ["method={name: inflora, tasks: TASKS}", "training.learning_rate=1.5e-3"],
     "o_lora": ["method=o_lora", "training.learning_rate=1.5e-3"],
     "isolated, previous": ["method={name: isolated, start: previous}"],
+    # SLAO as published.
+    "isolated, orthogonal": ["method={name: isolated, start: orthogonal}", "rule=slao"],
     "inc_lora": ["method=inc_lora"],
     "joint": ["method=joint", "evaluation.steps=last", "training.learning_rate=1.5e-3"],
     "sequential, low rate": [SEQUENTIAL, "training.learning_rate=3.0e-3"],
