@@ -242,12 +242,13 @@ def table(folder: Path, name: str, order: str) -> list[Row]:
     run = Run(folder)
     if name == "zero-shot":
         return [{"method": name, "rule": "", "order": order} | before_learning(run)]
-    if max(row["step"] for row in run.scores()) < len(ORDERS[order].split()):
+    scores = run.scores()
+    if max((row["step"] for row in scores), default=0) < len(ORDERS[order].split()):
         return []  # the run was stopped before its last measurement
     tasks = [event for event in run.events() if event["event"] == "task"]
-    general = [row for row in run.scores() if row["metric"] == "cross_entropy"]
+    general = [row for row in scores if row["metric"] == "cross_entropy"]
     rows = []
-    for rule in dict.fromkeys(row["rule"] for row in run.scores()):
+    for rule in dict.fromkeys(row["rule"] for row in scores):
         row = {"method": name, "rule": rule, "order": order}
         for task_id in TASK_IDS:
             matrix = run.matrix(rule, task_id)
