@@ -340,22 +340,33 @@ def percent(value: float) -> str:
 
 
 def show(rows: Sequence[Row]) -> None:
-    """Print the mean over orders of each method and rule, with the deviation."""
-    columns = (*TASK_IDS, "forgetting, given", "forgetting, none", "cross_entropy")
-    for key in dict.fromkeys((row["method"], row["rule"]) for row in rows):
-        own = [row for row in rows if (row["method"], row["rule"]) == key]
-        cells = []
+    """Print the mean over orders of each method and rule in Markdown, best `none` first."""
+    columns = (*TASK_IDS, "forgetting, given", "forgetting, none", "learned", "cross_entropy")
+    print_row(["method", "rule", *columns, "orders"])
+    print_row(["---"] * (len(columns) + 3))
+    keys = dict.fromkeys((row["method"], row["rule"]) for row in rows)
+    means = {key: statistics.mean(values_of(rows, key, "none") or [0.0]) for key in keys}
+    for key in sorted(means, key=means.__getitem__, reverse=True):
+        cells = list(key)
         for column in columns:
-            values = [float(row[column]) for row in own if row.get(column)]
-            if values:
-                digits = 2 if column == "cross_entropy" else 1
-                cells.append(f"{column} {spread(values, digits)}")
-        print(*key, *cells, f"({len(own)} orders)", sep="  ")
+            values = values_of(rows, key, column)
+            cells.append(spread(values, 2 if column == "cross_entropy" else 1) if values else "–")
+        print_row([*cells, str(len(values_of(rows, key, "given")))])
+
+
+def print_row(cells: Sequence[str]) -> None:
+    print("|", " | ".join(cells), "|")
+
+
+def values_of(rows: Sequence[Row], key: tuple[str, str], column: str) -> list[float]:
+    """Return a method's and a rule's values of a column, one for each order that has it."""
+    own = [row for row in rows if (row["method"], row["rule"]) == key]
+    return [float(row[column]) for row in own if row.get(column)]
 
 
 def spread(values: Sequence[float], digits: int = 1) -> str:
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.{digits}f} ± {deviation:.{digits}f}"
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
 def show_gaps(rows: Sequence[Row]) -> None:
