@@ -10,14 +10,15 @@ after the last task. Rows of methods and orders that were not asked for stay in 
 orders and the reduction of the gap go to the terminal.
 
 With `--rates`, each method learns the first two tasks of the first of the orders at several
-learning rates instead. The scores on validation examples, by which the rates in `METHODS` were
-chosen, go to language_<recipe>_rates.csv.
+learning rates instead. The scores on validation examples go to language_<recipe>_rates.csv. Where
+this file has a method, the rate with the best score is used from then on.
 
 With `--costs`, each method learns the first of the orders on fewer examples instead. The CPU time
 of its steps, beside `sequential`, and what it stores go to language_<recipe>_costs.csv.
 """
 
 import argparse
+import csv
 import json
 import statistics
 import time
@@ -87,21 +88,18 @@ NEW: dict[str, list[str]] = {
 METHODS: dict[str, list[str]] = {
     "isolated, fresh": ["method=isolated"],
     "sequential": [SEQUENTIAL],
-    "inflora": ["method={name: inflora, tasks: TASKS}", "training.learning_rate=1.5e-3"],
-    "o_lora": ["method=o_lora", "training.learning_rate=1.5e-3"],
+    "inflora": ["method={name: inflora, tasks: TASKS}"],
+    "o_lora": ["method=o_lora"],
     "isolated, previous": ["method={name: isolated, start: previous}"],
     # SLAO as published.
     "isolated, orthogonal": ["method={name: isolated, start: orthogonal}", "rule=slao"],
     "inc_lora": ["method=inc_lora"],
-    "joint": ["method=joint", "evaluation.steps=last", "training.learning_rate=1.5e-3"],
+    "joint": ["method=joint", "evaluation.steps=last"],
     "sequential, low rate": [SEQUENTIAL, "training.learning_rate=3.0e-3"],
-    "ewc": ["method={name: ewc, strength: 581000}", "training.learning_rate=3.0e-3"],
-    "lwf": ["method={name: lwf, strength: 3.54}", "training.learning_rate=3.0e-3"],
-    "replay": [
-        "method={name: replay, method: sequential, per_class: 1}",
-        "training.learning_rate=3.0e-3",
-    ],
-    "n_lora": ["method={name: n_lora, sparsity: 3.82e-4}", "training.learning_rate=1.5e-3"],
+    "ewc": ["method={name: ewc, strength: 581000}"],
+    "lwf": ["method={name: lwf, strength: 3.54}"],
+    "replay": ["method={name: replay, method: sequential, per_class: 1}"],
+    "n_lora": ["method={name: n_lora, sparsity: 3.82e-4}"],
     "sd_lora": ["method=sd_lora"],
     # With the coefficients that were tuned on the demo (methods_priors.yaml), and the learning
     # rates from there, times the quotient of the rates of `sequential` here and there.
@@ -170,6 +168,7 @@ def main() -> None:
     parser.add_argument("--table-only", action="store_true", help="Run nothing.")
     parser.add_argument("--costs", action="store_true", help="Only measure time and storage.")
     parser.add_argument("--rates", action="store_true", help="Only compare learning rates.")
+    parser.add_argument("--rates-of", help="The recipe whose rates are used; by default RECIPE's.")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.costs:
@@ -224,9 +223,27 @@ def settings_of(arguments: argparse.Namespace, name: str, order: str) -> list[st
     settings = [f"stream.order={order}", f"name={name}, {order}"]
     settings += [f"seed={seed}", f"stream.seed={seed}"]
     settings += [setting.replace("TASKS", str(tasks)) for setting in METHODS[name]]
+    settings += best_rate(arguments, name)
     if arguments.folder:
         settings.append(f"stream.folder={arguments.folder}")
     return [*settings, *arguments.set]
+
+
+def best_rate(arguments: argparse.Namespace, name: str) -> list[str]:
+    """Return the setting of a method's best learning rate, or nothing if none was measured."""
+    results = rates_file(arguments.rates_of or arguments.recipe.stem)
+    if not results.is_file():
+        return []
+    with results.open(encoding="utf-8", newline="") as file:
+        trials = [row for row in csv.DictReader(file) if row["method"] == name]
+    if not trials:
+        return []
+    best = max(trials, key=lambda row: float(row["none"]))
+    return [f"training.learning_rate={best['learning_rate']}"]
+
+
+def rates_file(recipe: str) -> Path:
+    return Path(__file__).parent / "results" / f"language_{recipe}_rates.csv"
 
 
 def folder_of(arguments: argparse.Namespace, name: str, order: str) -> Path:
@@ -283,7 +300,7 @@ def compare_rates(arguments: argparse.Namespace) -> None:
                 row[task_id] = percent(validation_score(system, plan.stream, task_id))
             print(row, flush=True)
             rows.append(row)
-    results = Path(__file__).parent / "results" / f"language_{arguments.recipe.stem}_rates.csv"
+    results = rates_file(arguments.recipe.stem)
     write_over(results, rows, key=("method", "learning_rate"))
 
 
