@@ -14,7 +14,7 @@ from perdure.learning import engine, optimizer_state, optimizers
 from perdure.learning.method import Group, Method, method_name
 from perdure.learning.snapshot import Snapshot, State, alike, part, tensors_of, without_tensors
 from perdure.learning.training import Training
-from perdure.learning.wrapper import innermost
+from perdure.learning.wrapper import inner_name
 from perdure.models import shares
 from perdure.models.backbone import Backbone
 from perdure.models.examples import Batch, Examples, in_order
@@ -296,7 +296,7 @@ def check_optimizer(method: Method, training: Training) -> None:
     chosen = training.optimizer
     if chosen is None or not method.trains:
         return
-    name = method_name(innermost(method))
+    name = inner_name(method)
     if method.brings_optimizer:
         raise InputError(
             f"`training.optimizer` is `{chosen}`, but the method `{name}` brings its own "

@@ -6,7 +6,7 @@ A wrapper overrides the hooks that it changes, and forwards all others.
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from perdure.learning.method import Method
+from perdure.learning.method import Method, method_name
 from perdure.learning.snapshot import State, part
 
 M = TypeVar("M", bound=Method)
@@ -82,8 +82,8 @@ class Wrapper(Method):
             self.method.state = part(value, "method")
 
 
-def innermost(method: Method) -> Method:
-    """Return the method inside all wrappers; a method that wraps no other is returned itself."""
+def inner_name(method: Method) -> str:
+    """Return the name of the method inside all wrappers, or of a method that wraps no other."""
     while isinstance(method, Wrapper):
         method = method.method
-    return method
+    return method_name(method)

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from perdure.errors import InputError
-from perdure.learning.method import Tuned, method_name
-from perdure.learning.wrapper import Wrapper, innermost
+from perdure.learning.method import Tuned
+from perdure.learning.wrapper import Wrapper, inner_name
 from perdure.models import adapters
 from perdure.models.backbone import Backbone, evaluating
 from perdure.models.examples import Batch
@@ -71,7 +71,7 @@ class MaskedTarget(Wrapper):
     power: Annotated[float, Gt(0)] = 1.0
 
     def __post_init__(self):
-        inner = method_name(innermost(self))
+        inner = inner_name(self)
         if self.method.module is None:
             raise InputError(
                 f"`masked_target` compares the model with and without its adapter, but `{inner}` "

@@ -13,9 +13,9 @@ from torch.optim import Optimizer
 from perdure.data.exemplars import Exemplars, Strategy
 from perdure.data.task import Rows, Task
 from perdure.errors import InputError
-from perdure.learning.method import Need, method_name
+from perdure.learning.method import Need
 from perdure.learning.needs import check_needs
-from perdure.learning.wrapper import Wrapper, innermost
+from perdure.learning.wrapper import Wrapper, inner_name
 from perdure.methods.parts.choice import Choice
 from perdure.methods.parts.generated import UNKNOWN, Generated, Generation, Source
 from perdure.methods.parts.sampled import Pair
@@ -90,7 +90,7 @@ class Replay(Wrapper):
         # A method that keeps all data replays it anyway, and one that computes heads cannot.
         if self.method.computes_heads or self.method.keeps_all:
             raise InputError(
-                f"`{method_name(innermost(self.method))}` has no use for old examples: "
+                f"`{inner_name(self.method)}` has no use for old examples: "
                 "there is nothing to replay."
             )
         self._choice.check()

@@ -11,9 +11,9 @@ from torch.optim import Optimizer
 
 from perdure.data.task import Task
 from perdure.errors import InputError
-from perdure.learning.method import Group, method_name
+from perdure.learning.method import Group
 from perdure.learning.training import Training
-from perdure.learning.wrapper import Wrapper, innermost
+from perdure.learning.wrapper import Wrapper, inner_name
 from perdure.models.backbone import Backbone
 
 PREFIX = "slow/"
@@ -56,7 +56,7 @@ class SlowAdapter(Wrapper):
         if self.method.computes_heads:
             raise InputError(
                 f"`slow_adapter` averages over training steps, but "
-                f"`{method_name(innermost(self))}` takes none. Use `sequential` or `lwf`."
+                f"`{inner_name(self)}` takes none. Use `sequential` or `lwf`."
             )
 
     def optimizer(self, groups: list[Group], training: Training, *, examples: int) -> Optimizer:

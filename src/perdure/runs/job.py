@@ -16,7 +16,7 @@ from perdure.learning.method import Method, method_name
 from perdure.learning.needs import check_needs
 from perdure.learning.progress import check_optimizer
 from perdure.learning.training import Training
-from perdure.learning.wrapper import innermost
+from perdure.learning.wrapper import inner_name
 from perdure.merging.rule_settings import Rule
 from perdure.merging.search import Search
 from perdure.models.backbone import Backbone
@@ -114,7 +114,7 @@ def check_network(plan: Plan) -> None:
         trains = f"with `peft: {method.module}`" if method.module else "trains no weights, and"
         raise InputError(
             f"`{backbone.source}` is trained from scratch, but the method "
-            f"`{method_name(innermost(method))}` {trains} would leave its weights at "
+            f"`{inner_name(method)}` {trains} would leave its weights at "
             f"their random initial values. {remedy}"
         )
     for task in plan.stream:
@@ -186,7 +186,7 @@ def check_heads(plan: Plan) -> None:
             )
     if plan.method.computes_heads:
         raise InputError(
-            f"`training.heads: shared`: the method `{method_name(innermost(plan.method))}` "
+            f"`training.heads: shared`: the method `{inner_name(plan.method)}` "
             "computes a separate head for each task."
         )
     if plan.training.alignment:
@@ -202,7 +202,7 @@ def check_boundaries(plan: Plan) -> None:
         return
     if not plan.method.task_free:
         raise InputError(
-            f"The method `{method_name(innermost(plan.method))}` needs to know where a task ends, "
+            f"The method `{inner_name(plan.method)}` needs to know where a task ends, "
             "but the tasks of a graduated stream fade into each other. Use `bgd`, `badam`, "
             "`sequential`, or `replay` of one of them."
         )
@@ -324,7 +324,7 @@ def check_examples(plan: Plan, learned: int, due: Sequence[int]) -> None:
     if new and missing and plan.method.keeps_all:
         name, reason = next(iter(missing.items()))
         raise InputError(
-            f"The method `{method_name(innermost(plan.method))}` trains on the examples of all "
+            f"The method `{inner_name(plan.method)}` trains on the examples of all "
             f"tasks, but those of `{name}` are missing: {reason} "
             "Put them back, or start a run with a method that does not need old examples."
         )
