@@ -41,6 +41,8 @@ from perdure.sweeps.first_tasks import plan_of, validation_score
 Row = dict[str, str]
 
 SEQUENTIAL = "method=sequential"
+AS_REPLAY = "training.learning_rate=3.0e-3"
+"""The best rate of `replay`; what varies it was not tried at others."""
 # What is new since late 2025: see recipes/README.md.
 NEW: dict[str, list[str]] = {
     "weight_space, fisher": ["method={name: weight_space, importance: fisher}"],
@@ -57,10 +59,11 @@ NEW: dict[str, list[str]] = {
         "method={name: sequential, rank: 2, alpha: 4}",
         "method.target_modules=[gate_proj, up_proj, down_proj]",
     ],
-    "replay, 1 %": ["method={name: replay, method: sequential, share: 0.01}"],
-    "replay, 10 %": ["method={name: replay, method: sequential, share: 0.1}"],
+    "replay, 1 %": ["method={name: replay, method: sequential, share: 0.01}", AS_REPLAY],
+    "replay, 10 %": ["method={name: replay, method: sequential, share: 0.1}", AS_REPLAY],
     "replay of surprises, 1 %": [
         "method={name: replay, method: sequential, share: 0.01, strategy: surprise}",
+        AS_REPLAY,
     ],
     # With the decay of `slow_adapter` above.
     "SuRe, 1 %": [
@@ -70,17 +73,25 @@ NEW: dict[str, list[str]] = {
     ],
     "replay on policy, 1 %": [
         "method={name: replay, method: sequential, share: 0.01, source: on_policy}",
+        AS_REPLAY,
     ],
     "replay on policy, 10 %": [
         "method={name: replay, method: sequential, share: 0.1, source: on_policy}",
+        AS_REPLAY,
     ],
     # Of label words only the right one scores, so that the above equals plain replay there.
     "replay on policy by likelihood, 10 %": [
         "method={name: replay, method: sequential, share: 0.1, source: on_policy}",
         "method.select=likelihood",
+        AS_REPLAY,
+    ],
+    "replay of its own, 1 %": [
+        "method={name: replay, method: sequential, share: 0.01, source: own}",
+        AS_REPLAY,
     ],
     "replay of its own, 10 %": [
         "method={name: replay, method: sequential, share: 0.1, source: own}",
+        AS_REPLAY,
     ],
 }
 # Each method's settings, as for `--set`. The strengths of EWC and LwF, and the sparsity of N-LoRA,
