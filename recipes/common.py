@@ -47,6 +47,14 @@ def measure_all(results: Run, rules: Sequence[tuple[str, list[str]]]) -> None:
                 writer.measurement(measurement, own=False)
 
 
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a table, or none if it was not written yet."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 def write_over(
     path: Path, rows: Sequence[Mapping[str, str]], key: Sequence[str]
 ) -> list[dict[str, str]]:
@@ -54,10 +62,7 @@ def write_over(
 
     Returns all rows, the earlier ones first.
     """
-    earlier: list[dict[str, str]] = []
-    if path.is_file():
-        with path.open(newline="", encoding="utf-8") as file:
-            earlier += csv.DictReader(file)
+    earlier = rows_of(path)
     new = {tuple(str(row[name]) for name in key) for row in rows}
     kept = [row for row in earlier if tuple(row[name] for name in key) not in new]
     both = [*kept, *rows]

@@ -18,7 +18,6 @@ of its steps, beside `sequential`, and what it stores go to language_<recipe>_co
 """
 
 import argparse
-import csv
 import json
 import statistics
 import time
@@ -27,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import measure_all, run_plan, stored_bytes, write_over
+from common import measure_all, rows_of, run_plan, stored_bytes, write_over
 
 from perdure import Backbone, Recipe, Run
 from perdure.benchmarks.standard_cl import ORDERS
@@ -41,8 +40,6 @@ from perdure.sweeps.first_tasks import plan_of, validation_score
 Row = dict[str, str]
 
 SEQUENTIAL = "method=sequential"
-AS_REPLAY = "training.learning_rate=3.0e-3"
-"""The best rate of `replay`; what varies it was not tried at others."""
 # What is new since late 2025: see recipes/README.md.
 NEW: dict[str, list[str]] = {
     "weight_space, fisher": ["method={name: weight_space, importance: fisher}"],
@@ -59,11 +56,10 @@ NEW: dict[str, list[str]] = {
         "method={name: sequential, rank: 2, alpha: 4}",
         "method.target_modules=[gate_proj, up_proj, down_proj]",
     ],
-    "replay, 1 %": ["method={name: replay, method: sequential, share: 0.01}", AS_REPLAY],
-    "replay, 10 %": ["method={name: replay, method: sequential, share: 0.1}", AS_REPLAY],
+    "replay, 1 %": ["method={name: replay, method: sequential, share: 0.01}"],
+    "replay, 10 %": ["method={name: replay, method: sequential, share: 0.1}"],
     "replay of surprises, 1 %": [
         "method={name: replay, method: sequential, share: 0.01, strategy: surprise}",
-        AS_REPLAY,
     ],
     # With the decay of `slow_adapter` above.
     "SuRe, 1 %": [
@@ -73,25 +69,20 @@ NEW: dict[str, list[str]] = {
     ],
     "replay on policy, 1 %": [
         "method={name: replay, method: sequential, share: 0.01, source: on_policy}",
-        AS_REPLAY,
     ],
     "replay on policy, 10 %": [
         "method={name: replay, method: sequential, share: 0.1, source: on_policy}",
-        AS_REPLAY,
     ],
     # Of label words only the right one scores, so that the above equals plain replay there.
     "replay on policy by likelihood, 10 %": [
         "method={name: replay, method: sequential, share: 0.1, source: on_policy}",
         "method.select=likelihood",
-        AS_REPLAY,
     ],
     "replay of its own, 1 %": [
         "method={name: replay, method: sequential, share: 0.01, source: own}",
-        AS_REPLAY,
     ],
     "replay of its own, 10 %": [
         "method={name: replay, method: sequential, share: 0.1, source: own}",
-        AS_REPLAY,
     ],
 }
 # Each method's settings, as for `--set`. The strengths of EWC and LwF, and the sparsity of N-LoRA,
@@ -241,12 +232,13 @@ def settings_of(arguments: argparse.Namespace, name: str, order: str) -> list[st
 
 
 def best_rate(arguments: argparse.Namespace, name: str) -> list[str]:
-    """Return the setting of a method's best learning rate, or nothing if none was measured."""
-    results = rates_file(arguments.rates_of or arguments.recipe.stem)
-    if not results.is_file():
-        return []
-    with results.open(encoding="utf-8", newline="") as file:
-        trials = [row for row in csv.DictReader(file) if row["method"] == name]
+    """Return the setting of a method's best learning rate, or nothing if none was measured.
+
+    Variants of `replay` were not tried at rates of their own, and use its best one.
+    """
+    rows = rows_of(rates_file(arguments.rates_of or arguments.recipe.stem))
+    measured = "replay" if name.startswith("replay") else name
+    trials = [row for row in rows if row["method"] == measured]
     if not trials:
         return []
     best = max(trials, key=lambda row: float(row["none"]))
