@@ -234,10 +234,10 @@ def settings_of(arguments: argparse.Namespace, name: str, order: str) -> list[st
 def best_rate(arguments: argparse.Namespace, name: str) -> list[str]:
     """Return the setting of a method's best learning rate, or nothing if none was measured.
 
-    Variants of `replay` were not tried at rates of their own, and use its best one.
+    Variants of `replay`, SuRe among them, were not tried at rates of their own, and use its best.
     """
     rows = rows_of(rates_file(arguments.rates_of or arguments.recipe.stem))
-    measured = "replay" if name.startswith("replay") else name
+    measured = "replay" if name.startswith(("replay", "SuRe")) else name
     trials = [row for row in rows if row["method"] == measured]
     if not trials:
         return []
