@@ -58,19 +58,18 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 def write_over(
     path: Path, rows: Sequence[Mapping[str, str]], key: Sequence[str]
 ) -> list[dict[str, str]]:
-    """Write a table in which earlier rows with other values in the columns `key` are kept.
+    """Write rows into a table, each in place of the earlier one with the same values in `key`.
 
-    Returns all rows, the earlier ones first.
+    Returns all rows: the earlier ones in their order, then those that are new.
     """
-    earlier = rows_of(path)
-    new = {tuple(str(row[name]) for name in key) for row in rows}
-    kept = [row for row in earlier if tuple(row[name] for name in key) not in new]
-    both = [*kept, *rows]
+    table: dict[tuple[str, ...], Mapping[str, str]] = {}
+    for row in [*rows_of(path), *rows]:
+        table[tuple(str(row[name]) for name in key)] = row
     # Some rows may lack a column, such as the time where it was not measured.
-    columns = list(dict.fromkeys(name for row in both for name in row))
-    table = [{name: row.get(name, "") for name in columns} for row in both]
-    write(path, table)
-    return table
+    columns = list(dict.fromkeys(name for row in table.values() for name in row))
+    whole = [{name: row.get(name, "") for name in columns} for row in table.values()]
+    write(path, whole)
+    return whole
 
 
 def write(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
