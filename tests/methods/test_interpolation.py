@@ -13,6 +13,7 @@ from perdure.methods.joint import Joint
 from perdure.methods.ncm import NCM
 from perdure.methods.replay import Replay
 from perdure.methods.sequential import Sequential
+from perdure.methods.slow_adapter import SlowAdapter
 from perdure.models import adapters
 
 FEW = Training(epochs=3, batch_size=8, learning_rate=0.05)
@@ -106,3 +107,12 @@ def test_what_is_stored(bert, toy):
 def test_methods_that_do_not_train_further_are_refused(method):
     with pytest.raises(InputError, match="trains one module further"):
         Interpolation(method=method)
+
+
+def test_a_slow_adapter_inside_is_refused():
+    """At the end of a task its mean would replace the weights between old and new."""
+    slow = SlowAdapter(method=Sequential())
+    for method in (slow, Replay(method=slow)):
+        with pytest.raises(InputError, match="use `slow_adapter` around `interpolation`"):
+            Interpolation(method=method)
+    SlowAdapter(method=Interpolation(method=Sequential()))

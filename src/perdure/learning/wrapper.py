@@ -82,8 +82,15 @@ class Wrapper(Method):
             self.method.state = part(value, "method")
 
 
-def inner_name(method: Method) -> str:
-    """Return the name of the method inside all wrappers, or of a method that wraps no other."""
+def chain(method: Method) -> list[Method]:
+    """Return a method, followed by those inside it, from the outside to the inside."""
+    methods = [method]
     while isinstance(method, Wrapper):
         method = method.method
-    return method_name(method)
+        methods.append(method)
+    return methods
+
+
+def inner_name(method: Method) -> str:
+    """Return the name of the method inside all wrappers, or of a method that wraps no other."""
+    return method_name(chain(method)[-1])

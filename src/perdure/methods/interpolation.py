@@ -16,7 +16,7 @@ from perdure.data.task import Rows, Task
 from perdure.errors import InputError
 from perdure.learning import engine
 from perdure.learning.method import method_name
-from perdure.learning.wrapper import Wrapper
+from perdure.learning.wrapper import Wrapper, chain
 from perdure.models import adapters
 from perdure.models.backbone import Backbone, evaluating
 from perdure.models.examples import in_order
@@ -73,6 +73,11 @@ class Interpolation(Wrapper):
                 f"`interpolation` cannot be used around `{method_name(inner)}`: it needs a "
                 "method that trains one module further, without the data of old tasks. "
                 "Use `sequential`, `lwf` or `ewc`."
+            )
+        if "slow_adapter" in map(method_name, chain(inner)):
+            raise InputError(
+                "`interpolation` cannot be used around `slow_adapter`, which would replace the "
+                "interpolated weights by its mean: use `slow_adapter` around `interpolation`."
             )
 
     @property

@@ -1,7 +1,7 @@
 """A slow adapter (2025): an exponential mean of the trained one, which later tasks start from."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import torch
@@ -31,9 +31,10 @@ class SlowAdapter(Wrapper):
     beginning of a task θ_slow = θ.
 
     The head of the new task is not averaged, because a mean would contain its random
-    initial values. Nor are the heads of earlier tasks with `replay` inside, which trains
-    them further, but does not count them among its parameters. With LoRA, the mean is one
-    of the factors, not of their product.
+    initial values; with `vcl` inside, its σ is, which is the same everywhere at first. Nor
+    are the heads of earlier tasks averaged with `replay` inside, which trains them further,
+    but does not count them among its parameters. With LoRA, the mean is one of the factors,
+    not of their product.
 
     Parameters
     ----------
@@ -51,6 +52,8 @@ class SlowAdapter(Wrapper):
     """
 
     decay: Annotated[float, Ge(0), Lt(1)] = 0.95
+    # Set before each task, in a resumed run too.
+    _task: Task | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self):
         if self.method.computes_heads:
@@ -75,27 +78,29 @@ class SlowAdapter(Wrapper):
         return super().optimizer(groups, training, examples=examples)
 
     def begin(self, backbone: Backbone, task: Task) -> None:
-        """Prepare the inner method; the mean starts as its parameters."""
         super().begin(backbone, task)
-        for number, parameter in enumerate(self._averaged(backbone, task)):
-            self.remembered[f"{PREFIX}{number}"] = parameter.detach().clone()
         self._task = task
 
-    @torch.no_grad()
     def update(self, backbone: Backbone, step: Callable[[], None]) -> None:
-        """Take a step of the inner method, and move the mean."""
+        """Take a step of the inner method, and move the mean, which starts as its parameters."""
+        assert self._task is not None
+        averaged = self._averaged(backbone, self._task)
+        for number, parameter in enumerate(averaged):
+            if f"{PREFIX}{number}" not in self.remembered:  # before the first step
+                self.remembered[f"{PREFIX}{number}"] = parameter.detach().clone()
         super().update(backbone, step)
-        for number, parameter in enumerate(self._averaged(backbone, self._task)):
+        for number, parameter in enumerate(averaged):
             key = f"{PREFIX}{number}"
             # A state that was read from a checkpoint is on the CPU.
             slow = self.remembered[key].to(parameter)
-            self.remembered[key] = slow.lerp_(parameter, 1 - self.decay)
+            self.remembered[key] = slow.lerp_(parameter.detach(), 1 - self.decay)
 
     def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
         """Replace the parameters by their mean, and finish the task with it."""
         with torch.no_grad():
             for number, parameter in enumerate(self._averaged(backbone, task)):
-                parameter.copy_(self.remembered.pop(f"{PREFIX}{number}"))
+                if f"{PREFIX}{number}" in self.remembered:  # unless there were no steps
+                    parameter.copy_(self.remembered.pop(f"{PREFIX}{number}"))
         super().end(backbone, task, optimizer)
 
     def _averaged(self, backbone: Backbone, task: Task) -> list[nn.Parameter]:
