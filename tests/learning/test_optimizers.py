@@ -15,8 +15,11 @@ from perdure.learning.snapshot import Snapshot
 from perdure.methods.badam import BAdam
 from perdure.methods.inflora import InfLoRA
 from perdure.methods.isolated import Isolated
+from perdure.methods.lda import LDA
+from perdure.methods.lwf import LwF
 from perdure.methods.ncm import NCM
 from perdure.methods.replay import Replay
+from perdure.methods.sd_lora import SDLoRA
 from perdure.methods.sequential import Sequential
 from perdure.methods.vcl import VCL
 from perdure.models import adapters
@@ -254,7 +257,41 @@ def test_adamw_is_the_usual_one(pico, toy):
     assert adapters.same(*results)
 
 
+@pytest.mark.parametrize("kind", ["muon", "lora_muon"])
+def test_a_module_that_stays_as_it_is(kind, bert, toy):
+    """With `adapt: first`, later tasks have a module, but train nothing."""
+    method = LDA(adapt="first", adapt_rank=2)
+    learn(bert, [toy[0]], method, few(kind))
+    before = adapters.read(bert.model)
+    learn(bert, toy.tasks[:2], method, few(kind))
+    assert adapters.same(adapters.read(bert.model), before)
+
+
+def test_old_heads_have_the_rate_of_heads_with_lora_muon(bert, toy):
+    """LwF trains them; a singular value of B A would be no rate for AdamW."""
+    rates = {}
+
+    class Noted(LwF):
+        def optimizer(self, groups, training, *, examples):
+            rates.update({id(one): group["lr"] for group in groups for one in group["params"]})
+            return super().optimizer(groups, training, examples=examples)
+
+    learn(bert, [toy[0]], LwF(rank=2), few("lora_muon"))
+    # The class that is tested brings no optimizer of its own, although it looks at the groups.
+    Noted.brings_optimizer = False
+    learn(bert, toy.tasks[:2], Noted(rank=2), few("lora_muon", head_learning_rate=0.3))
+    assert {rates[id(one)] for one in bert.own("fruit").parameters()} == {0.3}
+    assert {rates[id(one)] for one in adapters.trainable(bert.model).values()} == {0.02}
+
+
 # -- what is refused
+
+
+def test_an_old_torch_has_no_muon(monkeypatch):
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(InputError, match="`optimizer: muon` needs torch 2.9 or newer"):
+        check_optimizer(Sequential(), few("muon"))
+    check_optimizer(Sequential(), few("lora_muon"))
 
 
 @pytest.mark.parametrize("method", [BAdam(), VCL(), Replay(method=BAdam())])
@@ -269,6 +306,9 @@ def test_lora_muon_needs_both_factors(bert, toy):
         check_optimizer(Isolated(peft="full"), few("lora_muon"))
     with pytest.raises(InputError, match="trains only one of them: use `optimizer: muon`"):
         learn(bert, [toy[0]], InfLoRA(rank=2), few("lora_muon"))
+    with pytest.raises(InputError, match="`sd_lora` keeps what earlier tasks trained of them"):
+        check_optimizer(Replay(method=SDLoRA()), few("lora_muon"))
+    check_optimizer(SDLoRA(), few("muon"))
     check_optimizer(NCM(), few("lora_muon"))  # nothing is trained, so nothing is chosen
 
 

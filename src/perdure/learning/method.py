@@ -162,6 +162,11 @@ class Method:
         """
         return sum(parameter.numel() for parameter in self.parameters(backbone))
 
+    @property
+    def trains_all(self) -> bool:
+        """True if all values of `parameters` are trained, which is so unless `trained` differs."""
+        return type(self).trained is Method.trained
+
     def optimizer(self, groups: list[Group], training: Training, *, examples: int) -> Optimizer:
         """Return the optimizer for one task, by default the one that `training` chooses.
 

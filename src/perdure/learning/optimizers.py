@@ -31,7 +31,7 @@ def divided(groups: list[Group], model: nn.Module, training: Training) -> list[G
 
     Both forms of Muon move only matrices of the module, which become the first group. The
     second group contains the other parameters of the method, such as biases; the third,
-    as before, the heads.
+    as before, the heads. With `lora_muon`, the second group has the learning rate of the heads.
 
     Parameters
     ----------
@@ -52,7 +52,10 @@ def divided(groups: list[Group], model: nn.Module, training: Training) -> list[G
     else:
         matrices = []
         for A, B in adapters.factors(model).values():
-            if id(A) not in trained or id(B) not in trained:
+            count = (id(A) in trained) + (id(B) in trained)
+            if count == 0:  # the module stays as it is
+                continue
+            if count == 1:
                 raise InputError(
                     "`optimizer: lora_muon` moves both factors of LoRA, but the method trains "
                     "only one of them: use `optimizer: muon`."
@@ -60,7 +63,9 @@ def divided(groups: list[Group], model: nn.Module, training: Training) -> list[G
             matrices += [A, B]
     chosen = {id(parameter) for parameter in matrices}
     others = [parameter for parameter in module["params"] if id(parameter) not in chosen]
-    return [{**module, "params": matrices}, {**module, "params": others}, heads]
+    # The rate of `lora_muon`, a singular value, would not suit AdamW.
+    rate = heads["lr"] if training.optimizer == "lora_muon" else module["lr"]
+    return [{**module, "params": matrices}, {**module, "params": others, "lr": rate}, heads]
 
 
 def make(groups: list[Group], training: Training) -> Optimizer:
@@ -148,10 +153,11 @@ class LoRAMuon(Optimizer):
         B ← s B + ΔB / s,  A ← s A + ΔA / s,  s = √(1 − η · weight decay)
 
     msign(M) = U Vᵀ for the singular value decomposition M = U Σ Vᵀ. All singular values of
-    ΔB A and of B ΔA are η/2, so η is the largest singular value by which the product can
-    change, up to terms of second order. B is zero at first: then A does not move, as no
-    change of it would change the product. Nor does A move in directions that B maps to zero.
-    Singular values of m that are zero stay zero.
+    ΔB A and of B ΔA are η/2, or less in directions in which A or B is below about a
+    thousandth of its largest singular value, because of `DAMPING`. So η is the largest
+    singular value by which the product can change, up to terms of second order. B is zero at
+    first: then A does not move, as no change of it would change the product. Nor does A move in
+    directions that B maps to zero. Singular values of m that are zero stay zero.
 
     Parameters
     ----------

@@ -290,8 +290,9 @@ def check_optimizer(method: Method, training: Training) -> None:
     Raises
     ------
     InputError
-        The method brings its own optimizer, or has no LoRA although the optimizer needs it;
-        or weight decay would leave nothing of LoRA's factors.
+        The method brings its own optimizer; it has no LoRA, or keeps a part of its factors,
+        although the optimizer moves LoRA as a whole; weight decay would leave nothing of
+        LoRA's factors; or torch is too old.
     """
     chosen = training.optimizer
     if chosen is None or not method.trains:
@@ -306,6 +307,16 @@ def check_optimizer(method: Method, training: Training) -> None:
         raise InputError(
             f"`optimizer: lora_muon` moves the product of LoRA's factors, but the method `{name}` "
             f"has the module {method.module}: use `peft: lora` or `optimizer: muon`."
+        )
+    if chosen == "lora_muon" and not method.trains_all:
+        raise InputError(
+            f"`optimizer: lora_muon` moves LoRA's factors as a whole, but the method `{name}` "
+            "keeps what earlier tasks trained of them: use `optimizer: muon`."
+        )
+    if chosen == "muon" and not hasattr(torch.optim, "Muon"):
+        raise InputError(
+            f"`optimizer: muon` needs torch 2.9 or newer, but {torch.__version__} is installed: "
+            "install a newer one, or use `optimizer: lora_muon`."
         )
     # Each step multiplies the factors by √(1 − η · weight decay).
     if chosen == "lora_muon" and training.learning_rate * training.weight_decay >= 1:

@@ -27,9 +27,10 @@ class Training:
         gradient; `muon` (2502.16982), which makes the singular values of a step of each
         matrix of the module about equal; or `lora_muon` (2606.12921), which does so for
         LoRA's product B A, and whose `learning_rate` is the largest singular value of a
-        change of B A. With both forms of Muon, heads, biases and embeddings are trained
-        by AdamW. `muon` takes steps of about the size of AdamW's; `sgd` and `lora_muon`
-        need learning rates of their own.
+        change of B A; LoRA changes the weight by alpha / rank times that. With both forms
+        of Muon, AdamW trains heads, biases and embeddings; with `lora_muon`, all of these
+        have `head_learning_rate`. `muon` takes steps of about the size of AdamW's; `sgd`
+        and `lora_muon` need learning rates of their own.
     schedule
         How the learning rate falls to zero after the warm-up: `linear`, `cosine`, or
         `constant` (no decay).
