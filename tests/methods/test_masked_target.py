@@ -1,6 +1,7 @@
 """The masked target and entropy weights against NumPy, place by place; and what is refused."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from text_tasks import uneven
 
 from perdure import InputError, Training, learn
 from perdure.checks.models import toy_task
+from perdure.learning.needs import check_needs
+from perdure.methods.inc_lora import IncLoRA
 from perdure.methods.isolated import Isolated
 from perdure.methods.lwf import LwF
 from perdure.methods.masked_target import MaskedTarget, normalised_entropy
@@ -182,6 +185,47 @@ def test_what_is_refused():
     for weighs in (inner, OnlineReplay()):
         with pytest.raises(InputError, match="`token_weights` cannot be used around"):
             MaskedTarget(method=weighs, token_weights="entropy")
+    with pytest.raises(InputError, match="`power` is used only with `token_weights: entropy`"):
+        MaskedTarget(method=Sequential(), power=2.0)
+
+
+def test_heads_that_draw_noise_at_each_reading_are_refused(bert, toy):
+    """The term would compare two draws: it was 0.37 for a module that changed nothing."""
+    for inner in (small("vcl"), Replay(method=small("td_vcl"))):
+        method = MaskedTarget(method=inner)
+        with pytest.raises(InputError, match="needs a language model.*: use `sampling: weights`"):
+            check_needs(method, bert, toy)
+        check_needs(method, language_model("llama"), toy)
+    check_needs(MaskedTarget(method=small("vcl", sampling="weights")), bert, toy)
+
+
+def test_earlier_branches_belong_to_the_base(bert, toy):
+    """A fresh branch changes nothing, so the term is 0, whatever the earlier ones change."""
+    terms = []
+
+    class Noted(MaskedTarget):
+        def _distance(self, backbone, batch, student):
+            terms.append(super()._distance(backbone, batch, student).item())
+            return student.values.sum() * 0
+
+    first = learn(bert, [toy[0]], IncLoRA(rank=2), FEW)
+    assert any(value.any() for name, value in first.parameters.items() if "lora_B" in name)
+    # The base has no dropout, so the model must not have any either.
+    training = replace(FEW, backbone_dropout=False)
+    learn(bert, toy.tasks[:2], Noted(method=IncLoRA(rank=2)), training, earlier=[first])
+    assert terms[0] == pytest.approx(0, abs=1e-6) and max(terms) > 1e-4
+
+
+@pytest.mark.parametrize("peft", ["full", "bottleneck"])
+def test_the_base_of_other_modules(peft, bert, toy):
+    batch = bert.encode(toy[1].rows("train")).batch(range(6))
+    with torch.no_grad():
+        before = bert.eval()(batch)
+    learn(bert, [toy[1]], Sequential(peft=peft), FEW)
+    with torch.no_grad(), adapters.disabled(bert.eval().model):
+        torch.testing.assert_close(bert(batch), before, rtol=0, atol=1e-5)
+    with torch.no_grad():
+        assert not torch.allclose(bert(batch), before, rtol=0, atol=1e-3)
 
 
 def test_a_head_of_two_and_one_of_three(bert):

@@ -11,8 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from perdure.errors import InputError
-from perdure.learning.method import Tuned
-from perdure.learning.wrapper import Wrapper, inner_name
+from perdure.learning.method import Need, Tuned
+from perdure.learning.wrapper import Wrapper, chain, inner_name
+from perdure.methods.parts.variational import Variational
 from perdure.models import adapters
 from perdure.models.backbone import Backbone, evaluating
 from perdure.models.examples import Batch
@@ -82,6 +83,28 @@ class MaskedTarget(Wrapper):
                 f"`token_weights` cannot be used around `{inner}`, which weighs the losses of a "
                 "batch itself: leave it out."
             )
+        if self.power != 1 and not self.token_weights:
+            raise InputError("`power` is used only with `token_weights: entropy`: leave it out.")
+
+    @property
+    def needs(self) -> frozenset[Need]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The requirements of the inner method; no heads if they draw noise at each reading."""
+        needed: frozenset[Need] = frozenset({"words"}) if self._reads_noise else frozenset()
+        return self.method.needs | needed
+
+    @property
+    def instead(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        if self._reads_noise:
+            return (
+                f"Around `{inner_name(self)}` with `sampling: examples`, each reading of a head "
+                "draws other noise: use `sampling: weights`."
+            )
+        return self.method.instead
+
+    @property
+    def _reads_noise(self) -> bool:
+        inner = chain(self)[-1]
+        return isinstance(inner, Variational) and inner.sampling == "examples"
 
     def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
         with watched(backbone, batch) as outputs:
