@@ -139,6 +139,12 @@ def test_the_penalty_with_past_changes(bert, toy):
     for number in range(2):
         earlier.append(learn(bert, toy.tasks[: number + 1], method, FEW, earlier=earlier))
     assert method.state == {}  # Ω comes from the branches
+    # Without the first task, which was forgotten, Ω is that of the second alone.
+    method.beneath(earlier[1:])
+    for name, omega in method._past().items():
+        A = earlier[1].parameters[f"{name}.lora_A.weight"]
+        B = earlier[1].parameters[f"{name}.lora_B.weight"]
+        torch.testing.assert_close(omega, (8.0 * B @ A).square())
     method.beneath(earlier)
     method.begin(bert, toy[2])
     bert.open(toy[2])
@@ -164,13 +170,19 @@ def test_the_first_task_has_no_penalty(bert, toy):
 @pytest.mark.parametrize("importance", ["fisher", "past"])
 def test_a_strong_penalty_holds_what_mattered(importance, pico, toy):
     """The change by the second task, weighted by Ω, shrinks when λ grows."""
+    sizes = []
+
+    class Measured(WeightSpace):
+        def end(self, backbone, task, optimizer):
+            sizes.append(self.penalty(backbone).item() if self._omega else 0.0)
+            super().end(backbone, task, optimizer)
 
     def size(strength):
         backbone = Backbone.load(pico("bert"), pooling="mean")
-        method = WeightSpace(rank=2, strength=strength, importance=importance)
+        method = Measured(rank=2, strength=strength, importance=importance)
         first = learn(backbone, [toy[0]], method, FEW)
         learn(backbone, toy.tasks[:2], method, FEW, earlier=[first])
-        return method.penalty(backbone).item()
+        return sizes[-1]
 
     assert size(1e9) < 0.2 * size(0.0)
 
@@ -182,10 +194,14 @@ def test_omega_takes_four_bytes_for_each_entry_of_a_weight(bert, toy):
     assert set(method.state) == {f"importance/{name}" for name in layers}
     size = sum(value.numel() * value.element_size() for value in method.state.values())
     assert size == sum(4 * B.shape[0] * A.shape[1] for A, B in layers.values())
+    assert method._omega == {}  # no copy stays in memory until the next task
 
 
 def test_what_is_refused():
     with pytest.raises(InputError, match="protects the weights .* needs `peft: lora`"):
         WeightSpace(peft="full")
     assert WeightSpace(labels="true").needs == {"lora", "classes", "heads"}
-    assert WeightSpace(labels="true", importance="past").needs == {"lora"}
+    assert WeightSpace(importance="past").needs == {"lora"}
+    for settings in ({"labels": "true"}, {"decay": 0.5}):
+        with pytest.raises(InputError, match="only with `importance: fisher`: leave them out"):
+            WeightSpace(importance="past", **settings)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from perdure.data.task import Task
+from perdure.errors import InputError
 from perdure.learning.method import Need, PeftMethod, Tuned
 from perdure.merging.combine import task_vectors
 from perdure.methods.parts.fisher import Labels
@@ -71,13 +72,21 @@ class WeightSpace(PeftMethod):
     _earlier: Sequence[Adapter] = field(default=(), init=False, repr=False)
     _omega: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.importance == "past" and (self.decay != 1 or self.labels != "empirical"):
+            raise InputError(
+                "`decay` and `labels` of `weight_space` are used only with `importance: fisher`: "
+                "leave them out."
+            )
+
     @property
     def needs(self) -> frozenset[Need]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The requirements of the method: LoRA, and with `labels: true` classes and heads.
 
         F is then a sum over all classes.
         """
-        if self.importance == "fisher" and self.labels == "true":
+        if self.labels == "true":
             return frozenset({"lora", "classes", "heads"})
         return frozenset({"lora"})
 
@@ -114,6 +123,7 @@ class WeightSpace(PeftMethod):
 
     def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
         """Add the task's F to Ω."""
+        self._omega = {}  # twice Ω would stay in memory otherwise
         if self.importance == "past":
             return
         examples = backbone.encode(task.rows("train"))
