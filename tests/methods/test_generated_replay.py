@@ -184,6 +184,7 @@ def test_what_prompts_share():
     # one token a byte: 8 and 11 letters, and the ending of 8; `<s>Say it:` opens them
     assert form == Form("Say it: ", "\nAnswer:", round((8 + 11) / 2 + 8 + 1))
     assert form.filled(" well\nAnswer: no\n") == "Say it: well\nAnswer:"
+    assert form.filled("\nAnswer: no\n") is None  # the model wrote the ending at once
     assert form_of(model, texts_task(["abc", "abd"])) == Form("", "", 3)
 
 
@@ -191,7 +192,7 @@ def test_own_examples(monkeypatch):
     """Answers that are no class are left out; what is missing is tried again."""
     model = language_model("llama")
     task = closed("colours", ("red", "blue"))
-    made = iter([["7", "", "8"], ["9"]])
+    made = iter([["7", " ", "8"], ["9"]])
     counts = []
 
     def continued(beginning, *, count, length, temperature):
@@ -414,6 +415,7 @@ def test_own_prompts_need_a_causal_model_and_no_conversations():
         ({"temperature": 0.0}, "`temperature` is 0, but must be greater than 0"),
         ({"source": "own", "candidates": 2}, "`candidates` of `replay` is used only with"),
         ({"source": "own", "select": "score"}, "but the source is `own`"),
+        ({"source": "own", "strategy": "surprise"}, "but `source: own` stores none: leave one"),
         ({"source": None, "temperature": 1.0}, "`on_policy` or `own`, but the source is `data`"),
         ({"source": "data", "candidates": 4}, "leave it out, or choose another source"),
     ],

@@ -42,13 +42,13 @@ class Replay(Wrapper):
         `per_class` for each class: 0.01 is the usual 1 %.
     strategy
         The way in which the stored examples of each class are chosen, or with `share` of the
-        task; `own` stores none. `balanced`: at random. `herding`: such that their mean
-        feature is closest to that of the class (for a language model, features are means of
-        the last hidden states over the prompt). `surprise`: those with the highest loss once
-        the task is learned, where a causal language model predicts the prompt as well as the
-        answer. `reservoir`: a uniform sample, as large as the stores of all tasks together,
-        from all examples seen; not quite uniform if the number of classes grows faster than
-        that of examples, because dropped examples cannot be brought back.
+        task; not used with `source: own`. `balanced`: at random. `herding`: such that their
+        mean feature is closest to that of the class (for a language model, features are means
+        of the last hidden states over the prompt). `surprise`: those with the highest loss
+        once the task is learned, where a causal language model predicts the prompt as well as
+        the answer. `reservoir`: a uniform sample, as large as the stores of all tasks
+        together, from all examples seen; not quite uniform if the number of classes grows
+        faster than that of examples, because dropped examples cannot be brought back.
     source
         The origin of what is replayed; the last two are for language models. `data`, the
         default: the stored examples. `on_policy`: the stored prompts, with new answers by
@@ -58,8 +58,7 @@ class Replay(Wrapper):
         of the task begin and end with.
     candidates
         The number k of answers that `on_policy` samples for each prompt, by default 4, of
-        which the best one is replayed. It is the right answer if none can be used, because
-        all are empty or cut off.
+        which the best one is replayed, or the right answer if all are empty or cut off.
     select
         The meaning of *best*, with `on_policy`: `score`, the default, compares with the
         right answer by the task's score, and uses no answer that scores 0; `likelihood`
@@ -72,8 +71,9 @@ class Replay(Wrapper):
     Ratcliff, Connectionist models of recognition memory, 1990; Chaudhry et al., On Tiny
     Episodic Memories in Continual Learning, arXiv 1902.10486; herding: Rebuffi et al., iCaRL,
     arXiv 1611.07725; `surprise`: SuRe, arXiv 2511.22367. `on_policy`: OPR, arXiv 2605.29495,
-    whose code needs all prompts of all past tasks, and counts only what it replays; here
-    the budget `per_class` limits the stored prompts.
+    whose code needs all prompts of all past tasks, samples at temperature 0.1, and replays the
+    best examples of each task; here the budget limits the stored prompts, and each of them is
+    replayed with its own best answer.
     """
 
     per_class: Annotated[int, Ge(1)] = 20
@@ -94,7 +94,7 @@ class Replay(Wrapper):
                 "there is nothing to replay."
             )
         self._choice.check()
-        self._generation.check()
+        self._generation.check(self.strategy)
 
     @property
     def needs(self) -> frozenset[Need]:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -6,6 +6,7 @@ from typing import Literal, TypeVar
 
 from datasets import Dataset
 
+from perdure.data.exemplars import Strategy
 from perdure.data.task import Rows, Task, TaskRows
 from perdure.errors import InputError, RunError
 from perdure.learning.method import Need
@@ -148,8 +149,13 @@ class Generation:
             return "Use `source: data` instead of `source: on_policy`."
         return ""
 
-    def check(self) -> None:
+    def check(self, strategy: Strategy) -> None:
         """Raise `InputError` if a setting is out of its range, or is not used."""
+        if self.source == "own" and strategy != "balanced":
+            raise InputError(
+                f"`strategy: {strategy}` chooses which examples to store, but `source: own` stores "
+                "none: leave one of them out."
+            )
         if self.candidates is not None and self.candidates < 1:
             raise InputError(
                 f"`candidates` is {self.candidates}, so `replay` has no answers to choose from: "

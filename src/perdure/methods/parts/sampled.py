@@ -128,12 +128,15 @@ class Form:
     ending: str
     length: int
 
-    def filled(self, text: str) -> str:
-        """Return the prompt with `text` between its beginning and its ending."""
+    def filled(self, text: str) -> str | None:
+        """Return the prompt with `text` between its beginning and its ending.
+
+        None if there is nothing between them.
+        """
         asks = self.ending.strip()
         # The model may have written the ending itself.
-        inside = text.partition(asks)[0] if asks else text
-        return f"{self.beginning}{inside.strip()}{self.ending}"
+        inside = (text.partition(asks)[0] if asks else text).strip()
+        return f"{self.beginning}{inside}{self.ending}" if inside else None
 
 
 def form_of(model: LanguageModel, task: Task) -> Form:
@@ -176,8 +179,8 @@ def own_examples(model: LanguageModel, task: Task, count: int, temperature: floa
                 length=form.length,
                 temperature=temperature,
             )
-            prompts = [form.filled(middle) for middle in middles if middle]
-            pairs += _answered(model, task, prompts)
+            prompts = [form.filled(middle) for middle in middles]
+            pairs += _answered(model, task, [prompt for prompt in prompts if prompt])
     if len(pairs) < count:
         warnings.warn(
             f"The model generated {len(pairs)} of {count} examples of `{task.name}` to replay: its "
