@@ -111,7 +111,7 @@ def validated(
         An option is unknown, missing, or of the wrong type.
     """
     kinds = {name: kind for name, (kind, _) in fields.items()}
-    config = ConfigDict(extra="forbid")
+    config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
     model = create_model("settings", __config__=config, **fields)
     # YAML allows numbers as keys; pydantic accepts only strings
     named_options = {str(name): value for name, value in options.items()}

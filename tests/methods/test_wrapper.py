@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from small_runs import small
 
-from perdure import InputError, Method, TaskStream, Training, learn, run
+from perdure import InputError, Method, TaskStream, Training, learn, registry, run
 from perdure.checks.models import toy_task
 from perdure.learning.wrapper import Wrapper, forwarding
 from perdure.methods.ewc import EWC
@@ -18,6 +19,7 @@ from perdure.methods.replay import Replay
 from perdure.models import adapters
 from perdure.runs.job import check_needs
 
+FEW = Training(epochs=1, batch_size=8, learning_rate=0.02)
 OWN = {"state", "tuned"}
 """What of `Method` a wrapper does not forward."""
 
@@ -127,6 +129,34 @@ def test_what_both_remember_is_kept_apart():
     wrapper.state = {"mine": 1, "method/mine": 2}
     assert (wrapper.remembered, wrapper.method.state) == ({"mine": 1}, {"mine": 2})
     assert wrapper.state == {"mine": 1, "method/mine": 2}
+
+
+WRAPPERS = ("interpolation", "masked_target", "replay", "slow_adapter")
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("inner", ["badam", "lwf", "online_replay", "sd_lora", "vcl"])
+def test_any_wrapper_around_methods_with_hooks_of_their_own(wrapper, inner, bert, toy):
+    """Among them passes, noise, steps and gradients that `PeftMethod` does not know."""
+    settings = {"badam": {"samples": 2}, "vcl": {"sampling": "weights"}}.get(inner, {})
+    method = registry.find("method", wrapper)(method=small(inner, **settings))
+    adapter = learn(bert, [toy[0]], method, FEW)
+    adapter = learn(bert, toy.tasks[:2], method, FEW, earlier=[adapter])
+    assert not adapters.same(adapter.parameters, adapter.start)
+    assert all(value.isfinite().all() for value in adapter.parameters.values())
+
+
+@pytest.mark.parametrize(
+    ("method", "sentence"),
+    [
+        (Replay(method=EWC(), source="on-policy"), "method `replay`: `source` is 'on-policy'"),
+        (Replay(method=EWC(strength=-1)), "method `ewc`: `strength` is -1, but must be a number"),
+    ],
+)
+def test_settings_from_python_are_checked(method, sentence, bert, toy, tmp_path):
+    with pytest.raises(InputError, match=sentence):
+        run(toy, bert, method, output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 # -- what a method needs

@@ -16,7 +16,7 @@ from perdure.learning.method import Method, method_name
 from perdure.learning.needs import check_needs
 from perdure.learning.progress import check_optimizer
 from perdure.learning.training import Training
-from perdure.learning.wrapper import inner_name
+from perdure.learning.wrapper import chain, inner_name
 from perdure.merging.rule_settings import Rule
 from perdure.merging.search import Search
 from perdure.models.backbone import Backbone
@@ -77,6 +77,7 @@ def check(plan: Plan) -> None:
     checked(Training, vars(plan.training), "training")
     checked(Evaluation, vars(plan.evaluation), "evaluation")
     checked(PosteriorSettings, vars(plan.posterior), "posterior")
+    check_settings(plan.method)
     check_network(plan)
     check_needs(plan.method, plan.backbone, plan.stream)
     check_optimizer(plan.method, plan.training)
@@ -90,6 +91,23 @@ def check(plan: Plan) -> None:
     if plan.training.packing:
         plan.backbone.check_packing()
     check_length(plan.stream, plan.rule)
+
+
+def check_settings(method: Method) -> None:
+    """Check the settings of a method that may have been created in Python, and of those inside it.
+
+    Raises
+    ------
+    InputError
+        A setting has the wrong type, or is out of its range.
+    """
+    for one in chain(method):
+        names = registry.options(type(one))
+        # A class may take a setting without keeping it; the method inside is checked by itself.
+        settings = {name: getattr(one, name) for name in names if hasattr(one, name)}
+        settings.pop("method", None)
+        given = names.keys() - settings.keys()
+        checked(type(one), settings, f"method `{method_name(one)}`", given=given)
 
 
 def check_network(plan: Plan) -> None:
