@@ -152,7 +152,8 @@ UNTIMED = ("sequential, low rate", "zero-shot")
 """Methods that cost as much as `sequential`, or learn nothing."""
 # Methods that keep no examples, which parameter isolation and combination is compared with.
 OTHERS = ("sequential", "sequential, low rate", "inc_lora", "o_lora", "n_lora", "sd_lora", "ewc")
-OTHERS += ("lwf", "inflora")
+OTHERS += ("lwf", "inflora", "weight_space, fisher", "weight_space, past", "masked_target")
+OTHERS += ("entropy weights", "slow_adapter", "muon", "lora_muon", "feed-forward")
 
 
 def main() -> None:
