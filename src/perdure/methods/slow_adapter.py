@@ -85,12 +85,11 @@ class SlowAdapter(Wrapper):
         """Take a step of the inner method, and move the mean, which starts as its parameters."""
         assert self._task is not None
         averaged = self._averaged(backbone, self._task)
-        for number, parameter in enumerate(averaged):
-            if f"{PREFIX}{number}" not in self.remembered:  # before the first step
-                self.remembered[f"{PREFIX}{number}"] = parameter.detach().clone()
+        for key, parameter in averaged.items():
+            if key not in self.remembered:  # before the first step
+                self.remembered[key] = parameter.detach().clone()
         super().update(backbone, step)
-        for number, parameter in enumerate(averaged):
-            key = f"{PREFIX}{number}"
+        for key, parameter in averaged.items():
             # A state that was read from a checkpoint is on the CPU.
             slow = self.remembered[key].to(parameter)
             self.remembered[key] = slow.lerp_(parameter.detach(), 1 - self.decay)
@@ -98,13 +97,16 @@ class SlowAdapter(Wrapper):
     def end(self, backbone: Backbone, task: Task, optimizer: Optimizer) -> None:
         """Replace the parameters by their mean, and finish the task with it."""
         with torch.no_grad():
-            for number, parameter in enumerate(self._averaged(backbone, task)):
-                if f"{PREFIX}{number}" in self.remembered:  # unless there were no steps
-                    parameter.copy_(self.remembered.pop(f"{PREFIX}{number}"))
+            for key, parameter in self._averaged(backbone, task).items():
+                if key in self.remembered:  # unless there were no steps
+                    parameter.copy_(self.remembered.pop(key))
         super().end(backbone, task, optimizer)
 
-    def _averaged(self, backbone: Backbone, task: Task) -> list[nn.Parameter]:
-        """Return the parameters of the inner method without the head of the new task."""
+    def _averaged(self, backbone: Backbone, task: Task) -> dict[str, nn.Parameter]:
+        """Return the parameters of the inner method without the head of the new task, by key."""
         head = {id(parameter) for parameter in backbone.own(task.name).parameters()}
-        parameters = self.method.parameters(backbone)
-        return [parameter for parameter in parameters if id(parameter) not in head]
+        averaged: dict[str, nn.Parameter] = {}
+        for parameter in self.method.parameters(backbone):
+            if id(parameter) not in head:
+                averaged[f"{PREFIX}{len(averaged)}"] = parameter
+        return averaged
