@@ -85,6 +85,8 @@ NEW: dict[str, list[str]] = {
         "method={name: replay, method: sequential, share: 0.1, source: own}",
     ],
 }
+REPLAYS = ("replay", "SuRe")
+"""The names of `replay` and its variants begin with one of these."""
 # Each method's settings, as for `--set`. The strengths of EWC and LwF, and the sparsity of N-LoRA,
 # are the best of three trials of `perdure tune` on the first two tasks of order 1.
 METHODS: dict[str, list[str]] = {
@@ -152,8 +154,7 @@ UNTIMED = ("sequential, low rate", "zero-shot")
 """Methods that cost as much as `sequential`, or learn nothing."""
 # Methods that keep no examples, which parameter isolation and combination is compared with.
 OTHERS = ("sequential", "sequential, low rate", "inc_lora", "o_lora", "n_lora", "sd_lora", "ewc")
-OTHERS += ("lwf", "inflora", "weight_space, fisher", "weight_space, past", "masked_target")
-OTHERS += ("entropy weights", "slow_adapter", "muon", "lora_muon", "feed-forward")
+OTHERS += ("lwf", "inflora", *[name for name in NEW if not name.startswith(REPLAYS)])
 
 
 def main() -> None:
@@ -238,7 +239,7 @@ def best_rate(arguments: argparse.Namespace, name: str) -> list[str]:
     Variants of `replay`, SuRe among them, were not tried at rates of their own, and use its best.
     """
     rows = rows_of(rates_file(arguments.rates_of or arguments.recipe.stem))
-    measured = "replay" if name.startswith(("replay", "SuRe")) else name
+    measured = "replay" if name.startswith(REPLAYS) else name
     trials = [row for row in rows if row["method"] == measured]
     if not trials:
         return []
